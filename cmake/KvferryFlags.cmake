@@ -1,0 +1,53 @@
+# One interface target carries the warnings, the sanitizers and the hardening of every target of this project.
+add_library(kvferry_flags INTERFACE)
+target_include_directories(kvferry_flags INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
+target_compile_options(kvferry_flags INTERFACE -Wall -Wextra -Wsign-conversion -Wshadow -Werror)
+if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+  target_compile_options(kvferry_flags INTERFACE -Wthread-safety)
+endif()
+
+if(KVFERRY_SANITIZE)
+  target_compile_options(kvferry_flags INTERFACE -fsanitize=${KVFERRY_SANITIZE} -fno-omit-frame-pointer
+                                                 -fno-sanitize-recover=all)
+  target_link_options(kvferry_flags INTERFACE -fsanitize=${KVFERRY_SANITIZE})
+  if(KVFERRY_SANITIZE MATCHES thread AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    target_compile_options(kvferry_flags INTERFACE -Wno-tsan) # atomic_thread_fence: see engine/memory/gate.h
+  endif()
+elseif(CMAKE_BUILD_TYPE MATCHES "Release|RelWithDebInfo")
+  target_compile_options(kvferry_flags INTERFACE -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+  target_link_options(kvferry_flags INTERFACE -Wl,-z,relro,-z,now)
+endif()
+
+# A layer: one static library per folder, linked into programs, tests and the shared library alike.
+function(kvferry_layer name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINKS")
+  add_library(${name} STATIC ${arg_SOURCES})
+  target_link_libraries(${name} PUBLIC kvferry_flags ${arg_LINKS})
+endfunction()
+
+function(kvferry_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINKS")
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE kvferry_flags ${arg_LINKS})
+  target_link_options(${name} PRIVATE -pie)
+endfunction()
+
+# One test binary; LABEL sorts it into a stage of scripts/test, TIMEOUT bounds each of its cases.
+function(kvferry_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "WHOLE" "LABEL;TIMEOUT" "SOURCES;LINKS")
+  if(NOT arg_LABEL)
+    set(arg_LABEL unit)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 60)
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE kvferry_flags ${arg_LINKS} GTest::gtest GTest::gmock GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test)
+  if(arg_WHOLE) # one process for all its cases: cheap, for many small ones
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
+  else()
+    gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
+  endif()
+endfunction()
