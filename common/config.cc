@@ -10,8 +10,7 @@ namespace kvferry {
 namespace {
 
 Error bad_value(const std::string& name, const std::string& value, std::string_view wanted) {
-  return Error{
-      ErrorCode::invalid_argument, name + " must be " + std::string(wanted) + ", not \"" + value + "\"", {}, {}, {}};
+  return Error{ErrorCode::invalid_argument, name + " must be " + std::string(wanted) + ", not \"" + value + "\""};
 }
 
 // Splits "12.5ms" into 12.5 and "ms".
@@ -84,7 +83,7 @@ Result<Duration> parse_duration(std::string_view text) {
     if (total > 9e18) break;
     return Duration(static_cast<int64_t>(total));
   }
-  return Error{ErrorCode::invalid_argument, "not a duration: \"" + std::string(text) + "\"", {}, {}, {}};
+  return Error{ErrorCode::invalid_argument, "not a duration: \"" + std::string(text) + "\""};
 }
 
 Result<uint64_t> parse_size(std::string_view text) {
@@ -100,7 +99,7 @@ Result<uint64_t> parse_size(std::string_view text) {
     if (total > 1e18) break;
     return static_cast<uint64_t>(total);
   }
-  return Error{ErrorCode::invalid_argument, "not a size: \"" + std::string(text) + "\"", {}, {}, {}};
+  return Error{ErrorCode::invalid_argument, "not a size: \"" + std::string(text) + "\""};
 }
 
 std::vector<std::string> split_list(std::string_view text, char separator) {

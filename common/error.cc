@@ -96,7 +96,7 @@ Error errno_error(std::string message, int errnum) {
   char buffer[128];
   // The GNU strerror_r, which may return a constant instead of filling the buffer.
   const char* text = strerror_r(errnum, buffer, sizeof buffer);
-  return Error{code_of_errno(errnum), std::move(message), text, {}, {}};
+  return Error{code_of_errno(errnum), std::move(message), text};
 }
 
 Error errno_error(std::string message) {

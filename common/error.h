@@ -35,10 +35,10 @@ KVFERRY_API std::string_view to_string(ErrorCode code);
 // apply.
 struct Error {
   ErrorCode code = ErrorCode::internal;
-  std::string message;
-  std::string cause;
-  std::string peer;
-  std::string where;
+  std::string message = {};
+  std::string cause = {};
+  std::string peer = {};
+  std::string where = {};
 
   // "<message>: <cause>", with peer and where in brackets when they are not part of the message already.
   KVFERRY_API std::string to_string() const;

@@ -56,10 +56,7 @@ Result<LogLevel> parse_log_level(std::string_view name) {
   if (name == "error" || name == "ERROR") return LogLevel::error;
   if (name == "off" || name == "OFF") return LogLevel::off;
   return Error{ErrorCode::invalid_argument,
-               "log level must be debug, info, warning, error or off, not \"" + std::string(name) + "\"",
-               {},
-               {},
-               {}};
+               "log level must be debug, info, warning, error or off, not \"" + std::string(name) + "\""};
 }
 
 std::shared_ptr<Logger> make_stderr_logger(LogLevel level, std::string_view name) {

@@ -79,8 +79,8 @@ std::vector<double> latency_bounds() {
 }
 
 template <class Metric, class... Args>
-Metric& Registry::find(std::map<std::string, Family<Metric>>& families, const std::string& name,
-                       const std::string& help, const Labels& labels, Args&&... args) {
+Metric& MetricsRegistry::find(std::map<std::string, Family<Metric>>& families, const std::string& name,
+                              const std::string& help, const Labels& labels, Args&&... args) {
   const std::lock_guard lock(mutex_);
   Family<Metric>& family = families[name];
   if (family.help.empty()) family.help = help;
@@ -89,25 +89,25 @@ Metric& Registry::find(std::map<std::string, Family<Metric>>& families, const st
   return family.series.try_emplace(key, std::forward<Args>(args)...).first->second;
 }
 
-Counter& Registry::counter(const std::string& name, const std::string& help, const Labels& labels) {
+Counter& MetricsRegistry::counter(const std::string& name, const std::string& help, const Labels& labels) {
   return find(counters_, name, help, labels);
 }
 
-Gauge& Registry::gauge(const std::string& name, const std::string& help, const Labels& labels) {
+Gauge& MetricsRegistry::gauge(const std::string& name, const std::string& help, const Labels& labels) {
   return find(gauges_, name, help, labels);
 }
 
-Histogram& Registry::histogram(const std::string& name, const std::string& help, std::vector<double> bounds,
-                               const Labels& labels) {
+Histogram& MetricsRegistry::histogram(const std::string& name, const std::string& help, std::vector<double> bounds,
+                                      const Labels& labels) {
   return find(histograms_, name, help, labels, std::move(bounds));
 }
 
-void Registry::on_collect(std::function<void()> refresh) {
+void MetricsRegistry::on_collect(std::function<void()> refresh) {
   const std::lock_guard lock(mutex_);
   refreshers_.push_back(std::move(refresh));
 }
 
-std::string Registry::expose() const {
+std::string MetricsRegistry::expose() const {
   std::vector<std::function<void()>> refreshers;
   {
     const std::lock_guard lock(mutex_);

@@ -17,7 +17,8 @@ namespace kvferry {
 
 // Counters, gauges and histograms with Prometheus' text exposition. Written here, not taken from prometheus-cpp: that
 // library's pull server, registry locks and shared object would come along for three kinds of atomics
-// (docs/contributing.md). Objects live as long as their Registry; updates are lock-free and may come from any thread.
+// (docs/contributing.md). Objects live as long as their MetricsRegistry; updates are lock-free and may come from any
+// thread.
 
 using Labels = std::vector<std::pair<std::string, std::string>>;
 
@@ -60,7 +61,7 @@ class KVFERRY_API Histogram {
 // 50 us to 100 s in steps of about 2.5: for durations in seconds.
 std::vector<double> latency_bounds();
 
-class KVFERRY_API Registry {
+class KVFERRY_API MetricsRegistry {
  public:
   // The same name and labels give the same object; names follow Prometheus' rules (kvferry_..., _total for counters).
   // At most `kMaxSeries` label sets a name (I6): further ones share one series labelled overflow="true".

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/config.h"
+#include "common/log.h"
+
+namespace kvferry {
+
+// Everything an engine can be told, once, at its start. docs/settings.md lists the variables that set it.
+struct EngineConfig {
+  // The name that peers see; made up when empty.
+  std::string engine_id;
+  // host:port, numeric; port 0 takes a free one.
+  std::string listen = "127.0.0.1:0";
+  // An address that others can reach is refused while nobody authenticates, unless this says that it is meant.
+  bool allow_open = false;
+  // Fabrics that may be used, best first. A name that this build or machine does not have is an error.
+  std::vector<std::string> fabrics = {"local", "tcp"};
+
+  Duration default_timeout = std::chrono::seconds(30);  // of a transfer that sets no deadline
+  Duration connect_timeout = std::chrono::seconds(5);   // from dialling to the answer to hello
+  Duration heartbeat = std::chrono::seconds(1);
+  int missed_heartbeats = 3;  // then a peer is lost
+
+  int copy_threads = -1;   // of the local fabric; -1: one less than the cores, at most 3
+  int bulk_lanes = 2;      // of the tcp fabric to each peer, besides the one for small transfers
+  std::string congestion;  // TCP_CONGESTION of all sockets; empty: the system's
+
+  // Limits (I6). Memory of a full engine is bounded by their sum:
+  size_t max_transfers = 65536;                      // in flight; about 1 KiB each and 60 bytes a pair
+  size_t max_pairs = 1 << 20;                        // of one transfer
+  size_t max_regions = 65536;                        // of this engine, and of each peer; about 200 bytes each
+  size_t max_peers = 16384;                          // that this engine dials; about 10 KiB each
+  size_t max_sessions = 16384;                       // that dial this engine; about 20 KiB each
+  size_t max_notifications = 65536;                  // that the application has not taken
+  size_t max_notification_bytes = size_t{64} << 20;  // of them all
+  size_t staging_bytes = size_t{64} << 20;           // for memory that the CPU cannot touch
+
+  std::shared_ptr<Logger> logger;  // null: warnings on standard error
+
+  // Defaults, changed by KVFERRY_LISTEN, KVFERRY_FABRICS, KVFERRY_TIMEOUT and the others of docs/settings.md.
+  KVFERRY_API static Result<EngineConfig> from_environment(const Environment& environment);
+  Status validate() const;
+};
+
+}  // namespace kvferry

@@ -1,0 +1,312 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "engine/engine_state.h"
+
+namespace kvferry {
+
+using detail::EngineState;
+
+namespace {
+
+Status check_request(const EngineConfig& config, const std::vector<Pair>& pairs) {
+  if (pairs.empty()) return Error{ErrorCode::invalid_argument, "a transfer needs at least one pair"};
+  if (pairs.size() > config.max_pairs)
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("{} pairs are over max_pairs ({})", pairs.size(), config.max_pairs)};
+  for (const Pair& pair : pairs)
+    if (pair.length == 0) return Error{ErrorCode::invalid_argument, "a pair of length zero"};
+  return {};
+}
+
+// Pins the regions that hold the local spans; they must all be of one memory kind.
+Status pin_local_spans(const Registry& registry, Job& job) {
+  for (const Pair& pair : job.pairs) {
+    if (!job.pins.empty()) {
+      const RegionInfo& last = job.pins.back()->info;
+      const uint64_t offset = reinterpret_cast<uint64_t>(pair.local) - last.base;
+      if (offset < last.length && pair.length <= last.length - offset) continue;
+    }
+    KVF_ASSIGN_OR_RETURN(RegionPin pin, registry.pin_local(pair.local, pair.length));
+    if (job.local_ops != nullptr && job.local_ops != pin->ops)
+      return Error{ErrorCode::unsupported, "the local spans of one transfer are of several memory kinds"};
+    job.local_ops = pin->ops;
+    job.pins.push_back(std::move(pin));
+  }
+  return {};
+}
+
+Result<std::shared_ptr<TransferTask>> make_task(EngineState& engine, const std::shared_ptr<detail::PeerHandle>& peer,
+                                                Duration timeout, std::optional<Notification> notify) {
+  KVF_RETURN_IF_ERROR(engine.usable());
+  if (!peer) return Error{ErrorCode::invalid_argument, "no peer"};
+  if (notify && notify->name.size() + notify->payload.size() > kMaxNotificationBytes)
+    return Error{ErrorCode::invalid_argument,
+                 fmt::format("a notification may have {} bytes at most", kMaxNotificationBytes)};
+  if (engine.in_flight.fetch_add(1, std::memory_order_relaxed) >= engine.config.max_transfers) {
+    engine.in_flight.fetch_sub(1, std::memory_order_relaxed);
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("max_transfers ({}) are in flight", engine.config.max_transfers)};
+  }
+  auto task = std::make_shared<TransferTask>();
+  task->id = engine.next_transfer.fetch_add(1, std::memory_order_relaxed);
+  task->submitted = engine.clock->now();
+  task->deadline = after(task->submitted, timeout > Duration(0) ? timeout : engine.config.default_timeout);
+  task->notification = std::move(notify);
+  return task;
+}
+
+// Ends a transfer that never saw the loop.
+void finish_directly(EngineState& engine, const std::string& address, const std::string& peer_id, TransferTask& task,
+                     Status status) {
+  Outcome outcome;
+  outcome.fabric = "local";
+  outcome.bytes_done = task.job->bytes_done.load();
+  outcome.spans_done = task.job->spans_done.load();
+  const TimePoint now = engine.clock->now();
+  if (!status.ok()) outcome.status = explain_failure(task, peer_id, address, now, "local", status.error());
+  task.job->pins.clear();
+  engine.transfer_metrics->record(outcome, now - task.submitted);
+  task.completion->finish(std::move(outcome));
+  engine.hub->ended(task.id);
+}
+
+// Same host, no notification: copied by the calling thread (helped by the copy threads when it is large), behind the
+// owner's gate and without the loop. False: the loop has to take it.
+bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const std::shared_ptr<TransferTask>& task,
+                   bool any_size) {
+  if (task->notification || task->job->local_ops->kind() != MemoryKind::host) return false;
+  if (!any_size && task->job->bytes > local::Copier::kInlineBytes) return false;
+  const PeerView::Snapshot view = peer.view->get();
+  if (!view.link || view.link->closed()) return false;
+  if (!check_against(view.regions, *task->job).ok()) return false;
+  for (const RegionInfo* region : task->job->remote)
+    if (region->kind != MemoryKind::host || region->word == kNoWord) return false;
+  auto copy = std::make_shared<local::Copy>(task->job, view.link, *engine.clock,
+                                            [&engine, &peer, task, id = view.engine_id](Status status) {
+                                              finish_directly(engine, peer.address, id, *task, std::move(status));
+                                            });
+  if (task->job->bytes > local::Copier::kInlineBytes) engine.copier->enqueue(copy);
+  copy->help();
+  engine.driver->wait(task->completion->flag(), kNever);  // the copy threads' last slices
+  return true;
+}
+
+}  // namespace
+
+// ---- Engine
+
+Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
+  return create(std::move(config), {});
+}
+
+Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
+  KVF_RETURN_IF_ERROR(config.validate());
+  auto state = std::make_shared<EngineState>();
+  EngineState& s = *state;
+  s.config = std::move(config);
+  if (!s.config.logger) s.config.logger = make_stderr_logger(LogLevel::warning, "kvferry");
+  s.transfer_metrics.emplace(TransferMetrics::of(s.metrics));
+  MemoryKinds known;
+  known.add(make_host_memory());
+  for (auto& kind : kinds) known.add(std::move(kind));
+  KVF_ASSIGN_OR_RETURN(s.words, GateWords::create());
+  s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions);
+  KVF_ASSIGN_OR_RETURN(s.loop, EpollLoop::create(s.clock));
+  SocketOptions sockets;
+  sockets.congestion = s.config.congestion;
+  s.network = std::make_unique<SocketNetwork>(*s.loop, sockets);
+  const bool use_local = std::find(s.config.fabrics.begin(), s.config.fabrics.end(), "local") != s.config.fabrics.end();
+  if (use_local) {
+    const int spare = std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 3);
+    const int threads = s.config.copy_threads >= 0 ? s.config.copy_threads : spare;
+    s.copier = std::make_unique<local::Copier>(static_cast<size_t>(std::max(threads, 1)));
+  }
+  s.notifications = std::make_unique<NotificationQueue>(s.config.max_notifications, s.config.max_notification_bytes);
+  EngineState* raw = state.get();
+  s.hub = std::make_unique<CompletionHub>([raw] {
+    raw->in_flight.fetch_sub(1, std::memory_order_relaxed);
+    raw->driver->wake_waiters();
+  });
+  s.core = std::make_unique<EngineCore>(
+      EngineCore::Parts{*s.loop, *s.network, s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
+                        s.copier.get(), [raw](Task task) { raw->driver->post(std::move(task)); }, s.metrics,
+                        s.config.logger, this_host()},
+      s.config);
+  KVF_RETURN_IF_ERROR(s.core->listen());
+  s.engine_id = s.core->identity().engine_id;
+  s.address = s.core->address().to_string();
+  KVF_ASSIGN_OR_RETURN(s.driver, LoopDriver::create(*s.loop));
+  return std::unique_ptr<Engine>(new Engine(std::move(state)));
+}
+
+Engine::~Engine() {
+  if (::getpid() != state_->pid) {
+    // The parent's threads and sockets are not this process's to end.
+    static_cast<void>(new std::shared_ptr<EngineState>(state_));
+    return;
+  }
+  for (const RegionInfo& region : state_->registry->snapshot())
+    [[maybe_unused]] const Status ignored = state_->unregister(region.id, std::chrono::seconds(1));
+  state_->call([this](const Task& finished) {
+    state_->core->shut_down();
+    finished();
+  });
+  state_->stopped.store(true);
+  state_->driver->stop();
+  // This thread owns the loop now: what was put off to a later turn runs before its parts go.
+  const std::atomic<size_t> nothing_posted{0};
+  state_->core.reset();
+  for (int turn = 0; turn < 3; ++turn) state_->loop->run_once(state_->clock->now(), nothing_posted);
+  state_->copier.reset();
+}
+
+const std::string& Engine::engine_id() const {
+  return state_->engine_id;
+}
+
+std::string Engine::address() const {
+  return state_->address;
+}
+
+Result<Region> Engine::register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions) {
+  const std::pair<void*, uint64_t> range{base, length};
+  KVF_ASSIGN_OR_RETURN(std::vector<Region> regions, register_memory({&range, 1}, kind, permissions));
+  return std::move(regions.front());
+}
+
+Result<std::vector<Region>> Engine::register_memory(std::span<const std::pair<void*, uint64_t>> ranges, MemoryKind kind,
+                                                    uint32_t permissions) {
+  KVF_RETURN_IF_ERROR(state_->usable());
+  if ((permissions & ~uint32_t{kRemoteReadWrite}) != 0)
+    return Error{ErrorCode::invalid_argument, fmt::format("unknown permissions {:#x}", permissions)};
+  std::vector<Region> regions;
+  regions.reserve(ranges.size());
+  for (const auto& [base, length] : ranges) {
+    KVF_ASSIGN_OR_RETURN(const RegionInfo info, state_->registry->add(base, length, kind, permissions));
+    regions.push_back(Region(state_, info));
+  }
+  state_->announce();
+  return regions;
+}
+
+Result<PeerRef> Engine::peer(const std::string& text) {
+  KVF_RETURN_IF_ERROR(state_->usable());
+  KVF_ASSIGN_OR_RETURN(const Address address, parse_address(text, true));
+  PeerRef peer;
+  peer.handle_ = std::make_shared<detail::PeerHandle>();
+  peer.handle_->engine = state_;
+  peer.handle_->address = address.to_string();
+  Status status;
+  state_->call([&](const Task& finished) {
+    auto index = state_->core->find_or_add_peer(address);
+    if (index) {
+      peer.handle_->index = *index;
+      peer.handle_->view = state_->core->view_of(*index);
+    } else {
+      status = std::move(index).error();
+    }
+    finished();
+  });
+  if (!status.ok()) return std::move(status).error();
+  return peer;
+}
+
+// ---- transfers
+
+namespace {
+
+struct Submitted {
+  std::shared_ptr<TransferTask> task;
+  bool direct = false;  // ended already, in this thread
+};
+
+// `sync`: the caller waits for it at once.
+Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
+                                 const std::shared_ptr<detail::PeerHandle>& peer, TransferRequest request, bool sync) {
+  KVF_RETURN_IF_ERROR(check_request(engine->config, request.pairs));
+  KVF_ASSIGN_OR_RETURN(auto task, make_task(*engine, peer, request.timeout, std::move(request.notify)));
+  auto job = std::make_shared<Job>();
+  job->operation = request.operation;
+  job->pairs = coalesce(request.pairs);
+  job->deadline = task->deadline;
+  for (const Pair& pair : job->pairs) job->bytes += pair.length;
+  if (Status status = pin_local_spans(*engine->registry, *job); !status.ok()) {
+    engine->in_flight.fetch_sub(1, std::memory_order_relaxed);
+    return std::move(status).error();
+  }
+  task->job = std::move(job);
+  if (copy_directly(*engine, *peer, task, sync)) return Submitted{std::move(task), true};
+  engine->driver->post([raw = engine.get(), index = peer->index, task] { raw->core->submit(index, task); }, sync);
+  return Submitted{std::move(task), false};
+}
+
+}  // namespace
+
+Result<Transfer> Engine::submit(TransferRequest request) {
+  const std::shared_ptr<detail::PeerHandle> peer = request.peer.handle_;
+  KVF_ASSIGN_OR_RETURN(Submitted submitted, start_transfer(state_, peer, std::move(request), false));
+  Transfer transfer;
+  transfer.handle_ =
+      std::make_shared<detail::TransferHandle>(detail::TransferHandle{state_, peer, std::move(submitted.task)});
+  return transfer;
+}
+
+Outcome Engine::transfer(TransferRequest request) {
+  const std::shared_ptr<detail::PeerHandle> peer = request.peer.handle_;
+  Outcome refused;
+  if (state_->driver->owned_here()) {
+    refused.status =
+        Error{ErrorCode::invalid_argument, "transfer() would block the engine's loop: use submit() in callbacks"};
+    return refused;
+  }
+  auto submitted = start_transfer(state_, peer, std::move(request), true);
+  if (!submitted) {
+    refused.status = std::move(submitted).error();
+    return refused;
+  }
+  const Completion& completion = *submitted->task->completion;
+  if (!submitted->direct) state_->driver->wait(completion.flag(), kNever);
+  return completion.outcome();
+}
+
+Result<Transfer> Engine::notify(const PeerRef& peer, Notification notification, Duration timeout) {
+  KVF_ASSIGN_OR_RETURN(auto task, make_task(*state_, peer.handle_, timeout, std::move(notification)));
+  state_->driver->post([raw = state_.get(), index = peer.handle_->index, task] { raw->core->submit(index, task); });
+  Transfer transfer;
+  transfer.handle_ =
+      std::make_shared<detail::TransferHandle>(detail::TransferHandle{state_, peer.handle_, std::move(task)});
+  return transfer;
+}
+
+std::vector<ReceivedNotification> Engine::notifications() {
+  return state_->notifications->take();
+}
+
+Result<int> Engine::completion_fd() {
+  return state_->hub->fd();
+}
+
+std::vector<uint64_t> Engine::take_completed() {
+  return state_->hub->take();
+}
+
+std::string Engine::describe() const {
+  if (!state_->usable().ok()) return "{}";
+  auto text = std::make_shared<std::string>();
+  state_->call([raw = state_.get(), text](const Task& finished) {
+    *text = raw->core->describe();
+    finished();
+  });
+  return *text;
+}
+
+std::string Engine::metrics() const {
+  return state_->metrics.expose();
+}
+
+}  // namespace kvferry

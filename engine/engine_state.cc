@@ -1,0 +1,47 @@
+#include "engine/engine_state.h"
+
+namespace kvferry::detail {
+
+void EngineState::call(const std::function<void(Task finished)>& task, TimePoint deadline) {
+  auto done = std::make_shared<std::atomic<bool>>(false);
+  const Task finished = [this, done] {
+    done->store(true, std::memory_order_release);
+    driver->wake_waiters();
+  };
+  if (driver->owned_here()) return task(finished);
+  driver->post([task, finished] { task(finished); }, true);
+  driver->wait(*done, deadline);
+}
+
+Status EngineState::usable() const {
+  if (::getpid() != pid)
+    return Error{ErrorCode::unsupported, "this engine belongs to the parent process: create one after fork()"};
+  if (stopped.load()) return Error{ErrorCode::cancelled, "the engine has been shut down"};
+  return {};
+}
+
+// Several registrations in a row are told in one go.
+void EngineState::announce() {
+  if (announcing.exchange(true)) return;
+  driver->post([this] {
+    announcing.store(false);
+    core->announce_regions();
+  });
+}
+
+Status EngineState::unregister(RegionId id, Duration patience) {
+  if (stopped.load()) return {};
+  KVF_RETURN_IF_ERROR(usable());
+  auto result = std::make_shared<Status>();
+  call([&, result](Task finished) {
+    const auto quiet = [result, finished](Status status) {
+      *result = std::move(status);
+      finished();
+    };
+    // The quarantine's end is told like a transfer's, so that a caller's event loop wakes up for it.
+    core->unregister(id, clock->now() + patience, quiet, [this] { hub->tell(kQuietAgain); });
+  });
+  return *result;
+}
+
+}  // namespace kvferry::detail

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/engine.h"
+#include "engine/io/socket_network.h"
+#include "engine/run/core.h"
+#include "engine/run/driver.h"
+
+// What the handles of engine/engine.h point to. Not installed.
+
+namespace kvferry::detail {
+
+// Everything one engine owns, in the order in which it must be built; torn down in the reverse.
+struct EngineState {
+  EngineConfig config;
+  const pid_t pid = ::getpid();
+  std::shared_ptr<Clock> clock = std::make_shared<SystemClock>();
+  SystemRandom random;
+  MetricsRegistry metrics;
+  std::unique_ptr<GateWords> words;
+  std::unique_ptr<Registry> registry;
+  std::unique_ptr<EpollLoop> loop;
+  std::unique_ptr<SocketNetwork> network;
+  std::unique_ptr<local::Copier> copier;
+  std::unique_ptr<LoopDriver> driver;
+  std::unique_ptr<CompletionHub> hub;
+  std::unique_ptr<NotificationQueue> notifications;
+  std::unique_ptr<EngineCore> core;
+  std::optional<TransferMetrics> transfer_metrics;
+  std::string engine_id;
+  std::string address;
+  std::atomic<uint64_t> next_transfer{1};
+  std::atomic<size_t> in_flight{0};
+  std::atomic<bool> announcing{false};
+  std::atomic<bool> stopped{false};
+
+  // Runs `task` on the loop and waits until it has called what it was given.
+  void call(const std::function<void(Task finished)>& task, TimePoint deadline = kNever);
+  Status usable() const;
+  void announce();
+  Status unregister(RegionId id, Duration patience);
+};
+
+struct PeerHandle {
+  std::shared_ptr<EngineState> engine;
+  EngineCore::PeerIndex index = 0;
+  std::string address;
+  std::shared_ptr<PeerView> view;
+};
+
+struct TransferHandle {
+  std::shared_ptr<EngineState> engine;
+  std::shared_ptr<PeerHandle> peer;
+  std::shared_ptr<TransferTask> task;
+};
+
+}  // namespace kvferry::detail

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/io/loop.h"
+#include "engine/memory/region_table.h"
+#include "engine/types.h"
+
+namespace kvferry {
+
+// A transfer on its way through a fabric. Made by run/, shared with the fabric until it is done or cancelled.
+struct Job {
+  Operation operation = Operation::read;
+  std::vector<Pair> pairs;  // validated and coalesced
+  MemoryOps* local_ops = nullptr;
+  std::vector<RegionPin> pins;               // the local regions; dropped by run/ when the local side is quiet
+  std::shared_ptr<const RegionTable> table;  // the peer's, as it was when the job was checked against it
+  std::vector<const RegionInfo*> remote;     // into `table`, by pair
+  TimePoint deadline = kNever;
+  uint64_t bytes = 0;
+  std::function<void(Status)> done;  // by the fabric, on loop, once, unless the job was cancelled
+
+  std::atomic<uint64_t> bytes_done{0};
+  std::atomic<uint64_t> spans_done{0};
+  std::atomic<bool> stop{false};  // copy threads leave at the next slice
+};
+
+// One fabric to one peer, as the initiator drives it. On loop only.
+class Path {
+ public:
+  virtual ~Path() = default;
+
+  virtual const char* fabric() const = 0;
+  virtual void start(std::shared_ptr<Job> job) = 0;
+
+  // Ends a job early; `done` will not be called. When this returns, no byte moves from or to the job's local memory any
+  // more (I4). True: the far side is quiet too. False: it may still take what was sent; `far_quiet` is called when the
+  // peer has confirmed that it does not, or never, if the peer cannot be asked.
+  virtual bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) = 0;
+
+  // For describe(): why this fabric, and its state.
+  virtual std::string describe() const = 0;
+};
+
+// What an owner-executed fabric asks about the session that its lanes belong to. On loop only.
+class Guest {
+ public:
+  virtual ~Guest() = default;
+  virtual const std::string& engine_id() const = 0;
+  // I4: called before each slice that is scattered into our memory. Handles what the session's socket holds first;
+  // false when the peer has given up on us, or we were stopped for longer than it waits: then nothing more may be
+  // applied.
+  virtual bool still_welcome() = 0;
+};
+
+}  // namespace kvferry

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <sys/socket.h>
+
+#include <compare>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "common/result.h"
+
+namespace kvferry {
+
+// A numeric IP address and port: "10.0.0.7:7100", "[::1]:7100".
+struct Address {
+  std::string host;
+  uint16_t port = 0;
+
+  std::string to_string() const;
+  bool is_loopback() const;
+  auto operator<=>(const Address&) const = default;
+};
+
+// "host:port" or "[v6]:port". With `resolve`, a host name is looked up (blocking: never on a loop).
+Result<Address> parse_address(std::string_view text, bool resolve);
+
+struct SocketAddress {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+};
+Result<SocketAddress> to_socket_address(const Address& address);
+Address from_socket_address(const sockaddr_storage& storage);
+
+}  // namespace kvferry

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "common/result.h"
+
+namespace kvferry {
+
+// The numbers go over the wire (proto/control.proto, Region.kind).
+enum class MemoryKind : uint8_t { host = 0, cuda = 1, fake = 2 };
+
+constexpr size_t kMemoryKinds = 3;
+
+std::string_view to_string(MemoryKind kind);
+
+enum class CopyDirection : uint8_t { to_host, to_device };
+
+struct CopySpan {
+  std::byte* device;
+  std::byte* host;
+  size_t length;
+};
+
+// A copy in flight on the kind's own stream; 0 is never one.
+using CopyId = uint64_t;
+
+// What the engine may do with one kind of memory. Device addresses are opaque outside of this table: everything that
+// is not host_addressable() passes through staging memory. Thread-safe.
+class MemoryOps {
+ public:
+  virtual ~MemoryOps() = default;
+
+  virtual MemoryKind kind() const = 0;
+  // An empty range, or one that is not of this kind, is refused with the reason.
+  virtual Status check(const void* base, size_t length) const = 0;
+  // True: the CPU and the kernel may touch it (readv, process_vm_readv).
+  virtual bool host_addressable() const = 0;
+
+  // Host memory that copies of this kind are fast from and to (pinned, for a GPU). Null when there is none left.
+  virtual std::byte* allocate_staging(size_t length) = 0;
+  virtual void free_staging(std::byte* staging, size_t length) = 0;
+
+  // Starts copies of all spans as one unit; none has landed before copy_done() said so.
+  virtual Result<CopyId> start_copy(CopyDirection direction, std::span<const CopySpan> spans) = 0;
+  // True once; then the id is forgotten. An Error ends the copy too: its bytes are undefined but quiet.
+  virtual Result<bool> copy_done(CopyId copy) = 0;
+};
+
+// The kinds an engine knows; absent ones say why.
+class MemoryKinds {
+ public:
+  void add(std::shared_ptr<MemoryOps> ops);
+  // An Error when the kind is not viable here.
+  Result<MemoryOps*> find(MemoryKind kind) const;
+
+ private:
+  std::shared_ptr<MemoryOps> by_kind_[kMemoryKinds];
+};
+
+std::shared_ptr<MemoryOps> make_host_memory();
+
+}  // namespace kvferry

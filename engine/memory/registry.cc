@@ -1,0 +1,146 @@
+#include "engine/memory/registry.h"
+
+#include <fmt/format.h>
+
+#include <mutex>
+
+namespace kvferry {
+namespace {
+
+const char* name_of(uint32_t permission) {
+  return permission == kRemoteWrite ? "write" : "read";
+}
+
+}  // namespace
+
+Status check_span(const RegionInfo& region, uint64_t offset, uint64_t length) {
+  if (offset <= region.length && length <= region.length - offset) return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("{} bytes at offset {} are outside of region {} ({} bytes)",
+                                                        length, offset, region.id, region.length)};
+}
+
+bool Registry::overlaps(const ByBase& regions, uint64_t base, uint64_t length) const {
+  auto next = regions.lower_bound(base);
+  if (next != regions.end() && next->first < base + length) return true;
+  if (next == regions.begin()) return false;
+  const RegionInfo& before = std::prev(next)->second->info;
+  return before.base + before.length > base;
+}
+
+Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind, uint32_t permissions) {
+  KVF_ASSIGN_OR_RETURN(MemoryOps * ops, kinds_.find(kind));
+  KVF_RETURN_IF_ERROR(ops->check(address, length));
+  const auto base = reinterpret_cast<uint64_t>(address);
+  if (base + length < base) return Error{ErrorCode::invalid_argument, "memory to register wraps around"};
+
+  const std::unique_lock lock(mutex_);
+  if (by_id_.size() >= max_regions_)
+    return Error{ErrorCode::resource_exhausted, fmt::format("max_regions ({}) are registered", max_regions_)};
+  if (overlaps(by_base_, base, length)) return Error{ErrorCode::already_exists, "memory overlaps a registered region"};
+  if (overlaps(closing_, base, length))
+    return Error{ErrorCode::not_quiet, "memory overlaps a region that a stopped peer may still write to"};
+  auto region = std::make_shared<RegionState>();
+  region->ops = ops;
+  region->info = RegionInfo{next_id_, kind, permissions, kNoWord, base, length};
+  KVF_ASSIGN_OR_RETURN(region->info.word, words_.open(next_id_));
+  log_change(next_id_++, true);
+  by_base_.emplace(base, region);
+  by_id_.emplace(region->info.id, region);
+  return region->info;
+}
+
+Result<std::shared_ptr<RegionState>> Registry::begin_close(RegionId id) {
+  const std::unique_lock lock(mutex_);
+  const auto found = by_id_.find(id);
+  if (found == by_id_.end()) return Error{ErrorCode::not_found, fmt::format("no region {}", id)};
+  auto region = found->second;
+  by_id_.erase(found);
+  by_base_.erase(region->info.base);
+  closing_.emplace(region->info.base, region);
+  log_change(id, false);
+  region->closing.store(true, std::memory_order_seq_cst);
+  words_.close(region->info.word);  // I2: the generation moves before anyone waits for quiet
+  return region;
+}
+
+void Registry::forget(const RegionState& region) {
+  const std::unique_lock lock(mutex_);
+  closing_.erase(region.info.base);
+  words_.free(region.info.word);
+}
+
+Result<RegionPin> Registry::pin_local(const void* address, uint64_t length) const {
+  const auto base = reinterpret_cast<uint64_t>(address);
+  const std::shared_lock lock(mutex_);
+  auto after = by_base_.upper_bound(base);
+  if (after != by_base_.begin()) {
+    const auto& region = std::prev(after)->second;
+    const uint64_t offset = base - region->info.base;
+    if (offset < region->info.length && length <= region->info.length - offset) {
+      if (RegionPin pin = RegionPin::take(region)) return pin;
+    }
+  }
+  return Error{ErrorCode::invalid_argument, fmt::format("{} bytes at {} are not registered", length, address)};
+}
+
+Result<RegionPin> Registry::pin_remote(RegionId id, uint32_t needed) const {
+  const std::shared_lock lock(mutex_);
+  const auto found = by_id_.find(id);
+  if (found == by_id_.end()) return Error{ErrorCode::not_found, fmt::format("no region {}", id)};
+  if ((found->second->info.permissions & needed) != needed)
+    return Error{ErrorCode::permission_denied, fmt::format("region {} is not open for remote {}", id, name_of(needed))};
+  if (RegionPin pin = RegionPin::take(found->second)) return pin;
+  return Error{ErrorCode::not_found, fmt::format("no region {}", id)};
+}
+
+Result<RegionInfo> Registry::find_by_base(const void* base) const {
+  const std::shared_lock lock(mutex_);
+  const auto found = by_base_.find(reinterpret_cast<uint64_t>(base));
+  if (found == by_base_.end()) return Error{ErrorCode::not_found, fmt::format("no region starts at {}", base)};
+  return found->second->info;
+}
+
+std::vector<RegionInfo> Registry::snapshot() const {
+  const std::shared_lock lock(mutex_);
+  std::vector<RegionInfo> regions;
+  regions.reserve(by_base_.size());
+  for (const auto& [base, region] : by_base_) regions.push_back(region->info);
+  return regions;
+}
+
+void Registry::log_change(RegionId id, bool added) {
+  log_.push_back({++version_, id, added});
+  if (log_.size() > kMaxLog) log_.pop_front();
+}
+
+Registry::Changes Registry::changes_since(uint64_t since) const {
+  const std::shared_lock lock(mutex_);
+  Changes changes;
+  changes.version = version_;
+  if (since == 0 || version_ - since > log_.size()) {
+    changes.reset = true;
+    for (const auto& [base, region] : by_base_) changes.added.push_back(region->info);
+    return changes;
+  }
+  for (const Change& change : log_) {
+    if (change.version <= since) continue;
+    if (!change.added) {
+      changes.removed.push_back(change.id);
+    } else if (const auto found = by_id_.find(change.id); found != by_id_.end()) {
+      changes.added.push_back(found->second->info);
+    }
+  }
+  return changes;
+}
+
+uint64_t Registry::version() const {
+  const std::shared_lock lock(mutex_);
+  return version_;
+}
+
+size_t Registry::quarantined() const {
+  const std::shared_lock lock(mutex_);
+  return closing_.size();
+}
+
+}  // namespace kvferry

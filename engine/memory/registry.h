@@ -1,0 +1,74 @@
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <shared_mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/memory/region.h"
+
+namespace kvferry {
+
+Status check_span(const RegionInfo& region, uint64_t offset, uint64_t length);
+
+// The regions of one engine. Thread-safe.
+class Registry {
+ public:
+  // `words` outlives the registry. `max_regions`: about 200 bytes each here and 60 in each peer's table.
+  Registry(MemoryKinds kinds, GateWords& words, size_t max_regions)
+      : kinds_(std::move(kinds)), words_(words), max_regions_(max_regions) {}
+
+  Result<RegionInfo> add(void* base, uint64_t length, MemoryKind kind, uint32_t permissions);
+
+  // Takes the region out of all look-ups and ends its generation; what is in flight goes on. The state tells by its
+  // pins when this process no longer uses the memory. From here to forget() the range cannot be registered again.
+  Result<std::shared_ptr<RegionState>> begin_close(RegionId id);
+  void forget(const RegionState& region);
+
+  // A pin on the region that holds all of [address, address + length), for the initiator's own spans.
+  Result<RegionPin> pin_local(const void* address, uint64_t length) const;
+  // A pin on a region that a peer names, if it is open for `needed` (a Permission). The caller checks its spans with
+  // check_span().
+  Result<RegionPin> pin_remote(RegionId id, uint32_t needed) const;
+
+  Result<RegionInfo> find_by_base(const void* base) const;
+  std::vector<RegionInfo> snapshot() const;
+
+  // The table as it changed, for the copies that peers hold.
+  struct Changes {
+    uint64_t version = 0;  // of the table with these changes
+    bool reset = false;    // `added` is the whole table: the log no longer reaches back to `since`
+    std::vector<RegionInfo> added;
+    std::vector<RegionId> removed;
+  };
+  Changes changes_since(uint64_t since) const;
+  uint64_t version() const;  // 0: nothing was ever registered
+  size_t quarantined() const;
+
+ private:
+  using ByBase = std::map<uint64_t, std::shared_ptr<RegionState>>;
+  struct Change {
+    uint64_t version;
+    RegionId id;
+    bool added;
+  };
+  static constexpr size_t kMaxLog = 8192;  // changes; 24 bytes each
+  void log_change(RegionId id, bool added);
+  bool overlaps(const ByBase& regions, uint64_t base, uint64_t length) const;
+
+  const MemoryKinds kinds_;
+  GateWords& words_;
+  const size_t max_regions_;
+
+  mutable std::shared_mutex mutex_;
+  ByBase by_base_;  // open regions
+  ByBase closing_;  // between begin_close() and forget(): quarantined (I4)
+  std::unordered_map<RegionId, std::shared_ptr<RegionState>> by_id_;
+  RegionId next_id_ = 1;
+  uint64_t version_ = 0;
+  std::deque<Change> log_;
+};
+
+}  // namespace kvferry

@@ -1,0 +1,92 @@
+#include "engine/memory/staging.h"
+
+#include <thread>
+
+namespace kvferry {
+namespace {
+
+constexpr Duration kPollPeriod = std::chrono::microseconds(20);
+
+}  // namespace
+
+Staging::Buffer& Staging::Buffer::operator=(Buffer&& other) noexcept {
+  if (this != &other) {
+    release();
+    owner_ = std::exchange(other.owner_, nullptr);
+    ops_ = other.ops_;
+    data_ = std::exchange(other.data_, nullptr);
+    size_ = other.size_;
+  }
+  return *this;
+}
+
+void Staging::Buffer::release() {
+  if (data_ == nullptr) return;
+  ops_->free_staging(std::exchange(data_, nullptr), size_);
+  owner_->in_use_ -= size_;
+  owner_->serve_waiting();
+}
+
+Result<Staging::Buffer> Staging::allocate(MemoryOps& ops, size_t length) {
+  Buffer buffer;
+  buffer.data_ = ops.allocate_staging(length);
+  if (buffer.data_ == nullptr)
+    return Error{ErrorCode::resource_exhausted, "no staging memory for " + std::string(to_string(ops.kind()))};
+  buffer.owner_ = this;
+  buffer.ops_ = &ops;
+  buffer.size_ = length;
+  in_use_ += length;
+  return buffer;
+}
+
+void Staging::acquire(MemoryOps& ops, size_t length, Acquired acquired) {
+  if (waiting_.empty() && fits(length)) return acquired(allocate(ops, length));
+  waiting_.push_back({&ops, length, std::move(acquired)});
+}
+
+void Staging::serve_waiting() {
+  if (waiting_.empty() || !fits(waiting_.front().length)) return;
+  Waiting next = std::move(waiting_.front());
+  waiting_.pop_front();
+  next.acquired(allocate(*next.ops, next.length));
+}
+
+void Staging::copy(MemoryOps& ops, CopyDirection direction, std::span<const CopySpan> spans, CopyDone done) {
+  auto started = ops.start_copy(direction, spans);
+  if (!started) return done(std::move(started).error());
+  copies_.push_back(Copy{&ops, *started, std::move(done), false, {}});
+  if (!poll_.armed()) poll_.arm(loop_.now(), [this] { check_copies(); });
+}
+
+void Staging::poll_one(Copy& copy) {
+  if (copy.landed) return;
+  auto done = copy.ops->copy_done(copy.id);
+  if (done && !*done) return;
+  copy.landed = true;
+  if (!done) copy.status = std::move(done).error();
+}
+
+void Staging::check_copies() {
+  for (auto copy = copies_.begin(); copy != copies_.end();) {
+    poll_one(*copy);
+    if (!copy->landed) {
+      ++copy;
+      continue;
+    }
+    std::list<Copy> finished;
+    finished.splice(finished.begin(), copies_, copy++);
+    finished.front().done(std::move(finished.front().status));
+  }
+  if (!copies_.empty()) poll_.arm(loop_.now() + kPollPeriod, [this] { check_copies(); });
+}
+
+void Staging::drain() {
+  for (Copy& copy : copies_) {
+    while (!copy.landed) {
+      poll_one(copy);
+      if (!copy.landed) std::this_thread::yield();
+    }
+  }
+}
+
+}  // namespace kvferry

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <list>
+#include <memory>
+#include <vector>
+
+#include "engine/io/loop.h"
+#include "engine/memory/memory_kind.h"
+
+namespace kvferry {
+
+// Host buffers and copies for memory that the CPU cannot touch, within a budget (I6). On loop only.
+class Staging {
+ public:
+  // Holds part of the budget; returned with the object. Must not outlive the Staging.
+  class Buffer {
+   public:
+    Buffer() = default;
+    Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+    Buffer& operator=(Buffer&& other) noexcept;
+    ~Buffer() { release(); }
+    std::byte* data() const { return data_; }
+    size_t size() const { return size_; }
+    explicit operator bool() const { return data_ != nullptr; }
+    void release();
+
+   private:
+    friend class Staging;
+    Staging* owner_ = nullptr;
+    MemoryOps* ops_ = nullptr;
+    std::byte* data_ = nullptr;
+    size_t size_ = 0;
+  };
+  using CopyDone = std::function<void(Status)>;
+  using Acquired = std::function<void(Result<Buffer>)>;
+
+  // At least one buffer of any size is always granted, so that a chunk larger than the budget cannot wait for ever.
+  Staging(Loop& loop, size_t budget) : loop_(loop), budget_(budget), poll_(loop) {}
+
+  // Calls `acquired` at once or when the budget allows, in order of asking.
+  void acquire(MemoryOps& ops, size_t length, Acquired acquired);
+  // At once, whatever the budget: for a payload that is arriving already. The caller bounds how many there are.
+  Result<Buffer> take_now(MemoryOps& ops, size_t length) { return allocate(ops, length); }
+  // Calls `done` on the loop when the copy has landed. Device copies have no descriptor to wait on: they are polled by
+  // a timer while one is in flight.
+  void copy(MemoryOps& ops, CopyDirection direction, std::span<const CopySpan> spans, CopyDone done);
+  // Waits, without the loop, until no copy is in flight any more; the callbacks follow on the loop. For cancel (I4):
+  // bounded by one chunk's copy.
+  void drain();
+
+ private:
+  struct Waiting {
+    MemoryOps* ops;
+    size_t length;
+    Acquired acquired;
+  };
+  struct Copy {
+    MemoryOps* ops;
+    CopyId id;
+    CopyDone done;
+    bool landed = false;
+    Status status;
+  };
+  bool fits(size_t length) const { return in_use_ == 0 || in_use_ + length <= budget_; }
+  Result<Buffer> allocate(MemoryOps& ops, size_t length);
+  void serve_waiting();
+  void check_copies();
+  static void poll_one(Copy& copy);
+
+  Loop& loop_;
+  const size_t budget_;
+  size_t in_use_ = 0;
+  std::deque<Waiting> waiting_;
+  std::list<Copy> copies_;
+  Timer poll_;
+};
+
+}  // namespace kvferry

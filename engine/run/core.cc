@@ -1,0 +1,223 @@
+#include "engine/run/core.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "common/text.h"
+
+namespace kvferry {
+namespace {
+
+// Writers of another process, and threads in the middle of a system call, have no descriptor to wait on.
+constexpr Duration kQuietPoll = std::chrono::microseconds(100);
+constexpr Duration kQuarantinePoll = std::chrono::milliseconds(10);
+
+Identity make_identity(const EngineConfig& config, Random& random, const HostIdentity& host) {
+  Identity identity;
+  identity.engine_id = config.engine_id.empty() ? "engine-" + to_hex(random.token(4)) : config.engine_id;
+  identity.incarnation = random.next();
+  identity.host = host;
+  identity.features = known_features();
+  identity.heartbeat = config.heartbeat;
+  identity.patience = config.heartbeat * config.missed_heartbeats;
+  return identity;
+}
+
+bool has(const std::vector<std::string>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+}  // namespace
+
+Status NotificationQueue::push(ReceivedNotification received) {
+  const size_t bytes = received.from.size() + received.notification.name.size() + received.notification.payload.size();
+  const std::lock_guard lock(mutex_);
+  if (queue_.size() >= max_count_ || bytes_ + bytes > max_bytes_)
+    return Error{ErrorCode::resource_exhausted, "the receiver does not take its notifications: the queue is full"};
+  bytes_ += bytes;
+  queue_.push_back(std::move(received));
+  return {};
+}
+
+std::vector<ReceivedNotification> NotificationQueue::take() {
+  const std::lock_guard lock(mutex_);
+  std::vector<ReceivedNotification> taken(std::make_move_iterator(queue_.begin()),
+                                          std::make_move_iterator(queue_.end()));
+  queue_.clear();
+  bytes_ = 0;
+  return taken;
+}
+
+EngineCore::EngineCore(Parts parts, const EngineConfig& config)
+    : parts_(std::move(parts)),
+      config_(config),
+      identity_(make_identity(config, parts_.random, parts_.host)),
+      staging_(parts_.loop, config.staging_bytes),
+      lanes_(parts_.loop, parts_.registry, staging_),
+      local_owner_(parts_.words),
+      transfer_metrics_(TransferMetrics::of(parts_.metrics)),
+      strangers_(parts_.metrics.counter("kvferry_strangers_total", "Connections refused before they became a session")),
+      sessions_gauge_(parts_.metrics.gauge("kvferry_sessions", "Sessions that peers hold with this engine")),
+      quiet_poll_(parts_.loop) {
+  acceptor_ = std::make_unique<Acceptor>(
+      parts_.loop, Acceptor::Options{}, parts_.logger, strangers_,
+      [this](std::unique_ptr<Stream> stream) { session_came(std::move(stream)); },
+      [this](std::unique_ptr<Stream> stream, const LanePreface& lane) { lane_came(std::move(stream), lane); });
+}
+
+EngineCore::~EngineCore() {
+  shut_down();
+}
+
+Status EngineCore::listen() {
+  KVF_ASSIGN_OR_RETURN(const Address wanted, parse_address(config_.listen, false));
+  KVF_RETURN_IF_ERROR(acceptor_->listen(parts_.network, wanted));
+  address_ = acceptor_->address();
+  return {};
+}
+
+void EngineCore::shut_down() {
+  const Error why{ErrorCode::cancelled, "the engine is shutting down"};
+  acceptor_.reset();
+  for (const auto& peer : peers_) peer->shut_down(why);
+  std::vector<OwnerSession*> sessions;
+  for (const auto& [id, session] : sessions_) sessions.push_back(session.get());
+  for (OwnerSession* session : sessions) session->end(why);
+  quiet_poll_.cancel();
+}
+
+// ---- peers that use this engine
+
+void EngineCore::session_came(std::unique_ptr<Stream> stream) {
+  if (sessions_.size() >= config_.max_sessions) {
+    parts_.logger->warning("session from {} refused: max_sessions ({}) are open", stream->peer_address(),
+                           config_.max_sessions);
+    strangers_.add();
+    return;
+  }
+  OwnerSession::Context context{
+      parts_.loop,
+      identity_,
+      parts_.registry,
+      lanes_,
+      parts_.copier != nullptr && has(config_.fabrics, "local") ? &local_owner_ : nullptr,
+      parts_.random,
+      OwnerSession::Limits{},
+      Frames::Limits{},
+      [this](ReceivedNotification received) { return parts_.notifications.push(std::move(received)); },
+      [this](OwnerSession& session, const Error& why) { session_ended(session, why); }};
+  auto session = std::make_unique<OwnerSession>(std::move(context), std::move(stream));
+  const uint64_t id = session->session_id();
+  sessions_.emplace(id, std::move(session));
+  sessions_gauge_.set(static_cast<int64_t>(sessions_.size()));
+}
+
+void EngineCore::lane_came(std::unique_ptr<Stream> stream, const LanePreface& lane) {
+  const auto found = sessions_.find(lane.session_id);
+  if (found != sessions_.end()) found->second->adopt_lane(std::move(stream), lane);
+}
+
+void EngineCore::session_ended(OwnerSession& session, const Error& why) {
+  parts_.logger->debug("session of peer \"{}\" ended: {}", session.engine_id(), why.to_string());
+  auto entry = sessions_.extract(session.session_id());
+  if (entry.empty()) return;
+  sessions_gauge_.set(static_cast<int64_t>(sessions_.size()));
+  // Called from within the session: destroyed in a later turn.
+  parts_.loop.defer([keep = std::shared_ptr<OwnerSession>(std::move(entry.mapped()))] {});
+}
+
+void EngineCore::announce_regions() {
+  std::vector<OwnerSession*> sessions;
+  for (const auto& [id, session] : sessions_) sessions.push_back(session.get());
+  for (OwnerSession* session : sessions) session->send_regions();
+}
+
+// ---- peers that this engine uses
+
+Result<EngineCore::PeerIndex> EngineCore::find_or_add_peer(const Address& address) {
+  const auto found = peers_by_address_.find(address);
+  if (found != peers_by_address_.end()) return found->second;
+  if (peers_.size() >= config_.max_peers)
+    return Error{ErrorCode::resource_exhausted, fmt::format("max_peers ({}) are known", config_.max_peers)};
+  Peer::Context context{parts_.loop,
+                        parts_.network,
+                        identity_,
+                        parts_.random,
+                        staging_,
+                        has(config_.fabrics, "local") ? parts_.copier : nullptr,
+                        parts_.clock,
+                        has(config_.fabrics, "tcp"),
+                        tcp::PathOptions{},
+                        config_.connect_timeout,
+                        config_.max_regions,
+                        parts_.post,
+                        parts_.hub,
+                        transfer_metrics_,
+                        parts_.logger};
+  context.tcp_options.bulk_lanes = static_cast<size_t>(config_.bulk_lanes);
+  const PeerIndex index = peers_.size();
+  peers_.push_back(std::make_unique<Peer>(std::move(context), address));
+  peers_by_address_.emplace(address, index);
+  return index;
+}
+
+void EngineCore::connect(PeerIndex peer, std::function<void(Status)> connected) {
+  peers_[peer]->connect(std::move(connected));
+}
+
+// ---- unregister
+
+void EngineCore::unregister(RegionId id, TimePoint deadline, std::function<void(Status)> quiet, Task quiet_again) {
+  auto region = parts_.registry.begin_close(id);
+  if (!region) return quiet(region.error());
+  announce_regions();
+  for (const auto& peer : peers_) peer->cancel_users_of(**region);
+  lanes_.fence_region(**region);
+  closing_.push_back(Closing{std::move(*region), deadline, std::move(quiet), std::move(quiet_again)});
+  check_closing();
+}
+
+bool EngineCore::is_quiet(const Closing& closing) {
+  return closing.region->pins.load(std::memory_order_seq_cst) == 0 &&
+         !local_owner_.has_writers(closing.region->info.word);
+}
+
+void EngineCore::check_closing() {
+  bool impatient = false;
+  for (auto closing = closing_.begin(); closing != closing_.end();) {
+    if (is_quiet(*closing)) {
+      parts_.registry.forget(*closing->region);
+      const Closing ended = std::move(*closing);
+      closing = closing_.erase(closing);
+      ended.quiet ? ended.quiet({}) : ended.quiet_again();
+      continue;
+    }
+    if (closing->quiet && parts_.loop.now() >= closing->deadline) {
+      std::exchange(closing->quiet, nullptr)(Error{
+          ErrorCode::not_quiet,
+          fmt::format("region {} is quarantined: a stopped process may still write to it", closing->region->info.id)});
+    }
+    impatient |= static_cast<bool>(closing->quiet);
+    ++closing;
+  }
+  if (closing_.empty()) return;
+  quiet_poll_.arm(parts_.loop.now() + (impatient ? kQuietPoll : kQuarantinePoll), [this] { check_closing(); });
+}
+
+std::string EngineCore::describe() const {
+  std::string out = fmt::format(R"({{"engine_id":{},"incarnation":"{:016x}","address":{},"auth":"open","regions":{})",
+                                json_quote(identity_.engine_id), identity_.incarnation,
+                                json_quote(address_.to_string()), parts_.registry.snapshot().size());
+  out += fmt::format(R"(,"sessions":{},"quarantined":[)", sessions_.size());
+  for (const Closing& closing : closing_)
+    out += fmt::format(R"({}{{"region":{},"base":"0x{:x}","length":{}}})", &closing == &closing_.front() ? "" : ",",
+                       closing.region->info.id, closing.region->info.base, closing.region->info.length);
+  out += "],\"fabrics\":[";
+  for (size_t i = 0; i < config_.fabrics.size(); ++i) out += (i ? "," : "") + json_quote(config_.fabrics[i]);
+  out += "],\"peers\":[";
+  for (size_t i = 0; i < peers_.size(); ++i) out += (i ? "," : "") + peers_[i]->describe();
+  return out + "]}";
+}
+
+}  // namespace kvferry

@@ -1,0 +1,115 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/fabric/tcp/owner.h"
+#include "engine/memory/registry.h"
+#include "engine/run/peer.h"
+#include "engine/session/acceptor.h"
+#include "engine/session/owner_session.h"
+
+namespace kvferry {
+
+// Notifications that peers sent and the application has not taken. Thread-safe.
+class NotificationQueue {
+ public:
+  NotificationQueue(size_t max_count, size_t max_bytes) : max_count_(max_count), max_bytes_(max_bytes) {}
+  Status push(ReceivedNotification received);
+  std::vector<ReceivedNotification> take();
+
+ private:
+  const size_t max_count_;
+  const size_t max_bytes_;
+  std::mutex mutex_;
+  std::deque<ReceivedNotification> queue_;  // GUARDED_BY(mutex_)
+  size_t bytes_ = 0;                        // GUARDED_BY(mutex_)
+};
+
+// The engine without threads: sessions both ways, peers, regions and their quiet, on whatever Loop and Network it is
+// given; the simulator runs this very class. On loop only.
+class EngineCore {
+ public:
+  // Everything outlives the core.
+  struct Parts {
+    Loop& loop;
+    Network& network;
+    Random& random;
+    const Clock& clock;
+    GateWords& words;
+    Registry& registry;
+    CompletionHub& hub;
+    NotificationQueue& notifications;
+    local::Copier* copier;           // null: no local fabric
+    std::function<void(Task)> post;  // from any thread onto the loop
+    MetricsRegistry& metrics;
+    std::shared_ptr<Logger> logger;
+    HostIdentity host;
+  };
+  using TaskPtr = std::shared_ptr<TransferTask>;
+  using PeerIndex = size_t;
+
+  EngineCore(Parts parts, const EngineConfig& config);
+  ~EngineCore();
+
+  Status listen();
+  const Address& address() const { return address_; }
+  const Identity& identity() const { return identity_; }
+
+  // The same peer for the same address, for as long as the engine lives.
+  Result<PeerIndex> find_or_add_peer(const Address& address);
+  const std::shared_ptr<PeerView>& view_of(PeerIndex peer) const { return peers_[peer]->view(); }
+  void connect(PeerIndex peer, std::function<void(Status)> connected);
+  void submit(PeerIndex peer, const TaskPtr& task) { peers_[peer]->submit(task); }
+  void cancel(PeerIndex peer, const TaskPtr& task, const Error& why) { peers_[peer]->cancel(task, why); }
+
+  // Tells the peers' copies of the region table what changed.
+  void announce_regions();
+  // I4: ends the region's generation and every use of it, then calls `quiet`: ok, or not_quiet when a stopped local
+  // writer is still in it at `deadline`; then the range stays quarantined and `quiet_again` is called when that ends.
+  void unregister(RegionId region, TimePoint deadline, std::function<void(Status)> quiet, Task quiet_again);
+
+  std::string describe() const;
+  // Ends all sessions; every transfer gets its outcome.
+  void shut_down();
+
+ private:
+  struct Closing {
+    std::shared_ptr<RegionState> region;
+    TimePoint deadline;
+    std::function<void(Status)> quiet;  // empty once called
+    Task quiet_again;
+  };
+  void session_came(std::unique_ptr<Stream> stream);
+  void lane_came(std::unique_ptr<Stream> stream, const LanePreface& lane);
+  void session_ended(OwnerSession& session, const Error& why);
+  void check_closing();
+  bool is_quiet(const Closing& closing);
+
+  const Parts parts_;
+  const EngineConfig& config_;
+  Identity identity_;
+  Address address_;
+  Staging staging_;
+  tcp::Owner lanes_;
+  local::Owner local_owner_;
+  TransferMetrics transfer_metrics_;
+  Counter& strangers_;
+  Gauge& sessions_gauge_;
+  std::unordered_map<uint64_t, std::unique_ptr<OwnerSession>> sessions_;  // by session id
+  std::vector<std::unique_ptr<Peer>> peers_;
+  std::map<Address, PeerIndex> peers_by_address_;
+  std::list<Closing> closing_;
+  Timer quiet_poll_;
+  std::unique_ptr<Acceptor> acceptor_;
+};
+
+}  // namespace kvferry

@@ -1,0 +1,136 @@
+#include "engine/run/driver.h"
+
+#include <algorithm>
+
+namespace kvferry {
+
+Result<std::unique_ptr<LoopDriver>> LoopDriver::create(EpollLoop& loop) {
+  KVF_ASSIGN_OR_RETURN(EventFd wake, EventFd::create());
+  std::unique_ptr<LoopDriver> driver(new LoopDriver(loop, std::move(wake)));
+  KVF_RETURN_IF_ERROR(loop.watch(driver->wake_.fd(), EPOLLIN, driver.get()));
+  driver->progress_ = std::thread([raw = driver.get()] { raw->run_progress(); });
+  return driver;
+}
+
+LoopDriver::~LoopDriver() {
+  stop();
+  loop_.unwatch(wake_.fd());
+}
+
+void LoopDriver::stop() {
+  if (!progress_.joinable()) return;
+  stopping_.store(true);
+  {
+    const std::lock_guard lock(mutex_);
+    urgent_ = true;
+  }
+  progress_cv_.notify_all();
+  wake_.signal();
+  progress_.join();
+}
+
+void LoopDriver::post(Task task, bool waiter_follows) {
+  {
+    const std::lock_guard lock(inbox_mutex_);
+    inbox_.push_back(std::move(task));
+    inbox_size_.store(inbox_.size(), std::memory_order_seq_cst);
+  }
+  if (owned_here()) return;  // this very turn, or the next
+  if (loop_.waiting()) return wake_.signal();
+  if (waiter_follows) return;
+  const std::lock_guard lock(mutex_);
+  if (!owned_ && waiters_ == 0) {
+    urgent_ = true;
+    progress_cv_.notify_one();
+  }
+}
+
+void LoopDriver::run_posted() {
+  if (inbox_size_.load(std::memory_order_relaxed) == 0) return;
+  std::deque<Task> batch;
+  {
+    const std::lock_guard lock(inbox_mutex_);
+    batch.swap(inbox_);
+    inbox_size_.store(0, std::memory_order_seq_cst);
+  }
+  for (Task& task : batch) task();
+}
+
+// REQUIRES: the lock is held and nobody owns the loop. With `done`: until it is true or `deadline` has passed; without:
+// until somebody waits.
+void LoopDriver::drive(std::unique_lock<std::mutex>& lock, const std::atomic<bool>* done, TimePoint deadline) {
+  owned_ = true;
+  owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  lock.unlock();
+  while (true) {
+    run_posted();
+    if (done != nullptr) {
+      if (done->load(std::memory_order_acquire) || loop_.now() >= deadline) break;
+    } else if (stopping_.load() || waiting_.load(std::memory_order_seq_cst) > 0) {
+      break;
+    }
+    loop_.run_once(deadline, inbox_size_);
+  }
+  owner_.store(std::thread::id(), std::memory_order_relaxed);
+  lock.lock();
+  owned_ = false;
+}
+
+void LoopDriver::wait(const std::atomic<bool>& done, TimePoint deadline) {
+  if (done.load(std::memory_order_acquire)) return;
+  KVF_CHECK(!owned_here());
+  const TimePoint began = loop_.now();
+  std::unique_lock lock(mutex_);
+  ++waiters_;
+  ++waits_;
+  waiting_.store(waiters_, std::memory_order_seq_cst);
+  if (owned_ && loop_.waiting()) wake_.signal();
+  while (!done.load(std::memory_order_acquire) && loop_.now() < deadline) {
+    if (!owned_)
+      drive(lock, &done, deadline);
+    else if (deadline == kNever)
+      waiters_cv_.wait(lock);
+    else
+      waiters_cv_.wait_until(lock, deadline);
+  }
+  --waiters_;
+  waiting_.store(waiters_, std::memory_order_seq_cst);
+  if (waiters_ > 0) {
+    waiters_cv_.notify_all();  // one of them takes the loop
+  } else if (loop_.now() - began > kShortestPark || inbox_size_.load() > 0) {
+    urgent_ = true;
+    progress_cv_.notify_one();
+  }
+}
+
+void LoopDriver::wake_waiters() {
+  if (waiting_.load(std::memory_order_seq_cst) == 0) return;
+  {
+    const std::lock_guard lock(mutex_);  // a waiter is before its check of `done`, or asleep
+  }
+  waiters_cv_.notify_all();
+  if (!owned_here() && loop_.waiting()) wake_.signal();
+}
+
+void LoopDriver::run_progress() {
+  std::unique_lock lock(mutex_);
+  uint64_t seen = 0;
+  Duration park = kShortestPark;
+  while (!stopping_.load()) {
+    if (waiters_ > 0 || (waits_ != seen && !urgent_)) {
+      seen = waits_;
+      progress_cv_.wait_for(lock, waiters_ > 0 ? kLongestPark : park);
+      park = std::min(park * 2, kLongestPark);
+      continue;
+    }
+    park = kShortestPark;
+    urgent_ = false;
+    seen = waits_;
+    drive(lock, nullptr, kNever);
+    waiters_cv_.notify_all();
+  }
+  lock.unlock();
+  run_posted();
+}
+
+}  // namespace kvferry

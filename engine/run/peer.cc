@@ -1,0 +1,281 @@
+#include "engine/run/peer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "common/text.h"
+
+namespace kvferry {
+namespace {
+
+constexpr Duration kFirstBackoff = std::chrono::milliseconds(20);
+constexpr Duration kLongestBackoff = std::chrono::seconds(2);
+// How long a cancelled write waits to hear that the far side is quiet, before it says `unknown`.
+constexpr Duration kFencePatience = std::chrono::seconds(1);
+
+}  // namespace
+
+Peer::Peer(Context context, Address address)
+    : context_(std::move(context)), address_(std::move(address)), redial_(context_.loop) {}
+
+Peer::~Peer() {
+  shut_down(Error{ErrorCode::cancelled, "the engine is shutting down"});
+}
+
+void Peer::shut_down(const Error& why) {
+  if (session_) session_->end(why);
+  fail_connecting(why);
+  redial_.cancel();
+}
+
+// ---- the session
+
+void Peer::connect(std::function<void(Status)> connected) {
+  if (session_ && session_->ready()) return connected({});
+  connecting_.push_back(std::move(connected));
+  ensure_session();
+}
+
+void Peer::ensure_session() {
+  if (session_ || redial_.armed()) return;
+  if (context_.loop.now() >= next_dial_) return dial();
+  redial_.arm(next_dial_, [this] { dial(); });
+}
+
+void Peer::dial() {
+  auto stream = context_.network.dial(address_);
+  if (!stream) return fail_connecting(stream.error());
+  InitiatorSession::Context session{context_.loop,
+                                    context_.network,
+                                    context_.identity,
+                                    context_.random,
+                                    context_.copier != nullptr,
+                                    Frames::Limits{},
+                                    context_.max_regions,
+                                    context_.connect_patience,
+                                    [this] { on_ready(); },
+                                    [this] { publish_view(); },
+                                    [this](const Error& why) { on_session_ended(why); }};
+  session_ = std::make_unique<InitiatorSession>(std::move(session), std::move(*stream), address_, std::string());
+}
+
+void Peer::publish_view() {
+  PeerView::Snapshot snapshot;
+  if (session_ && session_->ready())
+    snapshot = {session_->link(), session_->regions(), session_->peer().engine_id, session_->peer().incarnation, true};
+  view_->set(std::move(snapshot));
+}
+
+void Peer::on_ready() {
+  backoff_ = Duration(0);
+  last_error_.clear();
+  last_engine_id_ = session_->peer().engine_id;
+  if (session_->link() && context_.copier != nullptr)
+    local_path_ = std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
+  if (context_.use_tcp)
+    tcp_path_ = std::make_unique<tcp::TcpPath>(context_.loop, *session_, context_.staging, context_.tcp_options);
+  publish_view();
+  for (auto& connected : std::exchange(connecting_, {})) connected({});
+  const std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
+  for (const TaskPtr& task : waiting)
+    if (task->phase == TransferPhase::waiting && session_) begin(task);
+}
+
+// I5: what depended on the session ends with it; the next use dials again and may find another incarnation.
+void Peer::on_session_ended(const Error& why) {
+  const bool was_ready = view_->get().ready;
+  last_error_ = why.to_string();
+  context_.logger->debug("session with {} ended: {}", address_.to_string(), last_error_);
+  std::shared_ptr<InitiatorSession> session = std::move(session_);
+  publish_view();
+  backoff_ = was_ready ? kFirstBackoff : std::clamp(backoff_ * 2, kFirstBackoff, kLongestBackoff);
+  next_dial_ = context_.loop.now() + backoff_ / 2 +
+               Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
+  fail_connecting(why);
+  std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
+  std::shared_ptr<local::LocalPath> local_path = std::move(local_path_);
+  // Called from within the session, perhaps by one of its lanes: destroyed in a later turn, the paths first.
+  context_.loop.defer([session, tcp_path, local_path]() mutable {
+    tcp_path.reset();
+    local_path.reset();
+  });
+}
+
+void Peer::fail_connecting(const Error& why) {
+  for (auto& connected : std::exchange(connecting_, {})) connected(why);
+  const std::vector<TaskPtr> all(tasks_.begin(), tasks_.end());
+  for (const TaskPtr& task : all) give_up(task, why, false);
+}
+
+// ---- transfers
+
+void Peer::submit(const TaskPtr& task) {
+  tasks_.insert(task);
+  task->timer = std::make_unique<Timer>(context_.loop);
+  task->timer->arm(task->deadline, [this, task] { on_deadline(task); });
+  if (session_ && session_->ready()) return begin(task);
+  ensure_session();
+}
+
+void Peer::begin(const TaskPtr& task) {
+  if (task->job) return begin_move(task);
+  task->phase = TransferPhase::notifying;
+  begin_notify(task);
+}
+
+void Peer::begin_move(const TaskPtr& task) {
+  if (Status status = check_against(session_->regions(), *task->job); !status.ok()) {
+    if (status.error().code != ErrorCode::not_found || task->synced) return give_up(task, status.error(), false);
+    // The region may be so new that its announcement is still on the way.
+    task->synced = true;
+    return session_->sync([this, task] {
+      if (task->phase == TransferPhase::waiting && session_) begin_move(task);
+    });
+  }
+  auto path = choose_path(*task->job);
+  if (!path) return give_up(task, path.error(), false);
+  task->path = *path;
+  task->advance(TransferEvent::session_ready);
+  const std::weak_ptr<TransferTask> weak = task;  // tasks_ holds it; a strong one here would be a cycle
+  task->job->done = [this, weak](Status status) {
+    if (const TaskPtr held = weak.lock()) on_moved(held, std::move(status));
+  };
+  task->path->start(task->job);
+}
+
+Result<Path*> Peer::choose_path(const Job& job) {
+  const auto is_host = [](const RegionInfo* region) {
+    return region->kind == MemoryKind::host && region->word != kNoWord;
+  };
+  std::string why_not_local = session_->why_not_local();
+  if (local_path_) {
+    if (job.local_ops->kind() == MemoryKind::host && std::all_of(job.remote.begin(), job.remote.end(), is_host))
+      return static_cast<Path*>(local_path_.get());
+    why_not_local = "device memory";
+  }
+  if (tcp_path_) return static_cast<Path*>(tcp_path_.get());
+  return Error{ErrorCode::unsupported,
+               "no fabric reaches the peer: local: " + why_not_local + "; tcp: switched off here"};
+}
+
+void Peer::on_moved(const TaskPtr& task, Status status) {
+  if (task->phase != TransferPhase::moving) return;
+  if (!status.ok()) return give_up(task, status.error(), false);
+  if (!task->notification) {
+    task->advance(TransferEvent::moved_unannounced);
+    return finish(task, {}, RemoteQuiet::quiet);
+  }
+  task->advance(TransferEvent::moved);
+  begin_notify(task);
+}
+
+// I8: the data was acknowledged as visible before this frame is sent.
+void Peer::begin_notify(const TaskPtr& task) {
+  if (!session_ || !session_->ready()) return give_up(task, Error{ErrorCode::peer_lost, "the session is over"}, false);
+  session_->notify(*task->notification, [this, task](Status status) {
+    if (!task->advance(TransferEvent::acknowledged)) return;
+    finish(task, status.ok() ? Status() : Status(explain(*task, status.error())), RemoteQuiet::quiet);
+  });
+}
+
+void Peer::cancel(const TaskPtr& task, const Error& why) {
+  if (tasks_.contains(task)) give_up(task, why, true);
+}
+
+void Peer::cancel_users_of(const RegionState& region) {
+  const std::vector<TaskPtr> all(tasks_.begin(), tasks_.end());
+  for (const TaskPtr& task : all) {
+    if (!task->job) continue;
+    const auto& pins = task->job->pins;
+    if (std::any_of(pins.begin(), pins.end(), [&](const RegionPin& pin) { return pin.get() == &region; }))
+      give_up(task, Error{ErrorCode::cancelled, "its local region was unregistered"}, true);
+  }
+}
+
+void Peer::on_deadline(const TaskPtr& task) {
+  if (task->phase == TransferPhase::fencing) {
+    task->advance(TransferEvent::fenced);
+    return finish(task, std::move(task->verdict), RemoteQuiet::unknown);
+  }
+  Error why{ErrorCode::deadline_exceeded, "deadline exceeded"};
+  if (session_ && session_->silence() > context_.identity.heartbeat * 3 / 2)
+    why.message = fmt::format("no heartbeat for {:.1f} s", seconds(session_->silence()));
+  else if (task->phase == TransferPhase::waiting && !last_error_.empty())
+    why.message += "; last error: " + last_error_;
+  give_up(task, why, false);
+}
+
+void Peer::give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side) {
+  if (task->phase == TransferPhase::ended || task->phase == TransferPhase::fencing) return;
+  bool far_quiet = true;
+  if (task->phase == TransferPhase::moving) {
+    const bool session_alive = session_ != nullptr;
+    far_quiet = task->path->cancel(task->job, [this, task] {
+      if (!task->advance(TransferEvent::fenced)) return;
+      finish(task, std::move(task->verdict), RemoteQuiet::quiet);
+    });
+    wait_for_far_side &= session_alive;
+  }
+  Error explained = explain(*task, why);
+  if (task->job) task->job->pins.clear();  // the local side is quiet
+  if (far_quiet || !wait_for_far_side) {
+    task->advance(TransferEvent::give_up);
+    return finish(task, std::move(explained), far_quiet ? RemoteQuiet::quiet : RemoteQuiet::unknown);
+  }
+  task->advance(TransferEvent::give_up_write);
+  task->verdict = std::move(explained);
+  task->timer->arm(std::min(task->deadline, context_.loop.now() + kFencePatience), [this, task] { on_deadline(task); });
+}
+
+Error Peer::explain(const TransferTask& task, const Error& why) const {
+  return explain_failure(task, session_ ? session_->peer().engine_id : last_engine_id_, address_.to_string(),
+                         context_.loop.now(), task.path != nullptr ? task.path->fabric() : nullptr, why);
+}
+
+void Peer::finish(const TaskPtr& task, Status status, RemoteQuiet remote) {
+  task->timer.reset();
+  tasks_.erase(task);
+  Outcome outcome;
+  outcome.status = std::move(status);
+  outcome.remote = remote;
+  if (task->job) {
+    task->job->pins.clear();
+    outcome.bytes_done = task->job->bytes_done.load();
+    outcome.spans_done = task->job->spans_done.load();
+  }
+  if (task->path != nullptr) outcome.fabric = task->path->fabric();
+  context_.metrics.record(outcome, context_.loop.now() - task->submitted);
+  if (!task->completion->finish(std::move(outcome))) return;
+  context_.hub.ended(task->id);
+  auto callbacks = task->completion->take_callbacks();
+  if (callbacks.empty()) return;
+  context_.loop.defer([completion = task->completion, callbacks = std::move(callbacks)] {
+    for (const auto& callback : callbacks) callback(completion->outcome());
+  });
+}
+
+std::string Peer::describe() const {
+  const bool ready = session_ && session_->ready();
+  std::string out = fmt::format(R"({{"address":{},"state":{},"transfers":{})", json_quote(address_.to_string()),
+                                json_quote(ready      ? "ready"
+                                           : session_ ? "connecting"
+                                                      : "idle"),
+                                tasks_.size());
+  if (!last_error_.empty()) out += ",\"last_error\":" + json_quote(last_error_);
+  if (ready) {
+    out += fmt::format(R"(,"engine_id":{},"incarnation":"{:016x}","regions":{},"round_trip_us":{})",
+                       json_quote(session_->peer().engine_id), session_->peer().incarnation,
+                       session_->regions()->regions().size(), session_->round_trip().count() / 1000);
+    const bool local = local_path_ != nullptr;
+    out += fmt::format(R"(,"fabric":{},"why":{})",
+                       json_quote(local       ? "local"
+                                  : tcp_path_ ? "tcp"
+                                              : "none"),
+                       json_quote(local ? "same host" : "local: " + session_->why_not_local()));
+    if (tcp_path_) out += ",\"tcp\":" + json_quote(tcp_path_->describe());
+  }
+  return out + "}";
+}
+
+}  // namespace kvferry

@@ -1,0 +1,114 @@
+#pragma once
+
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_set>
+
+#include "common/log.h"
+#include "common/metrics.h"
+#include "engine/fabric/local/copier.h"
+#include "engine/run/transfer_task.h"
+#include "engine/session/initiator_session.h"
+
+namespace kvferry {
+
+// What callers' threads may know of a peer: enough to copy from and to it on the same host without the loop.
+class PeerView {
+ public:
+  struct Snapshot {
+    std::shared_ptr<local::Link> link;  // null: not attached
+    std::shared_ptr<const RegionTable> regions;
+    std::string engine_id;
+    uint64_t incarnation = 0;
+    bool ready = false;
+  };
+  Snapshot get() const {
+    const std::lock_guard lock(mutex_);
+    return snapshot_;
+  }
+  void set(Snapshot snapshot) {
+    const std::lock_guard lock(mutex_);
+    snapshot_ = std::move(snapshot);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  Snapshot snapshot_;
+};
+
+// Another engine, by its address: dials when it is needed, holds transfers until the session stands, chooses their
+// fabric, and gives each its outcome whatever becomes of the session (I3, I5). On loop only.
+class Peer {
+ public:
+  // Everything outlives the peer.
+  struct Context {
+    Loop& loop;
+    Network& network;
+    const Identity& identity;
+    Random& random;
+    Staging& staging;
+    local::Copier* copier;  // null: no local fabric here
+    const Clock& clock;
+    bool use_tcp;
+    tcp::PathOptions tcp_options;
+    Duration connect_patience;
+    size_t max_regions;
+    std::function<void(Task)> post;  // from any thread
+    CompletionHub& hub;
+    TransferMetrics metrics;
+    std::shared_ptr<Logger> logger;
+  };
+  using TaskPtr = std::shared_ptr<TransferTask>;
+
+  Peer(Context context, Address address);
+  ~Peer();
+
+  void submit(const TaskPtr& task);
+  void cancel(const TaskPtr& task, const Error& why);
+  // Ends every transfer that uses the local region (unregister, as initiator).
+  void cancel_users_of(const RegionState& region);
+  // Calls back when the session stands, or with the reason why it does not.
+  void connect(std::function<void(Status)> connected);
+  void shut_down(const Error& why);
+
+  const Address& address() const { return address_; }
+  const std::shared_ptr<PeerView>& view() const { return view_; }
+  std::string describe() const;
+  size_t live_transfers() const { return tasks_.size(); }
+
+ private:
+  void ensure_session();
+  void dial();
+  void on_ready();
+  void on_session_ended(const Error& why);
+  void publish_view();
+  void begin(const TaskPtr& task);
+  void begin_move(const TaskPtr& task);
+  void on_moved(const TaskPtr& task, Status status);
+  void begin_notify(const TaskPtr& task);
+  Result<Path*> choose_path(const Job& job);
+  void on_deadline(const TaskPtr& task);
+  void give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side);
+  void finish(const TaskPtr& task, Status status, RemoteQuiet remote);
+  Error explain(const TransferTask& task, const Error& why) const;
+  void fail_connecting(const Error& why);
+
+  Context context_;
+  const Address address_;
+  const std::shared_ptr<PeerView> view_ = std::make_shared<PeerView>();
+  std::string last_engine_id_;
+  std::unique_ptr<InitiatorSession> session_;
+  std::unique_ptr<local::LocalPath> local_path_;
+  std::unique_ptr<tcp::TcpPath> tcp_path_;
+  std::unordered_set<TaskPtr> tasks_;
+  std::list<std::function<void(Status)>> connecting_;
+  Duration backoff_{0};
+  TimePoint next_dial_{};
+  Timer redial_;
+  std::string last_error_;
+};
+
+}  // namespace kvferry

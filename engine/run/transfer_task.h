@@ -1,0 +1,78 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/metrics.h"
+#include "engine/fabric/fabric.h"
+#include "engine/run/completion.h"
+
+namespace kvferry {
+
+// A transfer's way:
+//
+//   from       event            to
+//   waiting    session_ready    moving
+//   moving     moved            notifying, when it carries a notification
+//   moving     moved            ended
+//   notifying  acknowledged     ended
+//   moving     cancel, deadline, failed    fencing, when the far side of a write may still change
+//   any        cancel, deadline, failed    ended
+//   fencing    fenced, deadline            ended
+enum class TransferPhase : uint8_t { waiting, moving, notifying, fencing, ended };
+enum class TransferEvent : uint8_t {
+  session_ready,
+  moved,
+  moved_unannounced,
+  acknowledged,
+  give_up,
+  give_up_write,
+  fenced
+};
+
+// The table above. An event that a phase does not know leaves it as it is.
+TransferPhase transition(TransferPhase from, TransferEvent event);
+
+// One transfer between submit() and its outcome. `completion` is for any thread; everything else is on loop.
+struct TransferTask {
+  TransferId id = 0;
+  std::shared_ptr<Job> job;  // null: a notification alone
+  std::optional<Notification> notification;
+  TimePoint submitted;
+  TimePoint deadline = kNever;
+  TransferPhase phase = TransferPhase::waiting;
+  Path* path = nullptr;  // while moving
+  bool synced = false;   // the peer's region table was brought up to date for it once
+  Status verdict;        // while fencing: what the outcome will be
+  std::unique_ptr<Timer> timer;
+  std::shared_ptr<Completion> completion = std::make_shared<Completion>();
+  size_t pairs_asked = 0;
+
+  bool advance(TransferEvent event) {
+    const TransferPhase next = transition(phase, event);
+    const bool moved = next != phase;
+    phase = next;
+    return moved;
+  }
+};
+
+// Checks every pair against the peer's table and fills job.remote. Nothing has moved when it refuses.
+Status check_against(const std::shared_ptr<const RegionTable>& table, Job& job);
+
+// One sentence that says what failed, to whom, after how long, why, by which way and how far it had come. `fabric`:
+// null when nothing had started.
+Error explain_failure(const TransferTask& task, const std::string& peer_id, const std::string& address, TimePoint now,
+                      const char* fabric, const Error& why);
+
+struct TransferMetrics {
+  Counter& ok;
+  Counter& failed;
+  Counter& bytes;
+  Histogram& seconds;
+
+  static TransferMetrics of(MetricsRegistry& metrics);
+  void record(const Outcome& outcome, Duration took);
+};
+
+}  // namespace kvferry

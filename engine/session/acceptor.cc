@@ -1,0 +1,100 @@
+#include "engine/session/acceptor.h"
+
+#include <array>
+
+namespace kvferry {
+
+// A connection until its preface is whole.
+class Acceptor::Pending final : public StreamHandler {
+ public:
+  Pending(Acceptor& acceptor, std::unique_ptr<Stream> stream)
+      : acceptor_(acceptor), stream_(std::move(stream)), expiry_(acceptor.loop_) {
+    stream_->set_handler(this);
+    stream_->want(true, false);
+    expiry_.arm(after(acceptor.loop_.now(), acceptor.options_.patience), [this] {
+      acceptor_.refuse(*this, Error{ErrorCode::deadline_exceeded, "connection that says nothing"});
+    });
+  }
+  ~Pending() override {
+    if (stream_) stream_->set_handler(nullptr);
+  }
+
+  const Stream& stream() const { return *stream_; }
+
+ private:
+  void on_stream_ready(bool, bool) override {
+    // Never a byte more than the preface: what follows belongs to whoever takes the stream.
+    const size_t wanted = is_lane_ ? Preface::kBytes + Preface::kLaneBytes : Preface::kBytes;
+    const iovec room{bytes_.data() + filled_, wanted - filled_};
+    auto count = stream_->read({&room, 1});
+    if (!count) return acceptor_.refuse(*this, count.error());
+    filled_ += *count;
+    if (filled_ < wanted) return;
+    if (!is_lane_) {
+      auto preface = decode_preface(ByteSpan(bytes_).first(Preface::kBytes));
+      if (!preface) return acceptor_.refuse(*this, preface.error());
+      is_lane_ = preface->is_lane;
+      if (is_lane_) return on_stream_ready(true, false);
+      return hand_over([&](std::unique_ptr<Stream> stream) { acceptor_.session_came_(std::move(stream)); });
+    }
+    auto lane = decode_lane_preface(ByteSpan(bytes_).subspan(Preface::kBytes));
+    if (!lane) return acceptor_.refuse(*this, lane.error());
+    hand_over([&](std::unique_ptr<Stream> stream) { acceptor_.lane_came_(std::move(stream), *lane); });
+  }
+
+  template <class Take>
+  void hand_over(Take take) {
+    stream_->set_handler(nullptr);
+    std::unique_ptr<Stream> stream = std::move(stream_);
+    acceptor_.settled(*this);
+    take(std::move(stream));
+  }
+
+  Acceptor& acceptor_;
+  std::unique_ptr<Stream> stream_;
+  Timer expiry_;
+  std::array<std::byte, Preface::kBytes + Preface::kLaneBytes> bytes_{};
+  size_t filled_ = 0;
+  bool is_lane_ = false;
+};
+
+Acceptor::Acceptor(Loop& loop, Options options, std::shared_ptr<Logger> logger, Counter& strangers,
+                   SessionCame session_came, LaneCame lane_came)
+    : loop_(loop),
+      options_(options),
+      logger_(std::move(logger)),
+      strangers_(strangers),
+      session_came_(std::move(session_came)),
+      lane_came_(std::move(lane_came)) {}
+
+Acceptor::~Acceptor() = default;
+
+Status Acceptor::listen(Network& network, const Address& address) {
+  KVF_ASSIGN_OR_RETURN(
+      listener_, network.listen(address, [this](std::unique_ptr<Stream> stream) { accepted(std::move(stream)); }));
+  return {};
+}
+
+void Acceptor::accepted(std::unique_ptr<Stream> stream) {
+  if (pending_.size() >= options_.max_pending) {
+    strangers_.add();
+    return;  // closes it
+  }
+  auto pending = std::make_shared<Pending>(*this, std::move(stream));
+  Pending* key = pending.get();
+  pending_.emplace(key, std::move(pending));
+}
+
+// Called from within the pending connection: it is destroyed in a later turn.
+void Acceptor::settled(Pending& pending) {
+  auto entry = pending_.extract(&pending);
+  if (!entry.empty()) loop_.defer([keep = std::move(entry.mapped())] {});
+}
+
+void Acceptor::refuse(Pending& pending, const Error& error) {
+  strangers_.add();
+  logger_->debug("connection from {} refused: {}", pending.stream().peer_address(), error.to_string());
+  settled(pending);
+}
+
+}  // namespace kvferry

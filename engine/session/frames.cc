@@ -1,0 +1,109 @@
+#include "engine/session/frames.h"
+
+#include <cstring>
+
+#include "proto/control.pb.h"
+
+namespace kvferry {
+namespace {
+
+constexpr size_t kReadBytes = size_t{16} << 10;
+
+}  // namespace
+
+Frames::Frames(std::unique_ptr<Stream> stream, FramesHandler& handler, Limits limits, std::string preface)
+    : stream_(std::move(stream)), handler_(handler), limits_(limits), out_(std::move(preface)) {
+  stream_->set_handler(this);
+  stream_->want(true, !out_.empty());
+}
+
+Frames::~Frames() {
+  stream_->set_handler(nullptr);
+}
+
+void Frames::close(bool flush_first) {
+  if (closed_) return;
+  if (flush_first) {
+    const iovec rest{out_.data() + out_sent_, out_.size() - out_sent_};
+    if (rest.iov_len > 0) [[maybe_unused]]
+      const auto ignored = stream_->write({&rest, 1});
+  }
+  closed_ = true;
+  stream_->set_handler(nullptr);
+  stream_->want(false, false);
+}
+
+void Frames::fail(Error error) {
+  if (closed_) return;
+  close(false);
+  handler_.on_frames_lost(std::move(error));
+}
+
+void Frames::send(const proto::Frame& frame) {
+  if (closed_) return;
+  const size_t size = frame.ByteSizeLong();
+  KVF_CHECK(size <= limits_.frame_bytes);
+  if (out_.size() - out_sent_ + size > limits_.queued_bytes)
+    return fail(Error{ErrorCode::peer_lost, "the peer does not read its session"});
+  const auto length = static_cast<uint32_t>(size);
+  const bool idle = out_sent_ == out_.size();
+  const size_t at = out_.size();
+  out_.resize(at + sizeof length + size);
+  std::memcpy(out_.data() + at, &length, sizeof length);
+  frame.SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(out_.data() + at + sizeof length));
+  if (idle) flush();
+}
+
+void Frames::flush() {
+  while (out_sent_ < out_.size()) {
+    const iovec rest{out_.data() + out_sent_, out_.size() - out_sent_};
+    auto count = stream_->write({&rest, 1});
+    if (!count) return fail(std::move(count).error());
+    if (*count == 0) break;
+    out_sent_ += *count;
+  }
+  if (out_sent_ == out_.size()) {
+    out_.clear();
+    out_sent_ = 0;
+  } else if (out_sent_ > out_.size() / 2) {
+    out_.erase(0, out_sent_);
+    out_sent_ = 0;
+  }
+  stream_->want(true, !out_.empty());
+}
+
+void Frames::on_stream_ready(bool readable, bool writable) {
+  if (writable) flush();
+  if (readable && !closed_) read_input();
+}
+
+void Frames::read_input() {
+  if (closed_) return;
+  const size_t had = in_.size();
+  in_.resize(had + kReadBytes);
+  const iovec room{in_.data() + had, kReadBytes};
+  auto count = stream_->read({&room, 1});
+  in_.resize(had + (count ? *count : 0));
+  if (!count) return fail(std::move(count).error());
+  parse();
+}
+
+void Frames::parse() {
+  size_t at = 0;
+  while (!closed_ && in_.size() - at >= sizeof(uint32_t)) {
+    uint32_t length = 0;
+    std::memcpy(&length, in_.data() + at, sizeof length);
+    if (length > limits_.frame_bytes)
+      return fail(
+          Error{ErrorCode::protocol, "session frame of " + std::to_string(length) + " bytes is over the limit"});
+    if (in_.size() - at - sizeof length < length) break;
+    proto::Frame frame;
+    if (!frame.ParseFromArray(in_.data() + at + sizeof length, static_cast<int>(length)))
+      return fail(Error{ErrorCode::protocol, "session frame cannot be parsed"});
+    at += sizeof length + length;
+    handler_.on_frame(frame);
+  }
+  in_.erase(0, at);
+}
+
+}  // namespace kvferry

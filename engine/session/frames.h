@@ -1,0 +1,60 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/io/loop.h"
+#include "engine/io/stream.h"
+
+namespace kvferry::proto {
+class Frame;
+}
+
+namespace kvferry {
+
+class FramesHandler {
+ public:
+  virtual ~FramesHandler() = default;
+  virtual void on_frame(const proto::Frame& frame) = 0;
+  // The connection failed or broke the rules; nothing is called after this.
+  virtual void on_frames_lost(Error error) = 0;
+};
+
+// Length-prefixed protobuf frames over a byte stream, within limits. On loop only.
+class Frames final : private StreamHandler {
+ public:
+  struct Limits {
+    size_t frame_bytes = size_t{1} << 20;   // a longer one ends the connection
+    size_t queued_bytes = size_t{8} << 20;  // a peer that does not read what we send is given up at this
+  };
+
+  // `handler` outlives this. `preface` goes out first.
+  Frames(std::unique_ptr<Stream> stream, FramesHandler& handler, Limits limits, std::string preface);
+  ~Frames() override;
+
+  void send(const proto::Frame& frame);
+  // Handles what has arrived now, without waiting for the loop to say so (I4: Guest::still_welcome).
+  void read_input();
+  bool has_input() const { return !closed_ && stream_->has_input(); }
+
+  // No more calls to the handler. With `flush` what is queued is offered to the socket once more.
+  void close(bool flush);
+  bool closed() const { return closed_; }
+  std::string peer_address() const { return stream_->peer_address(); }
+
+ private:
+  void on_stream_ready(bool readable, bool writable) override;
+  void parse();
+  void flush();
+  void fail(Error error);
+
+  const std::unique_ptr<Stream> stream_;
+  FramesHandler& handler_;
+  const Limits limits_;
+  bool closed_ = false;
+  std::string in_;
+  std::string out_;
+  size_t out_sent_ = 0;
+};
+
+}  // namespace kvferry

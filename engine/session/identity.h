@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "engine/fabric/local/host.h"
+
+namespace kvferry {
+
+constexpr uint32_t kProtocolMin = 1;
+constexpr uint32_t kProtocolMax = 1;
+
+// What an engine says about itself in hello and welcome, and how it judges the other side.
+struct Identity {
+  std::string engine_id;
+  uint64_t incarnation = 0;
+  HostIdentity host;
+  std::vector<std::string> features;
+  Duration heartbeat = std::chrono::seconds(1);
+  Duration patience = std::chrono::seconds(3);  // without a sign of life
+};
+
+// Features that this build understands.
+std::vector<std::string> known_features();
+
+}  // namespace kvferry

@@ -1,0 +1,128 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/random.h"
+#include "engine/fabric/local/attach.h"
+#include "engine/fabric/tcp/path.h"
+#include "engine/memory/region_table.h"
+#include "engine/session/frames.h"
+#include "engine/session/identity.h"
+#include "engine/session/preface.h"
+
+namespace kvferry {
+
+// One session seen by the engine that dialled: from the connect to its end, it keeps the copy of the peer's regions,
+// opens lanes and the local link, and carries notifications. A peer that comes back gets a new session. On loop only.
+//
+//   from        event                                to
+//   greeting    welcome                              syncing
+//   syncing     whole region table, local settled    ready
+//   any         refusal, silence, broken connection  over
+class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
+ public:
+  // Everything outlives the session.
+  struct Context {
+    Loop& loop;
+    Network& network;
+    const Identity& identity;
+    Random& random;
+    bool use_local;  // try the local fabric
+    Frames::Limits frame_limits;
+    size_t max_regions;  // of a peer (I6)
+    Duration connect_patience;
+    std::function<void()> ready;
+    std::function<void()> regions_changed;
+    // The session is over; called once, never from the constructor. Its owner destroys it in a later turn.
+    std::function<void(const Error&)> ended;
+  };
+
+  // What is known of the peer.
+  struct PeerFacts {
+    std::string engine_id;
+    uint64_t incarnation = 0;
+    HostIdentity host;
+  };
+  using NotifyDone = std::function<void(Status)>;
+
+  InitiatorSession(Context context, std::unique_ptr<Stream> stream, Address address, std::string expected_engine_id);
+  ~InitiatorSession() override;
+
+  bool ready() const { return state_ == State::ready; }
+  const PeerFacts& peer() const { return peer_; }
+  const std::shared_ptr<const RegionTable>& regions() const { return regions_; }
+  // The attached link, or null and why not.
+  const std::shared_ptr<local::Link>& link() const { return link_; }
+  const std::string& why_not_local() const { return why_not_local_; }
+  Duration round_trip() const { return round_trip_; }
+
+  // Delivered behind everything that completed before (I8). REQUIRES: ready().
+  void notify(const Notification& notification, NotifyDone done);
+
+  // Runs `synced` when everything that the peer has sent until now (changes of its regions, above all) is known here.
+  void sync(Task synced);
+  // Since the last sign of life.
+  Duration silence() const { return context_.loop.now() - last_heard_; }
+
+  Result<std::optional<NewLane>> open_lane(Task again) override;
+  void fence_lane(uint32_t id, Task fenced) override;
+
+  // Ends the session from this side, telling the peer why.
+  void end(const Error& why);
+
+ private:
+  enum class State { greeting, syncing, ready, over };
+
+  void on_frame(const proto::Frame& frame) override;
+  void on_frames_lost(Error error) override;
+  void send_hello(const std::string& expected_engine_id);
+  void on_welcome(const proto::Frame& frame);
+  void on_regions(const proto::Frame& frame);
+  void on_attached(const proto::Frame& frame);
+  void on_notify_ack(const proto::Frame& frame);
+  void on_heartbeat(const proto::Frame& frame);
+  void start_attach(uint64_t challenge);
+  void settle_without_local(std::string why);
+  void become_ready_if_synced();
+  void beat();
+  void finish(const Error& why);
+
+  const Context context_;
+  const Address address_;
+  State state_ = State::greeting;
+  PeerFacts peer_;
+  uint64_t session_id_ = 0;
+
+  std::shared_ptr<const RegionTable> regions_ = std::make_shared<RegionTable>();
+  std::vector<RegionInfo> added_;  // of the delta that is arriving
+  std::vector<RegionId> removed_;
+  bool reset_ = false;
+  bool regions_known_ = false;
+
+  std::shared_ptr<local::Link> attaching_;
+  std::shared_ptr<local::Link> link_;
+  std::string why_not_local_;
+  bool local_settled_ = false;
+
+  std::deque<std::string> tokens_;
+  std::vector<Task> waiting_for_tokens_;
+  uint32_t next_lane_ = 1;
+
+  uint64_t next_number_ = 1;
+  std::unordered_map<uint64_t, NotifyDone> notifies_;
+  std::unordered_map<uint64_t, Task> fences_;
+  std::unordered_map<uint64_t, Task> syncs_;
+
+  TimePoint last_heard_;
+  TimePoint last_beat_;
+  Duration round_trip_{0};
+  Timer watch_;
+  Frames frames_;
+};
+
+}  // namespace kvferry

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "common/random.h"
+#include "engine/fabric/fabric.h"
+#include "engine/fabric/local/attach.h"
+#include "engine/fabric/tcp/owner.h"
+#include "engine/memory/registry.h"
+#include "engine/session/frames.h"
+#include "engine/session/identity.h"
+#include "engine/session/preface.h"
+
+namespace kvferry {
+
+// One session seen by the engine that was dialled: it tells its regions, answers, and decides what the peer's lanes may
+// still apply. On loop only.
+class OwnerSession final : public Guest, private FramesHandler {
+ public:
+  struct Limits {
+    size_t lanes = 16;
+    size_t regions_per_frame = 2048;  // about 60 bytes each: well under Frames::Limits::frame_bytes
+  };
+  // Everything outlives the session.
+  struct Context {
+    Loop& loop;
+    const Identity& identity;
+    Registry& registry;
+    tcp::Owner& lanes;
+    local::Owner* local;  // null: this engine does not offer the local fabric
+    Random& random;
+    Limits limits;
+    Frames::Limits frame_limits;
+    // Puts a notification before the application; an Error is told to the sender.
+    std::function<Status(ReceivedNotification)> deliver;
+    // The session is over; called once, never from the constructor. Its owner destroys it in a later turn.
+    std::function<void(OwnerSession&, const Error&)> ended;
+  };
+
+  OwnerSession(Context context, std::unique_ptr<Stream> stream);
+  ~OwnerSession() override;
+
+  uint64_t session_id() const { return session_id_; }
+  // The peer's name once it has said hello.
+  const std::string& engine_id() const override { return engine_id_; }
+  bool still_welcome() override;
+
+  // A connection that names this session in its preface. Each token opens one lane.
+  void adopt_lane(std::unique_ptr<Stream> stream, const LanePreface& lane);
+  // Tells the peer what changed in the registry since it was told last.
+  void send_regions();
+  // Ends the session from this side, telling the peer why.
+  void end(const Error& why);
+
+ private:
+  void on_frame(const proto::Frame& frame) override;
+  void on_frames_lost(Error error) override { finish(error); }
+  void on_hello(const proto::Frame& frame);
+  Status judge(const proto::Frame& frame);
+  void on_attach(const proto::Frame& frame);
+  void on_notify(const proto::Frame& frame);
+  void on_fence(const proto::Frame& frame);
+  void send_welcome();
+  std::string fresh_token();
+  // I4: false, and the session over, when the last sign of life is too long ago by our own clock.
+  bool in_time();
+  void watch_over_peer();
+  void finish(const Error& why);
+
+  const Context context_;
+  const uint64_t session_id_;
+  const uint64_t challenge_;
+  std::string engine_id_;
+  HostIdentity peer_host_;
+  bool greeted_ = false;
+  bool over_ = false;
+  std::set<std::string> tokens_;
+  std::set<uint32_t> fenced_lanes_;  // a lane may be fenced before its connection arrives
+  uint64_t regions_sent_ = 0;        // registry version
+  TimePoint last_heard_;
+  Timer watch_;
+  Frames frames_;
+};
+
+}  // namespace kvferry
