@@ -1,0 +1,69 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/memory/fake_device.h"
+
+namespace kvferry::test {
+
+// Memory of either kind, filled and inspected without caring which.
+class Buffer {
+ public:
+  Buffer(std::shared_ptr<FakeDevice> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
+    if (device_) {
+      auto allocated = device_->allocate(bytes);
+      KVF_CHECK(allocated.ok());
+      base_ = *allocated;
+    } else {
+      host_.resize(bytes);
+      base_ = host_.data();
+    }
+  }
+  std::byte* base() const { return base_; }
+  size_t size() const { return bytes_; }
+  MemoryKind kind() const { return device_ ? MemoryKind::fake : MemoryKind::host; }
+
+  void store(const std::vector<std::byte>& bytes) {
+    if (device_)
+      KVF_CHECK(device_->store(base_, bytes.data(), bytes.size()).ok());
+    else
+      std::memcpy(base_, bytes.data(), bytes.size());
+  }
+  std::vector<std::byte> load() const {
+    std::vector<std::byte> out(bytes_);
+    if (device_)
+      KVF_CHECK(device_->load(out.data(), base_, bytes_).ok());
+    else
+      std::memcpy(out.data(), base_, bytes_);
+    return out;
+  }
+
+ private:
+  std::shared_ptr<FakeDevice> device_;
+  size_t bytes_;
+  std::vector<std::byte> host_;
+  std::byte* base_ = nullptr;
+};
+
+// Bytes that tell their place and `seed`.
+inline std::vector<std::byte> pattern(size_t bytes, uint64_t seed) {
+  std::vector<std::byte> out(bytes);
+  for (size_t i = 0; i < bytes; ++i) out[i] = static_cast<std::byte>((i * 2654435761u + seed * 40503u) >> 7);
+  return out;
+}
+
+// The value, or a failed test that says why there is none.
+template <class T>
+T must(Result<T> result) {
+  if (!result.ok()) ADD_FAILURE() << result.error().to_string();
+  return std::move(result).value();
+}
+
+}  // namespace kvferry::test
