@@ -6,6 +6,10 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   target_compile_options(kvferry_flags INTERFACE -Wthread-safety)
 endif()
 
+if(KVFERRY_FUZZ) # the layers count the edges that libFuzzer steers by
+  target_compile_options(kvferry_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 if(KVFERRY_SANITIZE)
   target_compile_options(kvferry_flags INTERFACE -fsanitize=${KVFERRY_SANITIZE} -fno-omit-frame-pointer
                                                  -fno-sanitize-recover=all)
