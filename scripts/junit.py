@@ -7,7 +7,7 @@ as skipped besides.
 
 import re
 import sys
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 # "file.cc:12: Skipped", then the reason that the test gave.
 REASON = re.compile(r": Skipped\n(.*)")
