@@ -22,6 +22,7 @@ SCOPE = re.compile(r"^\s*(?:inline\s+)?namespace\b|^\s*extern\s*$")
 TYPE = re.compile(r"\b(?:class|struct|union|enum)\b")
 TYPE_FIRST = re.compile(r"^(?:\s*(?:public|private|protected)\s*:)*\s*(?:class|struct|union|enum)\b")
 MEMBER_INITIALIZER = re.compile(r"\)[^()]*(?<!:):(?!:)(?:.*[,\s])?\s*[A-Za-z_][\w:]*(?:<[^{}]*>)?\s*$", re.DOTALL)
+LEADING = re.compile(r"^(?:\s*(?:public|private|protected)\s*:(?!:))*\s*")
 FUNCTION_NAME = re.compile(r"(operator\s*\S+?|~?[A-Za-z_][\w:~]*)\s*\(")
 
 
@@ -99,7 +100,7 @@ def functions(text: str) -> list[Function]:
 
 
 def _function(code: str, start: int, end: int, head: str) -> Function:
-    first = start + len(code[start:end]) - len(code[start:end].lstrip())
-    head = re.sub(r"^(?:\s*(?:public|private|protected)\s*:)+", "", head)
-    name = FUNCTION_NAME.search(head)
+    # Access labels and blank lines before the signature are not part of it.
+    first = start + len(LEADING.match(code[start:end]).group(0))
+    name = FUNCTION_NAME.search(LEADING.sub("", head))
     return Function(name.group(1) if name else "?", code.count("\n", 0, first) + 1, code.count("\n", 0, end) + 1)
