@@ -1,6 +1,8 @@
 """Each header compiles alone: a source that includes nothing else is compiled, through ccache."""
 
 import subprocess
+from collections.abc import Iterable
+from itertools import chain, pairwise
 from pathlib import Path
 
 from compilation import prepare
@@ -9,29 +11,20 @@ from tree import finish, in_parallel, tracked
 STUBS = Path("build/tidy/headers")
 
 
-def flags_of(command: list[str]) -> list[str]:
-    """The include paths and definitions of a compile command."""
-    flags = []
-    for at, word in enumerate(command):
-        if word.startswith(("-I", "-D", "-std=")):
-            flags.append(word)
-        elif word == "-isystem":
-            flags += [word, command[at + 1]]
-    return flags
+def flags_of(commands: Iterable[list[str]]) -> list[str]:
+    """The include paths and the definitions of libraries of all layers together, so that any header finds its own."""
+    flags: dict[tuple[str, ...], None] = {}  # an ordered set
+    for command in commands:
+        for word, following in pairwise([*command, ""]):
+            if word == "-isystem":
+                flags[word, following] = None
+            elif word.startswith(("-I", "-std=")) or (word.startswith("-D") and not word.startswith("-DKVF")):
+                flags[(word,)] = None
+    return list(chain.from_iterable(flags))
 
 
 def main() -> None:
-    commands = prepare()
-    flags: dict[str, None] = {}  # an ordered set: the flags of all layers together, so that any header finds its own
-    for command in commands.values():
-        pending = ""
-        for flag in flags_of(command):
-            if flag == "-isystem":
-                pending = flag
-            else:
-                flags[(pending + " " + flag).strip()] = None
-                pending = ""
-    words = [word for flag in flags for word in flag.split(" ")]
+    words = flags_of(prepare().values())
     STUBS.mkdir(parents=True, exist_ok=True)
 
     def compile_alone(header: str) -> list[str]:
