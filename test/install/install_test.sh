@@ -31,7 +31,7 @@ LD_LIBRARY_PATH=$(dirname "$library")
 export LD_LIBRARY_PATH
 
 echo "with find_package:"
-cmake -S "$program" -B "$folder/cmake" -DCMAKE_PREFIX_PATH="$prefix" >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
+cmake -G Ninja -S "$program" -B "$folder/cmake" -DCMAKE_PREFIX_PATH="$prefix" >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
 cmake --build "$folder/cmake" >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
 "$folder/cmake/program" || fail "the program built with find_package ended with $?"
 
