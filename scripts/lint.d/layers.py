@@ -6,24 +6,22 @@ from collections.abc import Iterator
 
 from tree import CPP, finish, numbered_lines, tracked
 
-# The folders of engine/, from the bottom up: each may use those before it.
-ENGINE = ("io", "memory", "plan", "fabric", "session", "run", "parcel", "bench")
-
-# Files of engine/ itself that lie beneath its folders: the types that all of them share.
-ENGINE_BASE = {"engine/types.h", "engine/types.cc"}
+# The folders of engine/, from the bottom up: each may use those before it. `config` and `types` are headers of
+# engine/ itself, which its folders use.
+ENGINE = ("config", "io", "memory", "types", "plan", "fabric", "session", "run", "parcel", "bench")
+ENGINE_FILES = {"engine/config.h": "engine/config", "engine/types.h": "engine/types"}
 
 # What each layer may include, besides itself. engine/<folder> includes its own subfolders.
 ALLOWED: dict[str, set[str]] = {
     "common": set(),
     "proto": {"common"},
     "http": {"common"},
-    "engine/types": {"common"},
     **{
-        f"engine/{name}": {"common", "proto", "engine/types", *(f"engine/{lower}" for lower in ENGINE[:at])}
+        f"engine/{name}": {"common", "proto", *(f"engine/{lower}" for lower in ENGINE[:at])}
         for at, name in enumerate(ENGINE)
     },
     # The other files of engine/ itself put the folders together; engine.h and parcel.h are the public face.
-    "engine": {"common", "proto", "engine/types", *(f"engine/{name}" for name in ENGINE[:-1])},
+    "engine": {"common", "proto", *(f"engine/{name}" for name in ENGINE[:-1])},
     "bootstrap": {"common", "proto", "http", "engine"},
     "proxy": {"common", "http", "bootstrap"},
     "sim": {"common", "proto", "http", "engine", "bootstrap", "proxy"},
@@ -41,8 +39,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]')
 
 def layer_of(name: str) -> str:
     """`engine/fabric/tcp/lane.h` is of `engine/fabric`, `engine/engine.h` of `engine`, `http/server.h` of `http`."""
-    if name in ENGINE_BASE:
-        return "engine/types"
+    if name in ENGINE_FILES:
+        return ENGINE_FILES[name]
     parts = name.split("/")
     if parts[0] == "engine" and len(parts) > 2:
         return f"engine/{parts[1]}"
