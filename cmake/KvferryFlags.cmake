@@ -6,6 +6,10 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   target_compile_options(kvferry_flags INTERFACE -Wthread-safety)
 endif()
 
+if(KVFERRY_FUZZ) # the layers count the edges that libFuzzer steers by
+  target_compile_options(kvferry_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 if(KVFERRY_SANITIZE)
   target_compile_options(kvferry_flags INTERFACE -fsanitize=${KVFERRY_SANITIZE} -fno-omit-frame-pointer
                                                  -fno-sanitize-recover=all)
@@ -50,4 +54,15 @@ function(kvferry_test name)
   else()
     gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
   endif()
+endfunction()
+
+# A shared library out of whole layers: what they export (KVFERRY_API) is kept even where nothing inside uses it.
+# LAYERS names every layer that must be in it, not only the topmost.
+function(kvferry_shared_library name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LAYERS")
+  add_library(${name} SHARED)
+  foreach(layer IN LISTS arg_LAYERS)
+    target_sources(${name} PRIVATE $<TARGET_OBJECTS:${layer}>)
+  endforeach()
+  target_link_libraries(${name} PRIVATE ${arg_LAYERS}) # for the libraries beneath; their own objects are here already
 endfunction()

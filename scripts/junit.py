@@ -1,0 +1,58 @@
+"""Adds up the JUnit files that ctest wrote, for scripts/test.
+
+Usage: junit.py FILE    prints "passed failed skipped", then one line for each failure and each skip with its reason.
+A GoogleTest binary that ctest runs whole counts as one test; cases that it skipped inside are announced and counted
+as skipped besides.
+"""
+
+import re
+import sys
+from xml.etree import ElementTree
+
+# "file.cc:12: Skipped", then the reason that the test gave.
+REASON = re.compile(r": Skipped\n(.*)")
+SKIPPED_CASE = re.compile(r"^\[  SKIPPED \] (\S+)(?: \(\d+ ms\))$", re.MULTILINE)
+
+
+def reason_of(output: str) -> str:
+    found = REASON.search(output)
+    return found.group(1).strip() if found and found.group(1).strip() else "no reason given"
+
+
+def skipped_inside(name: str, output: str) -> list[str]:
+    """The skipped cases of a binary that passed as a whole."""
+    lines = []
+    end = 0
+    for case in SKIPPED_CASE.finditer(output):
+        lines.append(f"skipped {name} {case.group(1)}: {reason_of(output[end : case.start()])}")
+        end = case.end()
+    return lines
+
+
+def main() -> int:
+    passed, failed = 0, 0
+    failures: list[str] = []
+    skips: list[str] = []
+    for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
+        name = case.get("name", "?")
+        output = case.findtext("system-out") or ""
+        if case.find("failure") is not None or case.get("status") == "fail":
+            failed += 1
+            failures.append(f"FAILED {name} after {float(case.get('time', 0)):.1f} s")
+        elif case.find("skipped") is not None or case.get("status") in ("notrun", "disabled"):
+            if "Unable to find executable" in output or "Could not find executable" in output:
+                failed += 1
+                failures.append(f"FAILED {name}: its program was not built")
+            else:
+                skips.append(f"skipped {name}: {reason_of(output)}")
+        else:
+            passed += 1
+            skips += skipped_inside(name, output)
+    print(passed, failed, len(skips))
+    for line in failures + skips:
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

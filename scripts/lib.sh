@@ -1,0 +1,27 @@
+# Sourced by the scripts of this folder and by .ci/run: goes to the repository's root, gives help and errors.
+# shellcheck shell=bash
+set -euo pipefail
+script=$0
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+# The comment at the head of the calling script is its help.
+help() {
+  sed -n '2,$ { /^#/! q; s/^# \{0,1\}//; p }' "$script"
+  exit 0
+}
+
+die() {
+  echo "$(basename "$script"): $*" >&2
+  exit 1
+}
+
+# Runs a command with fixed addresses: g++ 12's and clang 14's sanitizers fail now and then on kernels that randomise
+# more bits of an address than they expect. Plain where the personality may not be changed.
+with_fixed_addresses() {
+  if setarch --addr-no-randomize true 2>/dev/null; then
+    setarch --addr-no-randomize "$@"
+  else
+    "$@"
+  fi
+}

@@ -1,0 +1,9 @@
+#include <engine/engine.h>
+
+#include <cstdio>
+
+int main() {
+  auto engine = kvferry::Engine::create(kvferry::EngineConfig{});
+  std::puts(engine ? (*engine)->describe().c_str() : engine.error().to_string().c_str());
+  return engine ? 0 : 1;
+}
