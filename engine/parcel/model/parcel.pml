@@ -8,8 +8,11 @@
 #define OWNERS 2
 #endif
 #define READERS 2 /* ALL_DONE and its like are written for two */
-#ifndef CRASHES
-#define CRASHES 1 /* of owners and readers together; each is followed by a restart as the next incarnation */
+#ifndef OWNER_CRASHES
+#define OWNER_CRASHES 1 /* each is followed by a restart as the next incarnation */
+#endif
+#ifndef READER_CRASHES
+#define READER_CRASHES 1
 #endif
 #ifndef LOSSES
 #define LOSSES 1 /* frames that never arrive */
@@ -20,6 +23,9 @@
 #ifndef RELEASES
 #define RELEASES 1 /* forced releases and aborts, by the proxy or the owner */
 #endif
+/* The first bounds are for one owner and its readers in full. SMALL makes two owners tractable: a request is handled as
+   it is sent (its answer still takes time and may be lost), a rank goes to its owners in turn, each pair has one form
+   of verdict, and readers give up silently. */
 #define SPANS 2 /* read one after another; anything may happen between two */
 #define LINKS (OWNERS * READERS)
 #define LINK(o, r) ((o) * READERS + (r))
@@ -46,11 +52,9 @@ mtype = { claim, settle, settle_oneway, release, ticket, refused, valid, stale, 
 #define CLAIMING 1
 #define READING 2
 #define SETTLING (READING + SPANS)
-#define ACCEPTED (SETTLING + 1)
-#define REFUSED (SETTLING + 2) /* stale or gone */
-#define GAVE_UP (SETTLING + 3) /* the deadline, or cancelled */
+#define OVER (SETTLING + 1) /* accepted, refused, or given up at the deadline: the outcome is out */
 #define IS_READING(s) ((s) >= READING && (s) < SETTLING)
-#define IS_OVER(s) ((s) >= ACCEPTED)
+#define IS_OVER(s) ((s) == OVER)
 
 #define POISON 0 /* what the next user of the blocks writes; a life's own KV is its incarnation */
 
@@ -76,13 +80,30 @@ byte told[LINKS];   /* generation in the ticket */
 bit wrong[LINKS];   /* ghost: something was copied that the wanted incarnation has not published */
 bit retried[LINKS];
 
-byte crashes = CRASHES;
+byte owner_crashes = OWNER_CRASHES;
+byte reader_crashes = READER_CRASHES;
 byte losses = LOSSES;
 byte cuts = CUTS;
 byte releases = RELEASES;
 
 /* One slot each way per pair. Frames: kind, incarnation of the owner, of the reader, generation. */
+#ifdef SMALL
+chan up[LINKS] = [0] of { mtype, byte, byte, byte };
+#define CAN_SEND(l) (empty(down[l]))
+#define NOTHING_ON_THE_WAY(l) (empty(down[l]))
+#define MY_TURN(o, r) (o == 0 || IS_OVER(at_reader[LINK(o - 1, r)]))
+#define BY_WIRE(o, r) ((o + r) % 2 == 0)
+#define BY_GATE(o, r) ((o + r) % 2 == 1)
+#define TELLS false
+#else
 chan up[LINKS] = [1] of { mtype, byte, byte, byte };
+#define CAN_SEND(l) (nfull(up[l]))
+#define NOTHING_ON_THE_WAY(l) (empty(up[l]) && empty(down[l]))
+#define MY_TURN(o, r) true
+#define BY_WIRE(o, r) true
+#define BY_GATE(o, r) true
+#define TELLS true /* a reader that gives up sends a release */
+#endif
 chan down[LINKS] = [1] of { mtype, byte, byte, byte };
 
 #ifdef MUTANT_NO_INCARNATION
@@ -108,12 +129,29 @@ inline drain(channel) {
 /* ---------------------------------------------------------------- the owner's table of parcels */
 
 #define DONE_WITH(l) (at_owner[l] == SETTLED || at_owner[l] == FAILED)
+#ifdef MUTANT_EAGER
+#define ALL_DONE(o) (DONE_WITH(LINK(o, 0)) || DONE_WITH(LINK(o, 1)))
+#else
 #define ALL_DONE(o) (DONE_WITH(LINK(o, 0)) && DONE_WITH(LINK(o, 1)))
+#endif
 #define LIVE_CLAIM(o) (at_owner[LINK(o, 0)] == GRANTED || at_owner[LINK(o, 1)] == GRANTED)
 #define ONE_FAILED(o) (at_owner[LINK(o, 0)] == FAILED || at_owner[LINK(o, 1)] == FAILED)
 #define READS(o, r)                                                                                       \
   (IS_READING(at_reader[LINK(o, r)]) && wanted[LINK(o, r)] == incarnation[o] &&                           \
    at_owner[LINK(o, r)] != FAILED)
+
+/* Forgets what can matter no more, so that histories which differ only in it become one state. */
+inline retire(o, l) {
+#ifdef SMALL
+  if
+  :: parcel[o] == ENDED && IS_OVER(at_reader[l]) ->
+     at_owner[l] = NO_CLAIM; claim_life[l] = 0; kept[l] = 0; kept_life[l] = 0; asked[o] = 0
+  :: else
+  fi
+#else
+  skip
+#endif
+}
 
 /* The parcel ends. The generation moves, only then are the blocks given back: two steps, and readers go on reading,
    and looking at the gate, between them. */
@@ -133,11 +171,13 @@ inline finish_end(o) {
   memory[o] = POISON; given_back[o]++;
 #endif
   parcel[o] = ENDED;
-  assert(given_back[o] == 1) /* I2: exactly once */
+  assert(given_back[o] == 1); /* I2: exactly once */
+  retire(o, LINK(o, 0));
+  retire(o, LINK(o, 1))
 }
 
 inline owner_restarts(o) {
-  crashes--;
+  owner_crashes--;
   incarnation[o]++;
   memory[o] = POISON; generation[o] = 0; parcel[o] = ANNOUNCED; asked[o] = 0; given_back[o] = 0;
   i = 0;
@@ -145,7 +185,9 @@ inline owner_restarts(o) {
   :: i < READERS ->
      at_owner[LINK(o, i)] = NO_CLAIM; claim_life[LINK(o, i)] = 0;
      kept[LINK(o, i)] = 0; kept_life[LINK(o, i)] = 0;
+#ifndef SMALL
      drain(up[LINK(o, i)]);
+#endif
      drain(down[LINK(o, i)]);
      i++
   :: else -> break
@@ -169,7 +211,7 @@ end:
        assert(!READS(o, 0) && !READS(o, 1)); /* I2: nobody of the group is in the middle of a read */
        begin_end(o) }
   :: d_step { parcel[o] == ENDING -> finish_end(o) }
-  :: d_step { crashes > 0 -> owner_restarts(o) }
+  :: d_step { owner_crashes > 0 -> owner_restarts(o) }
   od
 }
 
@@ -237,8 +279,12 @@ end:
        at_owner[l] = FAILED; decide(l, stale); answer = 0 }
   :: d_step { (at_owner[l] == GRANTED || at_owner[l] == WAITING) && claim_life[l] == life[r] && cuts > 0 ->
        cuts--; at_owner[l] = FAILED; decide(l, stale); answer = 0 }
+#ifdef SMALL
+  :: atomic { up[l] ? kind, life_o, life_r, gen ->
+#else
   :: atomic { nempty(up[l]) && nfull(down[l]) ->
        up[l] ? kind, life_o, life_r, gen;
+#endif
        if
        :: kind == claim -> take_claim(o, l, life_o, life_r)
        :: kind == release ->
@@ -259,22 +305,23 @@ end:
 
 /* ---------------------------------------------------------------- the reader, one rank and one owner */
 
-inline finish(l, outcome) {
-  told[l] = 0; wrong[l] = 0; retried[l] = 0; at_reader[l] = outcome
+inline finish(o, l, state) {
+  told[l] = 0; wrong[l] = 0; retried[l] = 0; at_reader[l] = state;
+  retire(o, l)
 }
 
-inline accept(l) {
+inline accept(o, l) {
   assert(!wrong[l]); /* I1 */
-  finish(l, ACCEPTED)
+  finish(o, l, OVER)
 }
 
 inline reader_restarts(r) {
-  crashes--;
+  reader_crashes--;
   life[r]++;
   i = 0;
   do
   :: i < OWNERS ->
-     finish(LINK(i, r), IDLE);
+     finish(i, LINK(i, r), IDLE);
      wanted[LINK(i, r)] = 0;
      drain(down[LINK(i, r)]); /* what it sent before may still arrive */
      i++
@@ -289,38 +336,38 @@ proctype Reader(byte o; byte r) {
   byte l = LINK(o, r);
 end:
   do
-  :: atomic { at_reader[l] == IDLE && nfull(up[l]) ->
+  :: atomic { at_reader[l] == IDLE && CAN_SEND(l) && MY_TURN(o, r) ->
        wanted[l] = incarnation[o];
        if
        :: at_reader[l] = CLAIMING; transmit(up[l], claim, wanted[l], life[r], 0)
-       :: at_reader[l] = GAVE_UP; transmit(up[l], release, wanted[l], life[r], 0) /* never wanted it */
+       :: TELLS -> at_reader[l] = OVER; transmit(up[l], release, wanted[l], life[r], 0) /* never wanted it */
        fi
      }
      /* The frame or its answer was lost: once more, the same claim. */
-  :: atomic { at_reader[l] == CLAIMING && !retried[l] && empty(up[l]) && empty(down[l]) ->
+  :: atomic { at_reader[l] == CLAIMING && !retried[l] && NOTHING_ON_THE_WAY(l) ->
        retried[l] = 1; transmit(up[l], claim, wanted[l], life[r], 0) }
-  :: atomic { at_reader[l] == SETTLING && !retried[l] && empty(up[l]) && empty(down[l]) ->
+  :: atomic { at_reader[l] == SETTLING && !retried[l] && NOTHING_ON_THE_WAY(l) ->
        retried[l] = 1; transmit(up[l], settle, wanted[l], life[r], told[l]) }
 
   :: d_step { IS_READING(at_reader[l]) && at_reader[l] < SETTLING - 1 -> /* a span: whatever lies there now */
        wrong[l] = wrong[l] || memory[o] != wanted[l]; at_reader[l]++ }
-  :: atomic { at_reader[l] == SETTLING - 1 && nfull(up[l]) -> /* the last span */
+  :: atomic { at_reader[l] == SETTLING - 1 && CAN_SEND(l) -> /* the last span */
        wrong[l] = wrong[l] || memory[o] != wanted[l]; at_reader[l]++;
        retried[l] = 0
      };
      atomic {
        if
 #ifdef MUTANT_NO_SETTLE
-       :: at_reader[l] == SETTLING && nfull(up[l]) ->
-          gen = told[l]; accept(l); transmit(up[l], settle_oneway, wanted[l], life[r], gen); gen = 0
+       :: at_reader[l] == SETTLING && CAN_SEND(l) ->
+          gen = told[l]; accept(o, l); transmit(up[l], settle_oneway, wanted[l], life[r], gen); gen = 0
 #else
-       :: at_reader[l] == SETTLING && nfull(up[l]) -> /* over a wire: ask */
+       :: at_reader[l] == SETTLING && CAN_SEND(l) && BY_WIRE(o, r) -> /* over a wire: ask */
           transmit(up[l], settle, wanted[l], life[r], told[l])
-       :: at_reader[l] == SETTLING && nfull(up[l]) -> /* on one host: look at the gate, then tell */
+       :: at_reader[l] == SETTLING && CAN_SEND(l) && BY_GATE(o, r) -> /* on one host: look at the gate, then tell */
           gen = told[l];
           if
-          :: generation[o] == gen && SAME(incarnation[o], wanted[l]) -> accept(l)
-          :: else -> finish(l, REFUSED)
+          :: generation[o] == gen && SAME(incarnation[o], wanted[l]) -> accept(o, l)
+          :: else -> finish(o, l, OVER)
           fi;
           transmit(up[l], settle_oneway, wanted[l], life[r], gen); gen = 0
 #endif
@@ -335,13 +382,13 @@ end:
        :: else ->
           if
           :: at_reader[l] == CLAIMING && kind == ticket -> told[l] = gen; at_reader[l] = READING
-          :: at_reader[l] == CLAIMING && kind == refused -> finish(l, REFUSED)
+          :: at_reader[l] == CLAIMING && kind == refused -> finish(o, l, OVER)
           :: at_reader[l] == SETTLING && kind != ticket && kind != refused ->
              /* One verdict, however often it is asked for: what was settled is not denied. */
              assert(incarnation[o] != wanted[l] || kept_life[l] != life[r] || (kind == valid) == (kept[l] == valid));
              if
-             :: kind == valid -> accept(l)
-             :: else -> finish(l, REFUSED)
+             :: kind == valid -> accept(o, l)
+             :: else -> finish(o, l, OVER)
              fi
           :: else
           fi
@@ -350,15 +397,15 @@ end:
      }
 
 #ifndef MUTANT_NO_DEADLINE
-  :: atomic { at_reader[l] >= CLAIMING && !IS_OVER(at_reader[l]) && nfull(up[l]) -> /* the deadline, or cancel */
-       finish(l, GAVE_UP);
+  :: atomic { at_reader[l] >= CLAIMING && !IS_OVER(at_reader[l]) && CAN_SEND(l) -> /* the deadline, or cancel */
+       finish(o, l, OVER);
        if
-       :: transmit(up[l], release, wanted[l], life[r], 0)
+       :: TELLS -> transmit(up[l], release, wanted[l], life[r], 0)
        :: skip
        fi
      }
 #endif
-  :: d_step { o == 0 && crashes > 0 -> reader_restarts(r) }
+  :: d_step { o == 0 && reader_crashes > 0 -> reader_restarts(r) }
   od
 }
 
