@@ -1,0 +1,2 @@
+kvferry_test(parcel_layout_test SOURCES parcel_layout_test.cc parcel_ranks_test.cc LINKS kvferry_layout kvferry_test_kv WHOLE)
+kvferry_test(parcel_reshard_test SOURCES parcel_reshard_test.cc LINKS kvferry_layout kvferry_test_kv WHOLE TIMEOUT 300)
