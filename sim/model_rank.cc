@@ -51,7 +51,8 @@ void ModelRank::begin(std::span<const SequenceChunk> batch) {
   scores_.resize(config_.max_model_len + 4);
   for (size_t r = 0; r < rows; ++r) {
     const float* embedding = &weights_.embedding[static_cast<size_t>(rows_[r].token) * hidden];
-    std::copy_n(embedding, hidden, &residual_[r * hidden]);
+    const float* position = &weights_.position[rows_[r].position * hidden];
+    for (size_t i = 0; i < hidden; ++i) residual_[r * hidden + i] = embedding[i] + position[i];
   }
 }
 

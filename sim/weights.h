@@ -26,6 +26,7 @@ struct LayerWeights {
 // ways of sharing the model among ranks see the same numbers.
 struct RankWeights {
   std::vector<float> embedding;  // token -> hidden, rows
+  std::vector<float> position;   // position -> hidden, rows; added to the embedding
   std::vector<LayerWeights> layers;
   PackedMatrix head;             // hidden -> vocabulary
   std::vector<float> head_bias;  // per token: 0 or very negative (is_offered)
