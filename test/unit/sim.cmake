@@ -1,1 +1,5 @@
+add_library(sim_test_support STATIC ${PROJECT_SOURCE_DIR}/test/support/sim_kv_exchange.cc)
+target_link_libraries(sim_test_support PUBLIC kvferry_sim_core)
+
 kvferry_test(sim_model_test SOURCES sim_model_test.cc LINKS kvferry_sim_core)
+kvferry_test(sim_serving_test SOURCES sim_serving_test.cc LINKS sim_test_support)
