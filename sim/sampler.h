@@ -17,9 +17,9 @@ struct SamplingParams {
   size_t max_tokens = 16;
   size_t min_tokens = 0;  // neither the end token nor a stop ends the answer before
   bool ignore_eos = false;
-  std::vector<Token> stop_token_ids;
-  std::vector<std::string> stop;
-  std::optional<size_t> logprobs;  // how many alternatives to report; 0 is the chosen token alone
+  std::vector<Token> stop_token_ids = {};
+  std::vector<std::string> stop = {};
+  std::optional<size_t> logprobs = {};  // how many alternatives to report; 0 is the chosen token alone
 };
 
 struct TokenLogprob {
@@ -30,7 +30,7 @@ struct TokenLogprob {
 struct SampledToken {
   Token token = 0;
   float logprob = 0;
-  std::vector<TokenLogprob> top;  // the most likely tokens, most likely first, if asked for
+  std::vector<TokenLogprob> top = {};  // the most likely tokens, most likely first, if asked for
 };
 
 constexpr size_t kMaxLogprobs = 20;

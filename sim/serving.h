@@ -34,7 +34,7 @@ enum class FinishReason : uint8_t { stop, length, abort, error };
 
 struct GenerationEnd {
   FinishReason reason = FinishReason::stop;
-  std::optional<Error> error;  // of FinishReason::error
+  std::optional<Error> error = {};  // of FinishReason::error
   size_t prompt_tokens = 0;
   size_t cached_tokens = 0;  // found in the prefix cache, or loaded from another server
   size_t answer_tokens = 0;

@@ -3,3 +3,6 @@ target_link_libraries(sim_test_support PUBLIC kvferry_sim_core)
 
 kvferry_test(sim_model_test SOURCES sim_model_test.cc LINKS kvferry_sim_core)
 kvferry_test(sim_serving_test SOURCES sim_serving_test.cc LINKS sim_test_support)
+kvferry_test(sim_parts_test WHOLE
+  SOURCES sim_block_allocator_test.cc sim_openai_test.cc sim_sampler_test.cc sim_scheduler_test.cc
+  LINKS kvferry_sim_core)
