@@ -149,6 +149,15 @@ TEST(SimScheduler, BlocksOfAFailedOrAbortedLoadAreNeverRememberedAsAPrefix) {
   EXPECT_EQ(scheduler.find(next)->cached, 0u);
 }
 
+TEST(SimScheduler, OnlyComputedBlocksAreFoundByALaterPrompt) {
+  Scheduler scheduler(config(32, 4, 10));
+  scheduler.submit(spec(30, 2)).value();
+  step(scheduler);  // 10 of 30 tokens: two whole blocks
+  const SequenceId twin = *scheduler.submit(spec(30, 2));
+  scheduler.plan(kNow);
+  EXPECT_EQ(scheduler.find(twin)->cached, 8u);
+}
+
 TEST(SimScheduler, RefusesWhatCanNeverRunAndBoundsWhatWaits) {
   Scheduler scheduler(config(8, 1, 64));
   EXPECT_EQ(scheduler.submit(spec(0, 1)).error().code, ErrorCode::invalid_argument);

@@ -310,7 +310,11 @@ TEST_F(SimServing, StopStringsStopTokensAndMinTokensEndAnswersWhereTheyShould) {
   const auto token_stop = server.submit(by_token);
   by_token.sampling.min_tokens = 9;
   const auto late_stop = server.submit(by_token);
+  GenerationRequest late_text = stopped;
+  late_text.sampling.min_tokens = 15;
+  const auto late_text_stop = server.submit(late_text);
   server.run();
+  EXPECT_GE(late_text_stop->tokens.size(), 15u);
   EXPECT_EQ(text_stop->text, free_run->text.substr(0, first));
   EXPECT_EQ(text_stop->end->reason, FinishReason::stop);
   const auto at = std::ranges::find(free_run->tokens, free_run->tokens[5]) - free_run->tokens.begin();

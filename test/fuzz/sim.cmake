@@ -1,0 +1,4 @@
+add_executable(sim_openai_fuzz sim_openai_fuzz.cc)
+target_link_libraries(sim_openai_fuzz PRIVATE kvferry_flags kvferry_sim_core)
+target_link_options(sim_openai_fuzz PRIVATE -fsanitize=fuzzer)
+set_target_properties(sim_openai_fuzz PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fuzz)
