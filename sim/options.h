@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "sim/serving.h"
+
+namespace kvferry::sim {
+
+enum class ServerRole : uint8_t { prefill, decode, both };
+
+// Everything that kvferry-sim is told, once.
+struct SimOptions {
+  ServerRole role = ServerRole::both;
+  std::string host = "127.0.0.1";
+  uint16_t port = 8100;
+  uint16_t bootstrap_port = 8998;
+  std::string model_name = "kvferry-sim";
+  ModelConfig model;
+  size_t tp = 1;
+  ServingConfig serving;
+
+  // One prompt, answered locally instead of serving.
+  std::optional<std::string> generate;
+  SamplingParams sampling;
+  bool json = false;  // the answer as /v1/completions would give it
+};
+
+// What the command line says, or what main() is to print and exit with (help and version: 0).
+struct ParsedOptions {
+  std::optional<SimOptions> options;
+  std::string message;
+  int exit_code = 0;
+};
+ParsedOptions parse_options(int argc, const char* const* argv);
+
+}  // namespace kvferry::sim

@@ -1,0 +1,3 @@
+if(TARGET kvferry_sim_core)
+  kvferry_fuzzer(sim_openai SOURCES sim_openai_fuzz.cc LINKS kvferry_sim_core)
+endif()
