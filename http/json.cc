@@ -1,0 +1,51 @@
+#include "http/json.h"
+
+namespace kvferry::http {
+
+void append_json_string(std::string& out, std::string_view text) {
+  constexpr std::string_view kHex = "0123456789abcdef";
+  out.push_back('"');
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      out.push_back('\\');
+      out.push_back(c);
+    } else if (c == '\n') {
+      out.append("\\n");
+    } else if (byte < 0x20) {
+      out.append("\\u00");
+      out.push_back(kHex[byte >> 4]);
+      out.push_back(kHex[byte & 15]);
+    } else {
+      out.push_back(c);
+    }
+  }
+  out.push_back('"');
+}
+
+std::string error_body(int status, std::string_view message, std::string_view type) {
+  if (type.empty()) {
+    type = status == 401   ? "authentication_error"
+           : status == 429 ? "rate_limit_error"
+           : status < 500  ? "invalid_request_error"
+                           : "server_error";
+  }
+  std::string out = R"({"error":{"message":)";
+  append_json_string(out, message);
+  out.append(R"(,"type":)");
+  append_json_string(out, type);
+  out.append(R"(,"param":null,"code":)");
+  append_number(out, static_cast<uint64_t>(status));
+  out.append("}}");
+  return out;
+}
+
+Response error_response(int status, std::string_view message, std::string_view type) {
+  Response response;
+  response.status = status;
+  response.body = error_body(status, message, type);
+  if (status == 429 || status == 503) response.headers.add("Retry-After", "1");
+  return response;
+}
+
+}  // namespace kvferry::http

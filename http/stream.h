@@ -1,0 +1,73 @@
+#pragma once
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/stream.hpp>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "common/result.h"
+
+namespace kvferry::http {
+
+// One TCP connection, perhaps inside TLS. Internal to http/: servers and clients are built on it.
+//
+// Plain sockets are read without a buffer of their own: wait until readable, then receive into a block that the whole
+// loop shares, so that thousands of idle streams cost no memory.
+class Stream {
+ public:
+  using Socket = boost::asio::ip::tcp::socket;
+
+  explicit Stream(Socket socket);
+  // TLS server; `handshake()` comes first.
+  Stream(Socket socket, boost::asio::ssl::context& context);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  boost::asio::awaitable<Status> handshake();
+
+  // What is there now, at most one block; valid until the next receive on this loop. An empty view: nothing yet.
+  // Error peer_lost: the other side closed.
+  Result<std::string_view> receive_now();
+  // The same into the caller's memory; 0: nothing yet.
+  Result<size_t> receive_into(std::span<char> target);
+  // Returns when receive_now() has something to say, or the stream was closed here.
+  boost::asio::awaitable<void> wait_readable();
+  // The same with a callback; at most one of both at a time. REQUIRES: the callback keeps the Stream alive.
+  void on_readable(std::function<void()> ready);
+
+  // Sends everything, gathered; pieces and what they show must stay valid until it returns. `progress` is called after
+  // each part that went out.
+  boost::asio::awaitable<Status> send(std::span<const std::string_view> pieces,
+                                      const std::function<void()>& progress = {});
+  // Sends as much as the kernel takes now; returns how much. TLS takes nothing this way.
+  Result<size_t> send_now(std::string_view bytes);
+
+  // Both directions, at once; what waits here ends. `reset`: with RST, so that the peer notices even if it only writes.
+  void close(bool reset = false);
+  bool closed() const { return closed_; }
+  // True if an idle connection can be used again: nothing to read, not closed by the peer.
+  bool quiet_idle();
+  std::string remote_address() const;
+  Socket& socket() { return socket_; }
+
+ private:
+  struct Tls;
+  Result<std::string_view> receive_tls();
+  size_t split_tls(std::span<char> target);
+  boost::asio::awaitable<Status> send_tls(std::string_view bytes);
+
+  Socket socket_;
+  std::unique_ptr<Tls> tls_;
+  bool closed_ = false;
+};
+
+// How much one receive takes at most: also the bound of what waits for a slow reader (I6).
+constexpr size_t kBlockBytes = 16 << 10;
+
+}  // namespace kvferry::http

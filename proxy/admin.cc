@@ -1,0 +1,140 @@
+#include <simdjson.h>
+
+#include "http/auth.h"
+#include "http/json.h"
+#include "proxy/core.h"
+
+// The admin server: GET /admin/backends, POST /admin/backends, GET /metrics.
+
+namespace kvferry::proxy {
+namespace {
+
+namespace asio = boost::asio;
+
+int status_of(const Error& error) {
+  switch (error.code) {
+    case ErrorCode::not_found:
+      return 404;
+    case ErrorCode::already_exists:
+      return 409;
+    default:
+      return 400;
+  }
+}
+
+struct Change {
+  std::string action;
+  Role role = Role::decode;
+  http::Url url;
+  std::optional<uint16_t> bootstrap_port;
+};
+
+Result<Change> read_change(const std::string& body) {
+  const auto fault = [](std::string message) {
+    return Error{ErrorCode::invalid_argument, std::move(message), "", "", "admin"};
+  };
+  simdjson::dom::parser parser;
+  simdjson::dom::object object;
+  if (parser.parse(body).get_object().get(object)) return fault("the body is not a JSON object");
+  std::string_view action, role, url;
+  if (object["action"].get_string().get(action)) return fault("\"action\" is missing");
+  if (object["role"].get_string().get(role)) return fault("\"role\" is missing");
+  if (object["url"].get_string().get(url)) return fault("\"url\" is missing");
+  if (role != "prefill" && role != "decode") return fault("\"role\" is prefill or decode");
+  Change change;
+  change.action = action;
+  change.role = role == "prefill" ? Role::prefill : Role::decode;
+  KVF_ASSIGN_OR_RETURN(change.url, http::parse_url(url));
+  uint64_t port = 0;
+  if (!object["bootstrap_port"].get_uint64().get(port)) {
+    if (port == 0 || port > 65535) return fault("\"bootstrap_port\" is out of range");
+    change.bootstrap_port = static_cast<uint16_t>(port);
+  }
+  return change;
+}
+
+void append_backend(std::string& out, const Backend& backend, TimePoint now) {
+  out.append(R"({"role":")").append(to_string(backend.role)).append(R"(","url":)");
+  http::append_json_string(out, backend.url.to_string());
+  out.append(R"(,"usable":)").append(backend.usable(now) ? "true" : "false");
+  out.append(R"(,"healthy":)").append(backend.healthy ? "true" : "false");
+  out.append(R"(,"draining":)").append(backend.draining ? "true" : "false");
+  out.append(R"(,"breaker":")").append(to_string(backend.breaker.state(now))).append(R"(","requests":)");
+  http::append_number(out, backend.requests);
+  out.append(R"(,"parcels":)");
+  http::append_number(out, backend.parcels);
+  out.append(R"(,"engine_ids":{)");
+  bool first = true;
+  for (const auto& [rank, id] : backend.engine_ids) {
+    if (!std::exchange(first, false)) out.push_back(',');
+    http::append_json_string(out, std::to_string(rank));
+    out.push_back(':');
+    http::append_json_string(out, id);
+  }
+  out.append("}}");
+}
+
+}  // namespace
+
+std::string Proxy::Core::describe() const {
+  const TimePoint now = deadlines.now();
+  std::string out = R"({"connector":")";
+  out.append(proxy::to_string(config.dialect)).append(R"(","policy":")").append(proxy::to_string(config.policy));
+  out.append(R"(","backends":[)");
+  bool first = true;
+  for (const Role role : {Role::prefill, Role::decode}) {
+    for (const auto& backend : backends.of(role)) {
+      if (!std::exchange(first, false)) out.push_back(',');
+      append_backend(out, *backend, now);
+    }
+  }
+  return out.append("]}");
+}
+
+http::Response Proxy::Core::change_backends(const std::string& body) {
+  const auto change = read_change(body);
+  if (!change.ok()) return http::error_response(400, change.error().to_string());
+  Status status;
+  if (change->action == "add") {
+    status = add_backend(change->role, change->url, change->bootstrap_port);
+  } else if (change->action == "remove") {
+    for (const auto& backend : backends.of(change->role)) {
+      if (backend->name != change->url.authority()) continue;
+      router.forget(*backend);
+      pool.forget(*backend);
+    }
+    status = backends.remove(change->role, change->url);
+  } else if (change->action == "drain" || change->action == "undrain") {
+    status = backends.drain(change->role, change->url, change->action == "drain");
+  } else {
+    status = Error{ErrorCode::invalid_argument, "\"action\" is add, remove, drain or undrain", "", "", "admin"};
+  }
+  if (!status.ok()) return http::error_response(status_of(status.error()), status.error().to_string());
+  log->info("admin: {} {} {}", change->action, proxy::to_string(change->role), change->url.authority());
+  http::Response response;
+  response.body = describe();
+  return response;
+}
+
+asio::awaitable<void> Proxy::Core::serve_admin(http::Request& request, http::ResponseWriter& writer) {
+  const std::string_view path = request.path();
+  http::Response response;
+  if (path != "/metrics" && path != "/admin/backends") {
+    response = http::error_response(404, "no such path");
+  } else if (!http::authorized(request.headers, config.admin_key)) {
+    response = http::error_response(401, "the admin key is needed");
+  } else if (path == "/metrics") {
+    response = metrics_page();
+  } else if (request.method == "GET") {
+    response.body = describe();
+  } else if (request.method != "POST") {
+    response = http::error_response(405, "GET or POST");
+  } else if (config.admin_key.empty()) {
+    response = http::error_response(403, "changes need --admin-key to be set");
+  } else {
+    response = change_backends(request.body);
+  }
+  (void)co_await writer.send(std::move(response));
+}
+
+}  // namespace kvferry::proxy

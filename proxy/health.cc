@@ -1,0 +1,95 @@
+#include "proxy/health.h"
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "http/client.h"
+
+namespace kvferry::proxy {
+namespace {
+
+namespace asio = boost::asio;
+constexpr Duration kProbeTimeout = std::chrono::seconds(2);
+
+}  // namespace
+
+void Health::watch(std::shared_ptr<Backend> backend) {
+  asio::co_spawn(loop_, run(std::move(backend)), asio::detached);
+}
+
+asio::awaitable<void> Health::run(std::shared_ptr<Backend> backend) {
+  asio::steady_timer timer(loop_);
+  while (!stopped_ && !backend->removed) {
+    co_await probe(backend);
+    timer.expires_after(interval_);
+    const auto [error] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
+    if (error) break;
+  }
+}
+
+asio::awaitable<void> Health::probe(std::shared_ptr<Backend> backend) {
+  http::Fetch fetch;
+  fetch.url = backend->url;
+  fetch.target = "/health";
+  fetch.timeout = kProbeTimeout;
+  const auto answer = co_await http::fetch(loop_, deadlines_, std::move(fetch));
+  const bool good = answer.ok() && answer->head.status == 200;
+  judge(*backend, good);
+  if (!good) backend->suspect = true;
+  if (good && backend->bootstrap) co_await refresh(backend);
+}
+
+void Health::judge(Backend& backend, bool good) {
+  const bool was = backend.healthy;
+  backend.healthy = good;
+  if (was == good && backend.probed) {
+    // A backend whose requests fail although it looks well stays with its breaker; one that was refused is back.
+    if (good && backend.breaker.state(deadlines_.now()) == Breaker::State::half_open) backend.breaker.succeeded();
+    return;
+  }
+  if (good && !was) {
+    backend.breaker.succeeded();
+    backend.up_since = deadlines_.now();
+    log_->info("{} {} is up", to_string(backend.role), backend.name);
+  }
+  if (!good) log_->warning("{} {} is down", to_string(backend.role), backend.name);
+  backend.probed = true;
+}
+
+void Health::learn(Backend& backend, std::map<int, std::string> ids) {
+  if (ids == backend.engine_ids) return;
+  for (const auto& [rank, id] : ids) {
+    log_->info("prefill {} dp rank {} is engine {}", backend.name, rank, id);
+  }
+  backend.engine_ids = std::move(ids);
+  backend.release_face = ReleaseFace::unknown;
+}
+
+asio::awaitable<bool> Health::refresh(std::shared_ptr<Backend> backend) {
+  if (!backend->bootstrap) co_return true;
+  if (backend->asking) {
+    const auto answered = backend->askers.emplace_back(std::make_shared<http::Event>());
+    co_await answered->wait();
+    co_return !backend->suspect;
+  }
+  backend->asking = true;
+  auto ids = co_await bootstrap_.query(*backend->bootstrap);
+  backend->asking = false;
+  if (ids.ok() && !ids->empty()) {
+    backend->suspect = false;
+    learn(*backend, std::move(*ids));
+  } else {
+    backend->suspect = true;
+    if (!ids.ok()) log_->debug("query of {} failed: {}", backend->name, ids.error().to_string());
+  }
+  const bool known = !backend->suspect;
+  const auto askers = std::move(backend->askers);
+  backend->askers.clear();
+  for (const auto& asker : askers) asker->set();
+  co_return known;
+}
+
+}  // namespace kvferry::proxy

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <memory>
+
+#include "common/log.h"
+#include "http/deadlines.h"
+#include "proxy/backends.h"
+#include "proxy/bootstrap_client.h"
+
+namespace kvferry::proxy {
+
+// Keeps the table of backends true: GET /health of each at an interval, and of prefillers the engine ids that their
+// bootstrap server hands out now, so that a restarted one is known within one interval. On the loop.
+class Health {
+ public:
+  Health(boost::asio::io_context& loop, http::Deadlines& deadlines, BootstrapClient& bootstrap,
+         std::shared_ptr<Logger> log, Duration interval)
+      : loop_(loop), deadlines_(deadlines), bootstrap_(bootstrap), log_(std::move(log)), interval_(interval) {}
+
+  // Probes it until it is removed or stop().
+  void watch(std::shared_ptr<Backend> backend);
+  void stop() { stopped_ = true; }
+
+  // Asks for the engine ids now; callers that come meanwhile share one question. True if they are known.
+  boost::asio::awaitable<bool> refresh(std::shared_ptr<Backend> backend);
+
+ private:
+  boost::asio::awaitable<void> run(std::shared_ptr<Backend> backend);
+  boost::asio::awaitable<void> probe(std::shared_ptr<Backend> backend);
+  void judge(Backend& backend, bool good);
+  void learn(Backend& backend, std::map<int, std::string> ids);
+
+  boost::asio::io_context& loop_;
+  http::Deadlines& deadlines_;
+  BootstrapClient& bootstrap_;
+  const std::shared_ptr<Logger> log_;
+  const Duration interval_;
+  bool stopped_ = false;
+};
+
+}  // namespace kvferry::proxy

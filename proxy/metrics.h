@@ -1,0 +1,36 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include "common/metrics.h"
+
+namespace kvferry::proxy {
+
+// Names, labels and meaning: docs/proxy.md.
+class Metrics {
+ public:
+  Metrics();
+
+  // One leg ended. `leg`: prefill, decode, alone, pass or front; `status`: HTTP's, 0 without one; `cause`: ok, or why.
+  void leg(std::string_view leg, int status, std::string_view cause, std::string_view backend);
+
+  Registry registry;
+  Histogram& prefill_seconds;
+  Histogram& handover_seconds;    // the prefiller's answer -> the decoder's first byte
+  Histogram& first_byte_seconds;  // the request's last byte -> the first byte of its answer
+  Histogram& total_seconds;
+  Counter& relayed_bytes;
+  Counter& relay_pieces;
+  Counter& canary_moved;
+  Counter& canary_not_moved;
+  Gauge& in_flight;
+  Gauge& queued;
+
+ private:
+  std::map<std::tuple<std::string, int, std::string, std::string>, Counter*, std::less<>> legs_;
+};
+
+}  // namespace kvferry::proxy
