@@ -51,6 +51,7 @@ class Guest {
  public:
   virtual ~Guest() = default;
   virtual const std::string& engine_id() const = 0;
+  virtual uint64_t incarnation() const = 0;
   // I4: called before each slice that is scattered into our memory. Handles what the session's socket holds first;
   // false when the peer has given up on us, or we were stopped for longer than it waits: then nothing more may be
   // applied.

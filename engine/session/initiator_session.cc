@@ -109,6 +109,10 @@ void InitiatorSession::on_frame(const proto::Frame& frame) {
       for (const Task& again : std::exchange(waiting_for_tokens_, {})) again();
       return;
     }
+    case proto::Frame::kTicket:
+    case proto::Frame::kVerdict:
+    case proto::Frame::kReleased:
+      return context_.parcel_answer(frame);
     default:
       return;  // I9, DESIGN.md: unknown frames are ignored
   }

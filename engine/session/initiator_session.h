@@ -38,6 +38,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
     Duration connect_patience;
     std::function<void()> ready;
     std::function<void()> regions_changed;
+    std::function<void(const proto::Frame&)> parcel_answer;  // ticket, verdict, released
     // The session is over; called once, never from the constructor. Its owner destroys it in a later turn.
     std::function<void(const Error&)> ended;
   };
@@ -71,6 +72,9 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
 
   Result<std::optional<NewLane>> open_lane(Task again) override;
   void fence_lane(uint32_t id, Task fenced) override;
+
+  // A claim, settle, release or extend. REQUIRES: ready().
+  void send_parcel(const proto::Frame& frame) { frames_.send(frame); }
 
   // Ends the session from this side, telling the peer why.
   void end(const Error& why);

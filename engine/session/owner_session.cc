@@ -38,6 +38,7 @@ void OwnerSession::finish(const Error& why) {
   frames_.close(true);
   context_.lanes.drop_guest(*this);
   if (context_.local != nullptr) context_.local->detach(*this);
+  if (context_.parcels != nullptr && greeted_) context_.parcels->on_reader_left(*this);
   context_.ended(*this, why);
 }
 
@@ -94,6 +95,12 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
     }
     case proto::Frame::kRefusal:
       return finish(Error{ErrorCode::peer_lost, "the peer left", frame.refusal().message()});
+    case proto::Frame::kClaim:
+    case proto::Frame::kSettle:
+    case proto::Frame::kRelease:
+    case proto::Frame::kExtend:
+      if (context_.parcels != nullptr) context_.parcels->on_parcel_frame(*this, frame);
+      return;
     default:
       return;  // I9, DESIGN.md: unknown frames are ignored
   }
@@ -125,9 +132,11 @@ void OwnerSession::on_hello(const proto::Frame& frame) {
   if (Status status = judge(frame); !status.ok()) return end(status.error());
   greeted_ = true;
   engine_id_ = frame.hello().engine_id();
+  incarnation_ = frame.hello().incarnation();
   peer_host_ = host_from_proto(frame.hello().host());
   send_welcome();
   send_regions();
+  if (context_.parcels != nullptr && !over_) context_.parcels->on_reader_came(*this);
 }
 
 std::string OwnerSession::fresh_token() {

@@ -16,6 +16,18 @@
 
 namespace kvferry {
 
+class OwnerSession;
+
+// Who answers what a session says about parcels (engine/parcel/owner.h). On loop only.
+class ParcelDesk {
+ public:
+  virtual ~ParcelDesk() = default;
+  virtual void on_parcel_frame(OwnerSession& reader, const proto::Frame& frame) = 0;
+  // A session of this reader stands, or stood. A reader that is back within the owner's grace keeps its claims.
+  virtual void on_reader_came(OwnerSession& reader) = 0;
+  virtual void on_reader_left(OwnerSession& reader) = 0;
+};
+
 // One session seen by the engine that was dialled: it tells its regions, answers, and decides what the peer's lanes may
 // still apply. On loop only.
 class OwnerSession final : public Guest, private FramesHandler {
@@ -31,6 +43,7 @@ class OwnerSession final : public Guest, private FramesHandler {
     Registry& registry;
     tcp::Owner& lanes;
     local::Owner* local;  // null: this engine does not offer the local fabric
+    ParcelDesk* parcels;  // null: no parcels here
     Random& random;
     Limits limits;
     Frames::Limits frame_limits;
@@ -46,6 +59,8 @@ class OwnerSession final : public Guest, private FramesHandler {
   uint64_t session_id() const { return session_id_; }
   // The peer's name once it has said hello.
   const std::string& engine_id() const override { return engine_id_; }
+  uint64_t incarnation() const override { return incarnation_; }
+  void send(const proto::Frame& frame) { frames_.send(frame); }
   bool still_welcome() override;
 
   // A connection that names this session in its preface. Each token opens one lane.
@@ -74,6 +89,7 @@ class OwnerSession final : public Guest, private FramesHandler {
   const uint64_t session_id_;
   const uint64_t challenge_;
   std::string engine_id_;
+  uint64_t incarnation_ = 0;
   HostIdentity peer_host_;
   bool greeted_ = false;
   bool over_ = false;

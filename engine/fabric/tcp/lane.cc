@@ -23,7 +23,7 @@ MutableByteSpan waste() {
 Lane::Lane(Loop& loop, std::unique_ptr<Stream> stream, LaneHandler& handler, uint32_t id, std::string preface)
     : loop_(loop), stream_(std::move(stream)), handler_(handler), id_(id), buffer_(kBufferBytes) {
   stream_->set_handler(this);
-  if (!preface.empty()) out_.push_back(OutFrame{kPrefaceOp, std::move(preface), {}, {}, {}});
+  if (!preface.empty()) out_.push_back(OutFrame{kPrefaceOp, std::move(preface), {}, {}, {}, {}, false});
   update_interest();
 }
 
@@ -38,6 +38,14 @@ void Lane::send(OutFrame frame) {
   if (!closed_) update_interest();
 }
 
+void Lane::send(std::vector<OutFrame> frames) {
+  if (closed_) return;
+  const bool idle = out_.empty();
+  for (OutFrame& frame : frames) out_.push_back(std::move(frame));
+  if (idle) flush();
+  if (!closed_) update_interest();
+}
+
 Lane::Withdrawn Lane::withdraw(uint64_t op) {
   for (size_t i = 0; i < out_.size(); ++i) {
     if (out_[i].op != op) continue;
@@ -46,6 +54,23 @@ Lane::Withdrawn Lane::withdraw(uint64_t op) {
     return Withdrawn::unsent;
   }
   return Withdrawn::absent;
+}
+
+void Lane::poison(const void* tag, const std::function<std::string(uint64_t op)>& last_head) {
+  for (size_t i = 0; i < out_.size(); ++i) {
+    OutFrame& frame = out_[i];
+    if (frame.tag.get() != tag) continue;
+    const bool begun = i == 0 && head_sent_ > 0;
+    if (frame.last && !begun) frame.head = last_head(frame.op);
+    size_t left = 0;
+    const size_t kept = i == 0 ? payload_sent_ : 0;
+    for (size_t part = kept; part < frame.payload.size(); ++part) left += frame.payload[part].iov_len;
+    frame.payload.resize(kept);
+    const MutableByteSpan bin = waste();
+    for (; left > 0; left -= frame.payload.back().iov_len)
+      frame.payload.push_back({bin.data(), std::min(left, bin.size())});
+    frame.pins.clear();
+  }
 }
 
 bool Lane::sends_from(const RegionState& region) const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct OutFrame {
   std::vector<iovec> payload;
   std::vector<RegionPin> pins;
   Staging::Buffer staging;
+  std::shared_ptr<const void> tag;  // whose frame it is; let go when the frame has left, or the lane is closed
+  bool last = false;                // of its tag
 };
 
 // One data connection: frames in, frames out, the bytes of a payload straight between the socket and its spans. Knows
@@ -53,10 +56,14 @@ class Lane final : private StreamHandler {
   const Stream& stream() const { return *stream_; }
 
   void send(OutFrame frame);
+  void send(std::vector<OutFrame> frames);
   size_t queued_frames() const { return out_.size(); }
   // Takes a frame back. `unsent`: no byte of it has left. `absent`: it has left whole, or was never here.
   enum class Withdrawn { unsent, partly_sent, absent };
   Withdrawn withdraw(uint64_t op);
+  // Every byte of `tag`'s queued payload that has not left is replaced by waste, and its last frame, if no byte of it has
+  // left, by `last_head(op)`: how a stream is ended whose memory is being given back (I2).
+  void poison(const void* tag, const std::function<std::string(uint64_t op)>& last_head);
   // Whether the payload of this operation's answer is arriving now.
   bool receiving(uint64_t op) const { return in_payload_ && header_.op == op; }
   // Whether a queued frame carries memory of `region`.

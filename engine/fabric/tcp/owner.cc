@@ -69,6 +69,7 @@ void Owner::retire(const ServedPtr& served, bool reset) {
   served->guest = nullptr;
   served->writing = Spans{};
   served->staging.release();
+  served->streams.clear();
   const ServedPtr keep = served;
   served_.erase(keep->lane.get());
   loop_.defer([keep] {});
@@ -152,6 +153,7 @@ Result<std::vector<iovec>> Owner::on_frame(Lane& lane, const Header& header, Byt
     KVF_ASSIGN_OR_RETURN(Spans spans, resolve(table, kRemoteWrite));
     return accept_write(*served, header, std::move(spans));
   }
+  if (header.type == FrameType::fetch) return accept_fetch(served, header, table);
   return Error{ErrorCode::protocol, "malformed lane frame: a reply where a request belongs"};
 }
 

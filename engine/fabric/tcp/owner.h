@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <list>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -10,12 +12,39 @@
 
 namespace kvferry::tcp {
 
+// A stream that answers a fetch, made by the layer that knows what is fetched. Destroyed when it has been sent whole or
+// its lane is gone. On loop only.
+class FetchSource {
+ public:
+  virtual ~FetchSource() = default;
+  virtual std::string head() = 0;
+  // The next bytes, at most `max_bytes`: host memory that stays as it is until the stream is destroyed or stopped.
+  virtual std::vector<iovec> next(uint64_t max_bytes) = 0;
+  virtual bool at_end() const = 0;
+  // What follows the bytes, as things stand now.
+  virtual std::string trailer() = 0;
+};
+
+class FetchDesk {
+ public:
+  virtual ~FetchDesk() = default;
+  using Answer = std::function<void(Result<std::shared_ptr<FetchSource>>)>;
+  // Calls `answer` once, now or later on the loop.
+  virtual void on_fetch(Guest& guest, ByteSpan request, Answer answer) = 0;
+};
+
 // The owner's side of the tcp fabric: checks what peers ask of this engine's regions, and moves the bytes. On loop
 // only.
 class Owner final : private LaneHandler {
  public:
   Owner(Loop& loop, Registry& registry, Staging& staging) : loop_(loop), registry_(registry), staging_(staging) {}
   ~Owner() override;
+
+  // Who answers fetches; without one they are refused. It outlives this, or is set to null.
+  void set_desk(FetchDesk* desk) { desk_ = desk; }
+  // I2: when this returns, the stream's memory is touched no more; what the reader still gets is waste, and the trailer
+  // is asked for anew. The source must be at its end.
+  void stop(FetchSource& source);
 
   // A lane of `guest`, whose preface has been read. `guest` must call drop_guest() before it goes.
   void adopt(Guest& guest, std::unique_ptr<Stream> stream, uint32_t lane_id);
@@ -41,11 +70,18 @@ class Owner final : private LaneHandler {
     std::vector<std::byte*> places;  // by span
     uint64_t bytes = 0;
   };
+  struct Streaming {
+    uint64_t op;
+    std::shared_ptr<FetchSource> source;
+    bool head_sent = false;
+  };
   struct Served {
     Guest* guest = nullptr;
     std::unique_ptr<Lane> lane;
     Spans writing;            // of the write whose payload is arriving
     Staging::Buffer staging;  // where it arrives, for memory that the CPU cannot touch
+    std::list<Streaming> streams;
+    size_t fetches_asked = 0;  // not answered by the desk yet
   };
   using ServedPtr = std::shared_ptr<Served>;
 
@@ -62,6 +98,9 @@ class Owner final : private LaneHandler {
   void finish_staged_write(const ServedPtr& served, uint64_t op);
   void reply(Served& served, FrameType type, uint64_t op, const Status& status);
   ServedPtr find(const Lane& lane) const;
+  Result<std::vector<iovec>> accept_fetch(const ServedPtr& served, const Header& header, ByteSpan table);
+  void pump(Served& served);
+  bool send_next(Served& served, Streaming& streaming);
   // A copy, so that lanes may be retired while it is walked.
   std::vector<ServedPtr> all() const;
   void retire(const ServedPtr& served, bool reset);
@@ -69,6 +108,7 @@ class Owner final : private LaneHandler {
   Loop& loop_;
   Registry& registry_;
   Staging& staging_;
+  FetchDesk* desk_ = nullptr;
   std::unordered_map<const Lane*, ServedPtr> served_;
   uint64_t bytes_served_ = 0;
 };

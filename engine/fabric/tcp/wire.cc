@@ -33,7 +33,7 @@ Result<Header> decode_header(ByteSpan bytes) {
   Header header;
   if (reader.get<uint32_t>() != Header::kMagic) return malformed("wrong magic");
   const auto type = reader.get<uint16_t>();
-  if (type < 1 || type > 4) return malformed("unknown type " + std::to_string(type));
+  if (type < 1 || type > 8) return malformed("unknown type " + std::to_string(type));
   header.type = static_cast<FrameType>(type);
   header.code = reader.get<uint16_t>();
   header.table_bytes = reader.get<uint32_t>();

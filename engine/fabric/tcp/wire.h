@@ -18,10 +18,23 @@ namespace kvferry::tcp {
 //   write        initiator -> owner spans                     the bytes, in the order of the spans
 //   read_reply   owner -> initiator error text if code != 0   the bytes if code == 0
 //   write_reply  owner -> initiator error text if code != 0   -      (sent when the bytes are visible, I8)
+//   fetch        initiator -> owner what to stream, opaque    -
+//   fetch_head   owner -> initiator opaque, or error text     -      (code != 0: the end of this fetch)
+//   fetch_data   owner -> initiator -                         the next bytes of the stream
+//   fetch_end    owner -> initiator opaque trailer            -
 //
 // A table of spans is a list of groups {u64 region, u32 count, u32 length}, each followed by `count` entries: u64
 // offset if the group's `length` is not 0 (all spans of it have that length), else {u64 offset, u32 length}.
-enum class FrameType : uint8_t { read = 1, write = 2, read_reply = 3, write_reply = 4 };
+enum class FrameType : uint8_t {
+  read = 1,
+  write = 2,
+  read_reply = 3,
+  write_reply = 4,
+  fetch = 5,
+  fetch_head = 6,
+  fetch_data = 7,
+  fetch_end = 8,
+};
 
 struct Header {
   static constexpr uint32_t kMagic = 0x314c564b;  // "KVL1"
@@ -37,7 +50,7 @@ struct Header {
 // Of one frame; what exceeds them is a protocol error and ends the lane (I6).
 constexpr uint64_t kMaxPayload = uint64_t{4} << 20;
 constexpr size_t kMaxSpans = 4096;
-constexpr size_t kMaxTable = kMaxSpans * (16 + 12);
+constexpr size_t kMaxTable = size_t{1} << 20;  // a ticket with its layout and block ids; span tables take 28 bytes a span
 
 void encode_header(const Header& header, std::string& out);
 // REQUIRES: bytes.size() == Header::kBytes. Refuses a wrong magic, an unknown type and anything over the limits.

@@ -1,0 +1,90 @@
+#include "engine/fabric/tcp/owner.h"
+
+// Streams that answer fetches: pieces of them are queued as the lane drains, several streams of a lane in turn.
+
+namespace kvferry::tcp {
+namespace {
+
+constexpr size_t kQueuedPieces = 2;  // of one lane: one being sent, one ready
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+constexpr size_t kMaxStreams = 256;  // of one lane, with the fetches that wait for their answer (I6)
+
+OutFrame frame_of(FrameType type, uint64_t op, uint16_t code, const std::string& table, std::vector<iovec> payload) {
+  Header header;
+  header.type = type;
+  header.op = op;
+  header.code = code;
+  header.table_bytes = static_cast<uint32_t>(table.size());
+  for (const iovec& part : payload) header.payload_bytes += part.iov_len;
+  OutFrame frame;
+  frame.op = op;
+  encode_header(header, frame.head);
+  frame.head += table;
+  frame.payload = std::move(payload);
+  return frame;
+}
+
+}  // namespace
+
+Result<std::vector<iovec>> Owner::accept_fetch(const ServedPtr& served, const Header& header, ByteSpan table) {
+  if (header.payload_bytes != 0) return Error{ErrorCode::protocol, "malformed lane frame: fetch with a payload"};
+  if (served->streams.size() + served->fetches_asked >= kMaxStreams)
+    return Error{ErrorCode::resource_exhausted, "too many fetches at once in one lane"};
+  const uint64_t op = header.op;
+  const auto refuse = [op](Served& asker, const Error& why) {
+    asker.lane->send(frame_of(FrameType::fetch_head, op, static_cast<uint16_t>(why.code), why.to_string(), {}));
+  };
+  if (desk_ == nullptr) {
+    refuse(*served, Error{ErrorCode::unsupported, "this engine has no parcels"});
+    return std::vector<iovec>{};
+  }
+  ++served->fetches_asked;
+  const std::weak_ptr<Served> weak = served;
+  desk_->on_fetch(*served->guest, table, [this, weak, op, refuse](Result<std::shared_ptr<FetchSource>> source) {
+    const ServedPtr asker = weak.lock();
+    if (asker == nullptr || asker->guest == nullptr) return;
+    --asker->fetches_asked;
+    if (!source) return refuse(*asker, source.error());
+    asker->streams.push_back(Streaming{op, std::move(*source)});
+    pump(*asker);
+  });
+  return std::vector<iovec>{};
+}
+
+// Fills the lane's queue with the next pieces of its streams, each in turn.
+void Owner::pump(Served& served) {
+  while (!served.streams.empty() && !served.lane->closed() && served.lane->queued_frames() < kQueuedPieces) {
+    if (!send_next(served, served.streams.front()))
+      served.streams.pop_front();
+    else if (served.streams.size() > 1)
+      served.streams.splice(served.streams.end(), served.streams, served.streams.begin());
+  }
+}
+
+// Queues a piece; false: the trailer is queued too, and the stream is all handed over. A small stream leaves in one go.
+bool Owner::send_next(Served& served, Streaming& streaming) {
+  Lane& lane = *served.lane;
+  std::vector<OutFrame> frames;
+  if (!std::exchange(streaming.head_sent, true))
+    frames.push_back(frame_of(FrameType::fetch_head, streaming.op, 0, streaming.source->head(), {}));
+  std::vector<iovec> piece = streaming.source->next(kPieceBytes);
+  if (!piece.empty()) frames.push_back(frame_of(FrameType::fetch_data, streaming.op, 0, {}, std::move(piece)));
+  const bool ends = streaming.source->at_end();
+  if (ends) {
+    frames.push_back(frame_of(FrameType::fetch_end, streaming.op, 0, streaming.source->trailer(), {}));
+    frames.back().last = true;
+  }
+  for (OutFrame& frame : frames) {
+    frame.tag = streaming.source;
+    for (const iovec& part : frame.payload) bytes_served_ += part.iov_len;
+  }
+  lane.send(std::move(frames));
+  return !ends;
+}
+
+void Owner::stop(FetchSource& source) {
+  const auto last_head = [&](uint64_t op) { return frame_of(FrameType::fetch_end, op, 0, source.trailer(), {}).head; };
+  for (const ServedPtr& served : all()) served->lane->poison(&source, last_head);
+}
+
+}  // namespace kvferry::tcp
