@@ -295,5 +295,18 @@ TEST(Reshard, MergesConsecutiveBlocksIntoOneSpanPerLayer) {
   EXPECT_EQ(whole->shares[0].pairs.expand().size(), 1U);
 }
 
+TEST(Reshard, NeverMergesAcrossRegions) {
+  Pair pair({.own_regions = true, .scattered = false}, {.own_regions = true, .scattered = false}, 64);
+  for (Instance* instance : {&pair.owners, &pair.readers}) {  // offsets go on where the other region's end
+    std::vector<KvLayer>& layers = instance->ranks[0].layout.layers;
+    const uint64_t end = layers[0].k.base + 16 * layers[0].k.block_stride;
+    layers[1].v.base = end + (layers[1].v.base - layers[1].k.base);
+    layers[1].k.base = end;
+  }
+  const auto plan = plan_reshard(pair.owners.sides(), {pair.readers.ranks[0].side(), 0, 64});
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->shares[0].pairs.expand().size(), 2U);
+}
+
 }  // namespace
 }  // namespace kvferry::test

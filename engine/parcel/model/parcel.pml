@@ -23,9 +23,6 @@
 #ifndef RELEASES
 #define RELEASES 1 /* forced releases and aborts, by the proxy or the owner */
 #endif
-/* The first bounds are for one owner and its readers in full. SMALL makes two owners tractable: a request is handled as
-   it is sent (its answer still takes time and may be lost), a rank goes to its owners in turn, each pair has one form
-   of verdict, and readers give up silently. */
 #define SPANS 2 /* read one after another; anything may happen between two */
 #define LINKS (OWNERS * READERS)
 #define LINK(o, r) ((o) * READERS + (r))
@@ -87,6 +84,8 @@ byte cuts = CUTS;
 byte releases = RELEASES;
 
 /* One slot each way per pair. Frames: kind, incarnation of the owner, of the reader, generation. */
+/* SMALL makes two owners tractable: a request is handled as it is sent (its answer still takes time and may be lost), a
+   rank goes to its owners in turn, each pair has one form of verdict, and readers give up silently. */
 #ifdef SMALL
 chan up[LINKS] = [0] of { mtype, byte, byte, byte };
 #define CAN_SEND(l) (empty(down[l]))
@@ -303,6 +302,12 @@ end:
   od
 }
 
+#ifdef MUTANT_REPEATS
+#define MAY_REPEAT(l) true
+#else
+#define MAY_REPEAT(l) (!retried[l])
+#endif
+
 /* ---------------------------------------------------------------- the reader, one rank and one owner */
 
 inline finish(o, l, state) {
@@ -344,9 +349,9 @@ end:
        fi
      }
      /* The frame or its answer was lost: once more, the same claim. */
-  :: atomic { at_reader[l] == CLAIMING && !retried[l] && NOTHING_ON_THE_WAY(l) ->
+  :: atomic { at_reader[l] == CLAIMING && MAY_REPEAT(l) && NOTHING_ON_THE_WAY(l) ->
        retried[l] = 1; transmit(up[l], claim, wanted[l], life[r], 0) }
-  :: atomic { at_reader[l] == SETTLING && !retried[l] && NOTHING_ON_THE_WAY(l) ->
+  :: atomic { at_reader[l] == SETTLING && MAY_REPEAT(l) && NOTHING_ON_THE_WAY(l) ->
        retried[l] = 1; transmit(up[l], settle, wanted[l], life[r], told[l]) }
 
   :: d_step { IS_READING(at_reader[l]) && at_reader[l] < SETTLING - 1 -> /* a span: whatever lies there now */
