@@ -22,7 +22,16 @@ ClaimState transition(ClaimState from, ClaimEvent event);
 
 // A claim as its reader sees it.
 enum class ReadState : uint8_t { waiting, reading, settling, accepted, stale, gone, conflict, failed, cancelled };
-enum class ReadEvent : uint8_t { ticket, read_done, verdict_valid, verdict_stale, answer_gone, answer_conflict, fail, cancel };
+enum class ReadEvent : uint8_t {
+  ticket,
+  read_done,
+  verdict_valid,
+  verdict_stale,
+  answer_gone,
+  answer_conflict,
+  fail,
+  cancel
+};
 ReadState transition(ReadState from, ReadEvent event);
 bool is_final(ReadState state);
 std::string_view to_string(ReadState state);

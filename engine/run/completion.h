@@ -16,6 +16,8 @@ namespace kvferry {
 using TransferId = uint64_t;
 // Stands in take() for "a quarantined range is quiet again".
 constexpr TransferId kQuietAgain = 0;
+// Stands in take() for "a parcel was released".
+constexpr TransferId kParcelReleased = UINT64_MAX;
 
 // Where the ends of an engine's transfers are told: to waiters, and on a descriptor for event loops. Thread-safe.
 class CompletionHub {

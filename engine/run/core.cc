@@ -102,6 +102,7 @@ void EngineCore::session_came(std::unique_ptr<Stream> stream) {
       parts_.registry,
       lanes_,
       parts_.copier != nullptr && has(config_.fabrics, "local") ? &local_owner_ : nullptr,
+      desk_,
       parts_.random,
       OwnerSession::Limits{},
       Frames::Limits{},

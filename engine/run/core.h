@@ -67,6 +67,10 @@ class EngineCore {
   // The same peer for the same address, for as long as the engine lives.
   Result<PeerIndex> find_or_add_peer(const Address& address);
   const std::shared_ptr<PeerView>& view_of(PeerIndex peer) const { return peers_[peer]->view(); }
+  Peer& peer(PeerIndex index) { return *peers_[index]; }
+  tcp::Owner& lanes() { return lanes_; }
+  // Who answers for parcels; before listen(). Sessions and the desk end with the core.
+  void set_parcel_desk(ParcelDesk* desk) { desk_ = desk; }
   void connect(PeerIndex peer, std::function<void(Status)> connected);
   void submit(PeerIndex peer, const TaskPtr& task) { peers_[peer]->submit(task); }
   void cancel(PeerIndex peer, const TaskPtr& task, const Error& why) { peers_[peer]->cancel(task, why); }
@@ -100,6 +104,7 @@ class EngineCore {
   Address address_;
   Staging staging_;
   tcp::Owner lanes_;
+  ParcelDesk* desk_ = nullptr;
   local::Owner local_owner_;
   TransferMetrics transfer_metrics_;
   Counter& strangers_;

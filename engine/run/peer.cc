@@ -13,6 +13,7 @@ constexpr Duration kFirstBackoff = std::chrono::milliseconds(20);
 constexpr Duration kLongestBackoff = std::chrono::seconds(2);
 // How long a cancelled write waits to hear that the far side is quiet, before it says `unknown`.
 constexpr Duration kFencePatience = std::chrono::seconds(1);
+constexpr size_t kFetchLanes = 2;
 
 }  // namespace
 
@@ -56,6 +57,9 @@ void Peer::dial() {
                                     context_.connect_patience,
                                     [this] { on_ready(); },
                                     [this] { publish_view(); },
+                                    [this](const proto::Frame& frame) {
+                                      if (parcels_.answer) parcels_.answer(frame);
+                                    },
                                     [this](const Error& why) { on_session_ended(why); }};
   session_ = std::make_unique<InitiatorSession>(std::move(session), std::move(*stream), address_, std::string());
 }
@@ -73,8 +77,10 @@ void Peer::on_ready() {
   last_engine_id_ = session_->peer().engine_id;
   if (session_->link() && context_.copier != nullptr)
     local_path_ = std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
-  if (context_.use_tcp)
+  if (context_.use_tcp) {
     tcp_path_ = std::make_unique<tcp::TcpPath>(context_.loop, *session_, context_.staging, context_.tcp_options);
+    fetch_path_ = std::make_unique<tcp::FetchPath>(context_.loop, *session_, kFetchLanes);
+  }
   publish_view();
   for (auto& connected : std::exchange(connecting_, {})) connected({});
   const std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
@@ -93,11 +99,15 @@ void Peer::on_session_ended(const Error& why) {
   next_dial_ = context_.loop.now() + backoff_ / 2 +
                Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
   fail_connecting(why);
+  if (parcels_.session_ended) parcels_.session_ended(why);
   std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
   std::shared_ptr<local::LocalPath> local_path = std::move(local_path_);
+  std::shared_ptr<tcp::FetchPath> fetch_path = std::move(fetch_path_);
+  if (fetch_path) fetch_path->fail_all(why);
   // Called from within the session, perhaps by one of its lanes: destroyed in a later turn, the paths first.
-  context_.loop.defer([session, tcp_path, local_path]() mutable {
+  context_.loop.defer([session, tcp_path, local_path, fetch_path]() mutable {
     tcp_path.reset();
+    fetch_path.reset();
     local_path.reset();
   });
 }

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "engine/fabric/local/copier.h"
+#include "engine/fabric/tcp/fetch_path.h"
 #include "engine/run/transfer_task.h"
 #include "engine/session/initiator_session.h"
 
@@ -74,6 +75,17 @@ class Peer {
   void connect(std::function<void(Status)> connected);
   void shut_down(const Error& why);
 
+  // For parcels: the session that stands now and its ways, or null.
+  InitiatorSession* session() const { return session_ && session_->ready() ? session_.get() : nullptr; }
+  local::LocalPath* local_path() const { return local_path_.get(); }
+  tcp::FetchPath* fetch_path() const { return fetch_path_.get(); }
+  // Who hears the peer's answers about parcels, and of the end of its session. At most one.
+  struct ParcelListener {
+    std::function<void(const proto::Frame&)> answer;
+    std::function<void(const Error&)> session_ended;
+  };
+  void set_parcel_listener(ParcelListener listener) { parcels_ = std::move(listener); }
+
   const Address& address() const { return address_; }
   const std::shared_ptr<PeerView>& view() const { return view_; }
   std::string describe() const;
@@ -103,6 +115,8 @@ class Peer {
   std::unique_ptr<InitiatorSession> session_;
   std::unique_ptr<local::LocalPath> local_path_;
   std::unique_ptr<tcp::TcpPath> tcp_path_;
+  std::unique_ptr<tcp::FetchPath> fetch_path_;
+  ParcelListener parcels_;
   std::unordered_set<TaskPtr> tasks_;
   std::list<std::function<void(Status)>> connecting_;
   Duration backoff_{0};

@@ -90,6 +90,12 @@ Status Link::complete(const AttachReply& reply) {
   return {};
 }
 
+bool Link::in_force(WordIndex word, uint64_t generation) const {
+  if (word >= GateWords::kWords || !process_.alive()) return false;
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return words_->words()[word].load(std::memory_order_seq_cst) == generation;
+}
+
 Status Link::check_generations(std::span<const RegionInfo* const> regions) const {
   const RegionInfo* last = nullptr;
   for (const RegionInfo* region : regions) {

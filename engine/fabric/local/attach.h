@@ -71,6 +71,9 @@ class Link {
   // region's generation moved before the copy ended; what was copied is then undefined.
   Status copy(Operation operation, std::span<const Pair> pairs, std::span<const RegionInfo* const> regions);
 
+  // I1: whether the owner's word still holds `generation`, behind everything that was copied before.
+  bool in_force(WordIndex word, uint64_t generation) const;
+
   // The session is gone: later copies fail, those in flight end.
   void close() { closed_.store(true, std::memory_order_seq_cst); }
   bool closed() const { return closed_.load(std::memory_order_relaxed); }

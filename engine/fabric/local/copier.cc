@@ -110,7 +110,10 @@ void LocalPath::start(std::shared_ptr<Job> job) {
     });
   });
   copies_.emplace(key, copy);
-  copier_.enqueue(std::move(copy));
+  if (job->bytes <= Copier::kInlineBytes)
+    copy->help();  // shorter than a hand-over; `done` comes in the next turn all the same
+  else
+    copier_.enqueue(std::move(copy));
 }
 
 bool LocalPath::cancel(const std::shared_ptr<Job>& job, Task) {

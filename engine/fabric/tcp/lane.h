@@ -61,8 +61,8 @@ class Lane final : private StreamHandler {
   // Takes a frame back. `unsent`: no byte of it has left. `absent`: it has left whole, or was never here.
   enum class Withdrawn { unsent, partly_sent, absent };
   Withdrawn withdraw(uint64_t op);
-  // Every byte of `tag`'s queued payload that has not left is replaced by waste, and its last frame, if no byte of it has
-  // left, by `last_head(op)`: how a stream is ended whose memory is being given back (I2).
+  // Every byte of `tag`'s queued payload that has not left is replaced by waste, and its last frame, if no byte of it
+  // has left, by `last_head(op)`: how a stream is ended whose memory is being given back (I2).
   void poison(const void* tag, const std::function<std::string(uint64_t op)>& last_head);
   // Whether the payload of this operation's answer is arriving now.
   bool receiving(uint64_t op) const { return in_payload_ && header_.op == op; }

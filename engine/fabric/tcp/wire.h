@@ -50,7 +50,8 @@ struct Header {
 // Of one frame; what exceeds them is a protocol error and ends the lane (I6).
 constexpr uint64_t kMaxPayload = uint64_t{4} << 20;
 constexpr size_t kMaxSpans = 4096;
-constexpr size_t kMaxTable = size_t{1} << 20;  // a ticket with its layout and block ids; span tables take 28 bytes a span
+constexpr size_t kMaxTable =
+    size_t{1} << 20;  // a ticket with its layout and block ids; span tables take 28 bytes a span
 
 void encode_header(const Header& header, std::string& out);
 // REQUIRES: bytes.size() == Header::kBytes. Refuses a wrong magic, an unknown type and anything over the limits.

@@ -1,0 +1,266 @@
+#include "engine/parcel/owner.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+
+#include "engine/parcel/stream.h"
+
+// Publishing, releasing, expiring: a parcel from its first word to its last. Claims are in owner_claims.cc.
+
+namespace kvferry {
+namespace {
+
+// Generations of parcels, apart from region ids (small) and sessions (bit 63), and unguessable.
+uint64_t fresh_generation(Random& random) {
+  return (random.next() >> 2) | (uint64_t{1} << 62);
+}
+
+constexpr size_t kMaxTransferId = 256;
+
+Status check_id(const std::string& transfer_id) {
+  if (!transfer_id.empty() && transfer_id.size() <= kMaxTransferId) return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a transfer id has 1 to {} bytes", kMaxTransferId)};
+}
+
+}  // namespace
+
+std::string_view to_string(ReleaseReason reason) {
+  switch (reason) {
+    case ReleaseReason::settled:
+      return "settled";
+    case ReleaseReason::released:
+      return "released";
+    case ReleaseReason::expired:
+      return "expired";
+    case ReleaseReason::reader_failed:
+      return "reader_failed";
+    case ReleaseReason::aborted:
+      return "aborted";
+    case ReleaseReason::shut_down:
+      return "shut_down";
+  }
+  return "unknown";
+}
+
+void ParcelEvents::push(ParcelReleased released) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(released));
+  }
+  hub_.tell(kParcelReleased);
+}
+
+std::vector<ParcelReleased> ParcelEvents::take() {
+  const std::lock_guard lock(mutex_);
+  std::vector<ParcelReleased> taken(std::make_move_iterator(queue_.begin()), std::make_move_iterator(queue_.end()));
+  queue_.clear();
+  return taken;
+}
+
+ParcelOwner::ParcelOwner(Parts parts, ParcelLimits limits)
+    : parts_(parts),
+      limits_(limits),
+      expiry_timer_(parts_.loop),
+      parcels_gauge_(parts_.metrics.gauge("kvferry_parcels", "Parcels that are announced or hold blocks")),
+      claims_gauge_(parts_.metrics.gauge("kvferry_parcel_claims", "Claims that wait or read")),
+      refused_(parts_.metrics.counter("kvferry_parcel_refusals_total", "Claims and publications refused by a limit")) {
+  parts_.lanes.set_desk(this);
+}
+
+ParcelOwner::~ParcelOwner() {
+  *alive_ = false;
+  shut_down();
+  parts_.lanes.set_desk(nullptr);
+}
+
+Status ParcelOwner::set_cache(std::string instance_id, KvLayout layout) {
+  if (!layout_bytes_.empty()) return Error{ErrorCode::already_exists, "the cache is described already"};
+  KVF_RETURN_IF_ERROR(validate(layout));
+  std::map<RegionId, RegionInfo> regions;
+  for (const RegionInfo& region : parts_.registry.snapshot()) regions.emplace(region.id, region);
+  std::set<RegionId> used;
+  for (const KvLayer& layer : layout.layers) {
+    used.insert(layer.k.region);
+    if (layout.groups[layer.group].head_size_v > 0) used.insert(layer.v.region);
+  }
+  for (const RegionId id : used) {
+    const auto found = regions.find(id);
+    if (found == regions.end())
+      return Error{ErrorCode::not_found, fmt::format("the cache lies in region {}, which is not registered", id)};
+    cache_regions_.push_back(found->second);
+  }
+  instance_id_ = std::move(instance_id);
+  layout_ = std::move(layout);
+  layout_bytes_ = encode(layout_);
+  layout_hash_ = XXH3_64bits(layout_bytes_.data(), layout_bytes_.size());
+  return {};
+}
+
+// ---- from announce to publish
+
+Status ParcelOwner::announce(const std::string& transfer_id, Duration lease) {
+  KVF_RETURN_IF_ERROR(check_id(transfer_id));
+  if (buried(transfer_id)) return Error{ErrorCode::gone, "transfer \"" + transfer_id + "\" was released before"};
+  if (parcels_.contains(transfer_id))
+    return Error{ErrorCode::already_exists, "transfer \"" + transfer_id + "\" is known already"};
+  if (parcels_.size() >= limits_.parcels) {
+    refused_.add();
+    return Error{ErrorCode::resource_exhausted, fmt::format("parcels ({}) are all in use", limits_.parcels)};
+  }
+  auto parcel = std::make_unique<Parcel>();
+  parcel->id = transfer_id;
+  parcel->state = transition(ParcelState::none, ParcelEvent::announce);
+  parcel->born = parts_.loop.now();
+  parcel->lease = lease;
+  parcel->expires = after(parcel->born, lease);
+  expiry_.emplace(parcel->expires, transfer_id);
+  parcels_.emplace(transfer_id, std::move(parcel));
+  schedule_expiry();
+  return {};
+}
+
+void ParcelOwner::withdraw(const std::string& transfer_id) {
+  const auto found = parcels_.find(transfer_id);
+  if (found != parcels_.end() && found->second->state == ParcelState::announced)
+    end(*found->second, ParcelEvent::withdraw, ReleaseReason::released);
+}
+
+Status ParcelOwner::publish(ParcelSpec spec) {
+  KVF_RETURN_IF_ERROR(check_id(spec.transfer_id));
+  if (layout_bytes_.empty()) return Error{ErrorCode::invalid_argument, "publish before the cache is described"};
+  if (spec.blocks.size() != layout_.groups.size())
+    return Error{ErrorCode::invalid_argument, fmt::format("blocks of {} KV groups, but the cache has {}",
+                                                          spec.blocks.size(), layout_.groups.size())};
+  if (buried(spec.transfer_id)) {
+    // Released before it came: the blocks go straight back, by the event that the caller waits for anyway.
+    parts_.events.push({std::move(spec.transfer_id), ReleaseReason::aborted});
+    return {};
+  }
+  if (const auto found = parcels_.find(spec.transfer_id);
+      found != parcels_.end() && found->second->state != ParcelState::announced)
+    return Error{ErrorCode::already_exists, "transfer \"" + spec.transfer_id + "\" is published already"};
+  if (!parcels_.contains(spec.transfer_id)) KVF_RETURN_IF_ERROR(announce(spec.transfer_id, spec.lease));
+
+  Parcel& parcel = *parcels_.at(spec.transfer_id);
+  const uint64_t generation = fresh_generation(parts_.random);
+  KVF_ASSIGN_OR_RETURN(parcel.word, parts_.words.open(generation));
+  parcel.generation = generation;
+  parcel.state = transition(parcel.state, ParcelEvent::publish);
+  parcel.blocks = std::move(spec.blocks);
+  parcel.tokens = spec.tokens;
+  parcel.fingerprint = std::move(spec.fingerprint);
+  parcel.digest = spec.digest;
+  parcel.lease = spec.lease;
+  expiry_.erase({parcel.expires, parcel.id});
+  parcel.born = parts_.loop.now();
+  parcel.expires = after(parcel.born, spec.lease);
+  expiry_.emplace(parcel.expires, parcel.id);
+  schedule_expiry();
+  for (const ClaimPtr& claim : take_waiting(parcel.id)) grant(parcel, claim);
+  update_gauges();
+  return {};
+}
+
+// ---- the end of a parcel
+
+ParcelOwner::ReleaseAnswer ParcelOwner::release(const std::string& transfer_id, bool force) {
+  const auto found = parcels_.find(transfer_id);
+  if (found == parcels_.end()) {
+    if (check_id(transfer_id).ok() && !buried(transfer_id)) bury(transfer_id, std::chrono::seconds(480));
+    refuse_waiting(transfer_id, Error{ErrorCode::gone, "released before it was published"});
+    return ReleaseAnswer::done;
+  }
+  Parcel& parcel = *found->second;
+  if (!force && !parcel.live.empty()) {
+    parcel.release_wanted = true;
+    return ReleaseAnswer::waits_for_readers;
+  }
+  end(parcel, ParcelEvent::release, ReleaseReason::released);
+  return ReleaseAnswer::done;
+}
+
+// I2, DESIGN.md: the generation moves, then this engine's own copies stop, then the blocks go back.
+void ParcelOwner::end(Parcel& parcel, ParcelEvent event, ReleaseReason why) {
+  const bool held_blocks = parcel.word != kNoWord;
+  parcel.state = transition(parcel.state, event);
+  KVF_CHECK(is_final(parcel.state));
+  if (held_blocks) parts_.words.close(parcel.word);
+  const std::set<ParcelStream*> streams = std::exchange(parcel.streams, {});
+  for (ParcelStream* stream : streams) stream->stop();
+  const Error stale{ErrorCode::stale, fmt::format("the parcel was {} while it was read", to_string(parcel.state))};
+  for (const ClaimPtr& claim : std::exchange(parcel.live, {})) {
+    claim->state = transition(claim->state, ClaimEvent::fail);
+    claim->parcel = nullptr;
+    keep_verdict(claim->key, stale);
+    claims_.erase(claim->key);
+  }
+  refuse_waiting(parcel.id, Error{ErrorCode::gone, fmt::format("the parcel was {}", to_string(parcel.state))});
+  expiry_.erase({parcel.expires, parcel.id});
+  bury(parcel.id, parcel.lease);
+  if (held_blocks) {
+    parts_.words.free(parcel.word);
+    parts_.events.push({parcel.id, why});
+  }
+  parcels_.erase(std::string(parcel.id));
+  update_gauges();
+}
+
+void ParcelOwner::bury(const std::string& transfer_id, Duration lease) {
+  const TimePoint until = after(parts_.loop.now(), lease);
+  if (!tombstones_.insert_or_assign(transfer_id, until).second) return;
+  tombstone_order_.emplace_back(until, transfer_id);
+  while (tombstone_order_.size() > limits_.tombstones) {
+    tombstones_.erase(tombstone_order_.front().second);
+    tombstone_order_.pop_front();
+  }
+}
+
+bool ParcelOwner::buried(const std::string& transfer_id) {
+  const TimePoint now = parts_.loop.now();
+  while (!tombstone_order_.empty() && tombstone_order_.front().first <= now) {
+    tombstones_.erase(tombstone_order_.front().second);
+    tombstone_order_.pop_front();
+  }
+  return tombstones_.contains(transfer_id);
+}
+
+void ParcelOwner::schedule_expiry() {
+  if (expiry_.empty()) return expiry_timer_.cancel();
+  expiry_timer_.arm(expiry_.begin()->first, [this] { expire_due(); });
+}
+
+void ParcelOwner::expire_due() {
+  const TimePoint now = parts_.loop.now();
+  while (!expiry_.empty() && expiry_.begin()->first <= now) {
+    const std::string id = expiry_.begin()->second;
+    end(*parcels_.at(id), ParcelEvent::expire, ReleaseReason::expired);
+  }
+  schedule_expiry();
+}
+
+std::optional<ParcelStatus> ParcelOwner::status(const std::string& transfer_id) const {
+  const auto found = parcels_.find(transfer_id);
+  if (found == parcels_.end()) return std::nullopt;
+  const Parcel& parcel = *found->second;
+  return ParcelStatus{to_string(parcel.state), parts_.loop.now() - parcel.born, parcel.live.size()};
+}
+
+void ParcelOwner::shut_down() {
+  std::vector<Parcel*> all;
+  for (const auto& [id, parcel] : parcels_) all.push_back(parcel.get());
+  for (Parcel* parcel : all) end(*parcel, ParcelEvent::release, ReleaseReason::shut_down);
+  std::vector<std::string> waited_for;
+  for (const auto& [id, claims] : waiting_) waited_for.push_back(id);
+  for (const std::string& id : waited_for) refuse_waiting(id, Error{ErrorCode::gone, "the owner is shutting down"});
+  expiry_timer_.cancel();
+  readers_.clear();
+}
+
+void ParcelOwner::update_gauges() {
+  parcels_gauge_.set(static_cast<int64_t>(parcels_.size()));
+  claims_gauge_.set(static_cast<int64_t>(claims_.size()));
+}
+
+}  // namespace kvferry

@@ -1,0 +1,188 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/metrics.h"
+#include "common/random.h"
+#include "engine/fabric/tcp/owner.h"
+#include "engine/memory/registry.h"
+#include "engine/parcel/layout.h"
+#include "engine/parcel/parcel_types.h"
+#include "engine/parcel/span_table.h"
+#include "engine/parcel/states.h"
+#include "engine/session/owner_session.h"
+#include "proto/control.pb.h"
+
+namespace kvferry {
+
+class ParcelStream;
+
+// The owner's side of parcels: who may read what, until when, and the moment at which the memory is free again. All
+// decisions are made here, on the loop, by state tables; time comes from the loop. Sessions bring readers' frames
+// (ParcelDesk), lanes bring fetches (FetchDesk).
+//
+// I1: a verdict is `valid` only while the generation that the claim was granted is in force.
+// I2: `released` is told once a parcel, after its generation has moved and its streams were stopped.
+class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
+ public:
+  // Everything outlives the owner.
+  struct Parts {
+    Loop& loop;
+    GateWords& words;
+    Registry& registry;
+    tcp::Owner& lanes;
+    Random& random;
+    MetricsRegistry& metrics;
+    ParcelEvents& events;
+  };
+
+  ParcelOwner(Parts parts, ParcelLimits limits);
+  ~ParcelOwner() override;
+
+  // How this rank's cache lies; its regions are registered. Before anything is announced, once.
+  Status set_cache(std::string instance_id, KvLayout layout);
+
+  // The request is known: claims for it wait, for as long as the lease.
+  Status announce(const std::string& transfer_id, Duration lease);
+  // It will not come after all: claims that wait are told `gone`.
+  void withdraw(const std::string& transfer_id);
+  // From here to `released` the blocks belong to the parcel. An Error: they never did.
+  Status publish(ParcelSpec spec);
+
+  enum class ReleaseAnswer { done, waits_for_readers };
+  // Idempotent, also for ids that never were; not forced, it takes effect after the last live claim.
+  ReleaseAnswer release(const std::string& transfer_id, bool force);
+  std::optional<ParcelStatus> status(const std::string& transfer_id) const;
+
+  // Ends every parcel.
+  void shut_down();
+
+  void on_parcel_frame(OwnerSession& reader, const proto::Frame& frame) override;
+  void on_reader_came(OwnerSession& reader) override;
+  void on_reader_left(OwnerSession& reader) override;
+  void on_fetch(Guest& guest, ByteSpan request, Answer answer) override;
+
+ private:
+  friend class ParcelStream;
+  struct Parcel;
+  struct Claim;
+  using ClaimPtr = std::shared_ptr<Claim>;
+  // What a claim is answered with: a granted claim, or why not.
+  using Granted = std::function<void(Result<ClaimPtr>)>;
+
+  struct ReaderKey {
+    std::string engine_id;
+    uint64_t incarnation = 0;
+    auto operator<=>(const ReaderKey&) const = default;
+  };
+  struct ClaimKey {
+    ReaderKey reader;
+    uint64_t number = 0;
+    auto operator<=>(const ClaimKey&) const = default;
+  };
+  struct Reader {
+    OwnerSession* session = nullptr;  // null: between sessions, within the grace
+    std::unique_ptr<Timer> grace;
+    size_t waiting = 0;
+  };
+  // One claim from its arrival to its end.
+  struct Claim {
+    ClaimKey key;
+    std::string transfer_id;
+    proto::Claim asked;
+    ClaimState state = ClaimState::waiting;
+    Parcel* parcel = nullptr;  // while granted
+    Granted granted;           // while waiting
+    std::unique_ptr<Timer> timer;
+  };
+  enum class RankState : uint8_t { expected, settled, failed };
+  struct Parcel {
+    std::string id;
+    ParcelState state = ParcelState::none;
+    std::vector<BlockList> blocks;
+    uint64_t tokens = 0;
+    std::string fingerprint;
+    uint64_t generation = 0;
+    WordIndex word = kNoWord;
+    TimePoint born;
+    Duration lease{0};
+    TimePoint expires;
+    bool digest = false;
+    bool release_wanted = false;
+    // The reader group, once known.
+    std::string group;
+    uint32_t group_tp = 0, group_pp = 0;
+    std::map<uint32_t, RankState> ranks;  // those that must settle, by pp * tp_size + tp
+    std::vector<ClaimPtr> live;           // granted claims
+    std::set<ParcelStream*> streams;
+  };
+
+  void on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted);
+  void wait_for_publish(ClaimPtr claim, bool announced);
+  Status admit(Parcel& parcel, Claim& claim);
+  Status join_group(Parcel& parcel, const Claim& claim);
+  void grant(Parcel& parcel, const ClaimPtr& claim);
+  void refuse_waiting(const std::string& transfer_id, const Error& why);
+  std::vector<ClaimPtr> take_waiting(const std::string& transfer_id);
+
+  void on_settle(OwnerSession& reader, const proto::Settle& settle);
+  Status settle(const ClaimPtr& claim, const proto::Settle& settle);
+  Status check_digest(const Claim& claim, const proto::Settle& settle) const;
+  void fail_claim(const ClaimPtr& claim, bool replaced);
+  void fail_reader(const ReaderKey& reader);
+  void leave_parcel(const ClaimPtr& claim);
+  void review(Parcel& parcel);
+  void keep_verdict(const ClaimKey& key, const Status& verdict);
+
+  void end(Parcel& parcel, ParcelEvent event, ReleaseReason why);
+  void bury(const std::string& transfer_id, Duration lease);
+  bool buried(const std::string& transfer_id);
+  void schedule_expiry();
+  void expire_due();
+
+  proto::Ticket ticket_of(const Claim& claim, const Parcel& parcel) const;
+  Result<CacheSpans> spans_of(const Parcel& parcel, const std::string& selection) const;
+  void send_ticket(const ReaderKey& reader, uint64_t number, const Result<ClaimPtr>& granted);
+  void update_gauges();
+
+  Parts parts_;
+  const ParcelLimits limits_;
+  std::string instance_id_;
+  KvLayout layout_;
+  std::string layout_bytes_;
+  uint64_t layout_hash_ = 0;
+  std::vector<RegionInfo> cache_regions_;
+
+  std::unordered_map<std::string, std::unique_ptr<Parcel>> parcels_;
+  std::set<std::pair<TimePoint, std::string>> expiry_;
+  Timer expiry_timer_;
+  std::unordered_map<std::string, std::vector<ClaimPtr>> waiting_;  // by transfer id
+  std::map<ReaderKey, Reader> readers_;
+  std::map<ClaimKey, ClaimPtr> claims_;  // waiting and granted
+
+  struct Verdict {
+    ErrorCode code;  // of a claim that was not accepted
+    bool valid;
+    std::string message;
+  };
+  std::map<ClaimKey, Verdict> verdicts_;
+  std::deque<std::pair<TimePoint, ClaimKey>> verdict_order_;
+  std::unordered_map<std::string, TimePoint> tombstones_;
+  std::deque<std::pair<TimePoint, std::string>> tombstone_order_;
+
+  Gauge& parcels_gauge_;
+  Gauge& claims_gauge_;
+  Counter& refused_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace kvferry

@@ -1,0 +1,344 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/parcel/owner.h"
+#include "engine/session/messages.h"
+
+// Readers: claims, the group that they form, and how each of them ends.
+
+namespace kvferry {
+namespace {
+
+uint32_t rank_index(const RankId& rank, uint32_t tp_size) {
+  return rank.pp * tp_size + rank.tp;
+}
+
+}  // namespace
+
+void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& frame) {
+  const ReaderKey reader{session.engine_id(), session.incarnation()};
+  switch (frame.body_case()) {
+    case proto::Frame::kClaim:
+      return on_claim(reader, frame.claim(),
+                      [this, reader, number = frame.claim().number()](const Result<ClaimPtr>& granted) {
+                        send_ticket(reader, number, granted);
+                      });
+    case proto::Frame::kSettle:
+      return on_settle(session, frame.settle());
+    case proto::Frame::kRelease: {
+      proto::Frame answer;
+      answer.mutable_released()->set_number(frame.release().number());
+      release(frame.release().transfer_id(), frame.release().force());
+      return session.send(answer);
+    }
+    case proto::Frame::kExtend: {
+      const auto found = parcels_.find(frame.extend().transfer_id());
+      if (found == parcels_.end()) return;
+      Parcel& parcel = *found->second;
+      const bool holds = std::any_of(parcel.live.begin(), parcel.live.end(),
+                                     [&](const ClaimPtr& claim) { return claim->key.reader == reader; });
+      if (!holds) return;
+      expiry_.erase({parcel.expires, parcel.id});
+      parcel.expires = std::max(
+          parcel.expires, std::min(after(parts_.loop.now(), parcel.lease), after(parcel.born, limits_.longest_lease)));
+      expiry_.emplace(parcel.expires, parcel.id);
+      return schedule_expiry();
+    }
+    default:
+      return;
+  }
+}
+
+// ---- readers come and go
+
+void ParcelOwner::on_reader_came(OwnerSession& session) {
+  const ReaderKey key{session.engine_id(), session.incarnation()};
+  // I5: another incarnation under the same name is another reader; the old one will not be back.
+  std::vector<ReaderKey> former;
+  for (const auto& [known, reader] : readers_)
+    if (known.engine_id == key.engine_id && known.incarnation != key.incarnation) former.push_back(known);
+  for (const ReaderKey& dead : former) fail_reader(dead);
+  Reader& reader = readers_[key];
+  reader.session = &session;
+  reader.grace.reset();
+}
+
+void ParcelOwner::on_reader_left(OwnerSession& session) {
+  const ReaderKey key{session.engine_id(), session.incarnation()};
+  const auto found = readers_.find(key);
+  if (found == readers_.end() || found->second.session != &session) return;
+  found->second.session = nullptr;
+  found->second.grace = std::make_unique<Timer>(parts_.loop);
+  found->second.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, key] { fail_reader(key); });
+}
+
+void ParcelOwner::fail_reader(const ReaderKey& reader) {
+  std::vector<ClaimPtr> claims;
+  for (auto at = claims_.lower_bound({reader, 0}); at != claims_.end() && at->first.reader == reader; ++at)
+    claims.push_back(at->second);
+  for (const ClaimPtr& claim : claims) fail_claim(claim, false);
+  readers_.erase(reader);
+}
+
+// ---- claims
+
+void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
+  const ClaimKey key{reader, asked.number()};
+  if (const auto kept = verdicts_.find(key); kept != verdicts_.end())
+    return granted(Error{ErrorCode::gone, "this claim has ended: " + kept->second.message});
+  if (const auto known = claims_.find(key); known != claims_.end()) {
+    // Asked again after a reconnect, or read by a fetch after its ticket.
+    if (known->second->state == ClaimState::granted) return granted(known->second);
+    known->second->granted = std::move(granted);
+    return;
+  }
+  if (!asked.expected_instance_id().empty() && asked.expected_instance_id() != instance_id_)
+    return granted(Error{ErrorCode::gone, fmt::format("instance \"{}\" is not here any more; this is \"{}\"",
+                                                      asked.expected_instance_id(), instance_id_)});
+  if (buried(asked.transfer_id())) return granted(Error{ErrorCode::gone, "the parcel was released"});
+  auto claim = std::make_shared<Claim>();
+  claim->key = key;
+  claim->transfer_id = asked.transfer_id();
+  claim->asked = asked;
+  claim->granted = std::move(granted);
+  claims_.emplace(key, claim);
+  update_gauges();
+  const auto found = parcels_.find(asked.transfer_id());
+  if (found != parcels_.end() && found->second->state != ParcelState::announced) return grant(*found->second, claim);
+  wait_for_publish(std::move(claim), found != parcels_.end());
+}
+
+void ParcelOwner::wait_for_publish(ClaimPtr claim, bool announced) {
+  Reader& reader = readers_[claim->key.reader];
+  if (reader.waiting >= limits_.waiting_per_reader) {
+    refused_.add();
+    claims_.erase(claim->key);
+    return claim->granted(
+        Error{ErrorCode::resource_exhausted,
+              fmt::format("waiting_per_reader ({}) claims wait already", limits_.waiting_per_reader)});
+  }
+  ++reader.waiting;
+  Duration patience = std::chrono::milliseconds(claim->asked.remaining_ms());
+  if (!announced) patience = std::min(patience, limits_.unknown_grace);
+  claim->timer = std::make_unique<Timer>(parts_.loop);
+  claim->timer->arm(after(parts_.loop.now(), patience), [this, weak = std::weak_ptr<Claim>(claim), announced] {
+    const ClaimPtr late = weak.lock();
+    if (late == nullptr || late->state != ClaimState::waiting) return;
+    std::erase(waiting_[late->transfer_id], late);
+    if (waiting_[late->transfer_id].empty()) waiting_.erase(late->transfer_id);
+    if (const auto known = readers_.find(late->key.reader); known != readers_.end()) --known->second.waiting;
+    late->state = transition(late->state, ClaimEvent::fail);
+    claims_.erase(late->key);
+    late->granted(announced ? Error{ErrorCode::deadline_exceeded, "the parcel was not published in time"}
+                            : Error{ErrorCode::gone, "no such transfer was announced here"});
+    update_gauges();
+  });
+  waiting_[claim->transfer_id].push_back(std::move(claim));
+}
+
+std::vector<ParcelOwner::ClaimPtr> ParcelOwner::take_waiting(const std::string& transfer_id) {
+  auto entry = waiting_.extract(transfer_id);
+  if (entry.empty()) return {};
+  for (const ClaimPtr& claim : entry.mapped()) {
+    claim->timer.reset();
+    if (const auto reader = readers_.find(claim->key.reader); reader != readers_.end()) --reader->second.waiting;
+  }
+  return std::move(entry.mapped());
+}
+
+void ParcelOwner::refuse_waiting(const std::string& transfer_id, const Error& why) {
+  for (const ClaimPtr& claim : take_waiting(transfer_id)) {
+    claim->state = transition(claim->state, ClaimEvent::fail);
+    claims_.erase(claim->key);
+    claim->granted(why);
+  }
+  update_gauges();
+}
+
+// The group that reads is the first claim's; from its sizes follows which ranks have to settle with this owner rank.
+Status ParcelOwner::join_group(Parcel& parcel, const Claim& claim) {
+  const proto::ReaderGroup& group = claim.asked.group();
+  if (parcel.group.empty()) {
+    if (group.instance_id().empty() || group.tp_size() < 1 || group.pp_size() < 1 || group.tp_size() > kMaxRanks ||
+        group.pp_size() > kMaxRanks)
+      return Error{ErrorCode::invalid_argument, "the claim names no usable reader group"};
+    parcel.group = group.instance_id();
+    parcel.group_tp = group.tp_size();
+    parcel.group_pp = group.pp_size();
+    for (const RankId& rank : settling_readers(layout_.rank, group.tp_size(), group.pp_size()))
+      parcel.ranks.emplace(rank_index(rank, group.tp_size()), RankState::expected);
+  }
+  if (parcel.group != group.instance_id() || parcel.group_tp != group.tp_size() || parcel.group_pp != group.pp_size())
+    return Error{ErrorCode::conflict, fmt::format("reader group \"{}\" has the parcel", parcel.group)};
+  if (!parcel.ranks.contains(group.rank()))
+    return Error{ErrorCode::conflict,
+                 fmt::format("rank {} of the reader group has nothing to settle here", group.rank())};
+  return {};
+}
+
+Status ParcelOwner::admit(Parcel& parcel, Claim& claim) {
+  if (claim.asked.fingerprint() != parcel.fingerprint)
+    return Error{ErrorCode::conflict, "the fingerprint differs: this KV means something else to the reader"};
+  if (parcel.live.size() >= limits_.claims_per_parcel) {
+    refused_.add();
+    return Error{ErrorCode::resource_exhausted, fmt::format("claims_per_parcel ({})", limits_.claims_per_parcel)};
+  }
+  return join_group(parcel, claim);
+}
+
+void ParcelOwner::grant(Parcel& parcel, const ClaimPtr& claim) {
+  if (Status status = admit(parcel, *claim); !status.ok()) {
+    claim->state = transition(claim->state, ClaimEvent::fail);
+    claims_.erase(claim->key);
+    claim->granted(status.error());
+    return update_gauges();
+  }
+  const uint32_t rank = claim->asked.group().rank();
+  // A new incarnation of a rank takes the place of the one that died.
+  const std::vector<ClaimPtr> live = parcel.live;
+  for (const ClaimPtr& other : live)
+    if (other->asked.group().rank() == rank && other->key.reader != claim->key.reader) fail_claim(other, true);
+  parcel.ranks[rank] = RankState::expected;
+  parcel.state = transition(parcel.state, ParcelEvent::claim);
+  parcel.live.push_back(claim);
+  claim->parcel = &parcel;
+  claim->state = transition(claim->state, ClaimEvent::grant);
+  const Granted granted = std::exchange(claim->granted, nullptr);
+  granted(claim);
+}
+
+// ---- the end of a claim
+
+void ParcelOwner::on_settle(OwnerSession& session, const proto::Settle& asked) {
+  const ClaimKey key{{session.engine_id(), session.incarnation()}, asked.number()};
+  proto::Frame frame;
+  proto::Verdict& answer = *frame.mutable_verdict();
+  answer.set_number(asked.number());
+  const auto found = claims_.find(key);
+  if (found != claims_.end() && found->second->state == ClaimState::granted) {
+    const ClaimPtr claim = found->second;
+    const Status verdict = settle(claim, asked);
+    if (!verdict.ok()) {
+      answer.set_code(static_cast<uint32_t>(verdict.error().code));
+      answer.set_message(verdict.error().message);
+    }
+  } else if (const auto kept = verdicts_.find(key); kept != verdicts_.end()) {
+    if (!kept->second.valid) answer.set_code(static_cast<uint32_t>(kept->second.code));
+    answer.set_message(kept->second.message);
+  } else {
+    answer.set_code(static_cast<uint32_t>(ErrorCode::gone));
+    answer.set_message("no such claim");
+  }
+  if (!asked.one_way()) session.send(frame);
+}
+
+Status ParcelOwner::settle(const ClaimPtr& claim, const proto::Settle& asked) {
+  Parcel& parcel = *claim->parcel;
+  if (asked.code() != 0) {
+    fail_claim(claim, asked.more());
+    return Error{ErrorCode::cancelled, "the reader gave up"};
+  }
+  // I1: a claim is live only while its parcel's generation is in force; what it read before that moved is refused.
+  Status verdict = asked.generation() == parcel.generation ? Status() : Error{ErrorCode::stale, "another generation"};
+  if (verdict.ok() && parcel.digest && !asked.one_way()) verdict = check_digest(*claim, asked);
+  keep_verdict(claim->key, verdict);
+  claim->state = transition(claim->state, verdict.ok() ? ClaimEvent::settle : ClaimEvent::fail);
+  if (!asked.more()) parcel.ranks[claim->asked.group().rank()] = verdict.ok() ? RankState::settled : RankState::failed;
+  leave_parcel(claim);
+  return verdict;
+}
+
+// `replaced`: another claim of the same rank stands in for it.
+void ParcelOwner::fail_claim(const ClaimPtr& claim, bool replaced) {
+  if (claim->state == ClaimState::waiting) {
+    auto& queue = waiting_[claim->transfer_id];
+    if (std::erase(queue, claim) > 0)
+      if (const auto reader = readers_.find(claim->key.reader); reader != readers_.end()) --reader->second.waiting;
+    if (queue.empty()) waiting_.erase(claim->transfer_id);
+    claim->timer.reset();
+    claim->state = transition(claim->state, ClaimEvent::fail);
+    claims_.erase(claim->key);
+    if (const Granted granted = std::exchange(claim->granted, nullptr))
+      granted(Error{ErrorCode::peer_lost, "the reader's session has ended"});
+    return update_gauges();
+  }
+  if (claim->state != ClaimState::granted) return;
+  claim->state = transition(claim->state, ClaimEvent::fail);
+  keep_verdict(claim->key, Error{ErrorCode::gone, "the claim has failed"});
+  if (!replaced) claim->parcel->ranks[claim->asked.group().rank()] = RankState::failed;
+  leave_parcel(claim);
+}
+
+void ParcelOwner::leave_parcel(const ClaimPtr& claim) {
+  Parcel& parcel = *std::exchange(claim->parcel, nullptr);
+  std::erase(parcel.live, claim);
+  claims_.erase(claim->key);
+  review(parcel);
+  update_gauges();
+}
+
+// After a claim has ended: whether the parcel has, too.
+void ParcelOwner::review(Parcel& parcel) {
+  if (!parcel.live.empty()) return;
+  if (parcel.release_wanted) return end(parcel, ParcelEvent::release, ReleaseReason::released);
+  const auto in = [&](RankState state) {
+    return std::count_if(parcel.ranks.begin(), parcel.ranks.end(),
+                         [&](const auto& rank) { return rank.second == state; });
+  };
+  if (in(RankState::failed) > 0) return end(parcel, ParcelEvent::reader_failed, ReleaseReason::reader_failed);
+  if (in(RankState::expected) == 0) end(parcel, ParcelEvent::all_settled, ReleaseReason::settled);
+}
+
+void ParcelOwner::keep_verdict(const ClaimKey& key, const Status& verdict) {
+  const TimePoint now = parts_.loop.now();
+  Verdict kept{ErrorCode::gone, verdict.ok(), {}};
+  if (!verdict.ok()) kept = {verdict.error().code, false, verdict.error().message};
+  verdicts_.insert_or_assign(key, std::move(kept));
+  verdict_order_.emplace_back(after(now, limits_.verdict_life), key);
+  while (!verdict_order_.empty() &&
+         (verdict_order_.front().first <= now || verdict_order_.size() > limits_.kept_verdicts)) {
+    verdicts_.erase(verdict_order_.front().second);
+    verdict_order_.pop_front();
+  }
+}
+
+// ---- tickets
+
+proto::Ticket ParcelOwner::ticket_of(const Claim& claim, const Parcel& parcel) const {
+  proto::Ticket ticket;
+  ticket.set_number(claim.key.number);
+  ticket.set_generation(parcel.generation);
+  ticket.set_word(parcel.word);
+  ticket.set_tokens(parcel.tokens);
+  ticket.set_lease_ms(to_milliseconds(parcel.expires - parts_.loop.now()));
+  ticket.set_digest(parcel.digest ? 1 : 0);
+  ticket.set_layout_hash(layout_hash_);
+  if (claim.asked.known_layout() != layout_hash_) {
+    ticket.set_layout(layout_bytes_);
+    for (const RegionInfo& region : cache_regions_) *ticket.add_regions() = region_to_proto(region);
+  }
+  if (!claim.asked.selection().empty()) return ticket;  // a stream needs no block ids
+  for (const BlockList& blocks : parcel.blocks) {
+    proto::BlockGroup& group = *ticket.add_groups();
+    group.set_first(blocks.first);
+    group.mutable_block_ids()->Add(blocks.ids.begin(), blocks.ids.end());
+  }
+  return ticket;
+}
+
+void ParcelOwner::send_ticket(const ReaderKey& key, uint64_t number, const Result<ClaimPtr>& granted) {
+  const auto reader = readers_.find(key);
+  if (reader == readers_.end() || reader->second.session == nullptr) return;  // it asks again when it is back
+  proto::Frame frame;
+  if (granted) {
+    *frame.mutable_ticket() = ticket_of(**granted, *(*granted)->parcel);
+  } else {
+    frame.mutable_ticket()->set_number(number);
+    frame.mutable_ticket()->set_code(static_cast<uint32_t>(granted.error().code));
+    frame.mutable_ticket()->set_message(granted.error().message);
+  }
+  reader->second.session->send(frame);
+}
+
+}  // namespace kvferry

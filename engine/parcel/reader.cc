@@ -1,0 +1,336 @@
+#include "engine/parcel/reader.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/session/messages.h"
+
+// A read from its first claim to its outcome. How the bytes come is in reader_bytes.cc.
+
+namespace kvferry {
+namespace {
+
+constexpr int kMaxAttempts = 8;  // sessions that may break under one claim
+
+ReadState state_of_refusal(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::gone:
+      return ReadState::gone;
+    case ErrorCode::conflict:
+      return ReadState::conflict;
+    case ErrorCode::stale:
+      return ReadState::stale;
+    default:
+      return ReadState::failed;
+  }
+}
+
+}  // namespace
+
+ParcelReader::~ParcelReader() {
+  *alive_ = false;
+  const auto reads = reads_;
+  for (const auto& [id, read] : reads)
+    give_up(read, ReadState::cancelled, Error{ErrorCode::cancelled, "shutting down"});
+}
+
+ParcelReader::ReadId ParcelReader::read(ParcelRead request, Done done) {
+  auto read = std::make_shared<Read>();
+  read->id = next_read_++;
+  read->request = std::move(request);
+  read->done = std::move(done);
+  reads_.emplace(read->id, read);
+  read->timer = std::make_unique<Timer>(loop_);
+  read->timer->arm(read->request.deadline, [this, read] {
+    give_up(read, ReadState::failed, Error{ErrorCode::deadline_exceeded, "the parcel was not read by the deadline"});
+  });
+  for (const EngineCore::PeerIndex peer : read->request.owners) {
+    listen_to(peer);
+    Share share;
+    share.peer = peer;
+    share.number = next_number_++;
+    by_number_.emplace(share.number, std::pair{read, read->shares.size()});
+    read->shares.push_back(std::move(share));
+  }
+  if (read->shares.empty()) {
+    give_up(read, ReadState::failed, Error{ErrorCode::invalid_argument, "a read names at least one owner"});
+  } else if (Status status = pin_cache(*read); !status.ok()) {
+    give_up(read, ReadState::failed, status.error());
+  } else if (!try_one_stream(read)) {
+    for (size_t index = 0; index < read->shares.size() && !read->over; ++index) start_share(read, index);
+  }
+  return read->id;
+}
+
+void ParcelReader::cancel(ReadId id) {
+  const auto found = reads_.find(id);
+  if (found == reads_.end()) return;
+  const ReadPtr read = found->second;
+  give_up(read, ReadState::cancelled, Error{ErrorCode::cancelled, "cancelled by the caller"});
+}
+
+// ---- sessions
+
+void ParcelReader::listen_to(EngineCore::PeerIndex peer) {
+  if (std::exchange(listening_[peer], true)) return;
+  Peer::ParcelListener listener;
+  listener.answer = [this, alive = alive_, peer](const proto::Frame& frame) {
+    if (*alive) on_answer(peer, frame);
+  };
+  listener.session_ended = [this, alive = alive_, peer](const Error& why) {
+    if (*alive) on_session_ended(peer, why);
+  };
+  core_.peer(peer).set_parcel_listener(std::move(listener));
+}
+
+void ParcelReader::on_answer(EngineCore::PeerIndex peer, const proto::Frame& frame) {
+  uint64_t number = 0;
+  if (frame.has_ticket()) number = frame.ticket().number();
+  if (frame.has_verdict()) number = frame.verdict().number();
+  const auto found = by_number_.find(number);
+  if (found == by_number_.end()) return;
+  const ReadPtr read = found->second.first.lock();
+  const size_t index = found->second.second;
+  // An answer counts only for the claim that it names, at the owner that was asked.
+  if (read == nullptr || read->over || read->shares[index].peer != peer) return;
+  if (frame.has_ticket()) return on_ticket(read, index, frame.ticket());
+  if (frame.has_verdict()) return on_verdict(read, index, frame.verdict());
+}
+
+void ParcelReader::on_session_ended(EngineCore::PeerIndex peer, const Error& why) {
+  const auto reads = reads_;
+  for (const auto& [id, read] : reads)
+    for (size_t index = 0; index < read->shares.size() && !read->over; ++index)
+      if (read->shares[index].peer == peer && !is_final(read->shares[index].state)) retry_share(read, index, why);
+}
+
+// The claim is asked for again, under its number; the owner that granted it grants it again.
+void ParcelReader::retry_share(const ReadPtr& read, size_t index, const Error& why) {
+  Share& share = read->shares[index];
+  stop_share(share);
+  if (++share.attempts > kMaxAttempts) return give_up(read, ReadState::failed, why);
+  share.state = ReadState::waiting;
+  share.ticket = false;
+  // In a later turn: the session that broke is still on the stack.
+  loop_.defer([this, alive = alive_, read, index] {
+    if (*alive && !read->over) start_share(read, index);
+  });
+}
+
+// ---- claim and ticket
+
+void ParcelReader::start_share(const ReadPtr& read, size_t index) {
+  core_.peer(read->shares[index].peer).connect([this, alive = alive_, read, index](const Status& status) {
+    if (!*alive || read->over) return;
+    Share& share = read->shares[index];
+    if (share.state != ReadState::waiting) return;
+    if (!status.ok()) return retry_share(read, index, status.error());
+    const uint64_t incarnation = core_.peer(share.peer).session()->peer().incarnation;
+    // I5: a number that another incarnation granted means nothing to this one.
+    if (share.incarnation != 0 && share.incarnation != incarnation)
+      return give_up(read, ReadState::gone, Error{ErrorCode::gone, "the owner has restarted"});
+    share.incarnation = incarnation;
+    const auto known = known_.find(share.peer);
+    if (known != known_.end() && known->second.incarnation == incarnation) share.owner = known->second;
+    send_claim(read, share);
+  });
+}
+
+proto::Claim ParcelReader::claim_of(const Read& read, const Share& share) const {
+  proto::Claim claim;
+  claim.set_number(share.number);
+  claim.set_transfer_id(read.request.transfer_id);
+  claim.set_expected_instance_id(read.request.expected_instance_id);
+  const ParallelRank& rank = read.request.layout->rank;
+  claim.mutable_group()->set_instance_id(read.request.group_instance_id);
+  claim.mutable_group()->set_tp_size(rank.tp_size);
+  claim.mutable_group()->set_pp_size(rank.pp_size);
+  claim.mutable_group()->set_rank(rank.pp_rank * rank.tp_size + rank.tp_rank);
+  claim.set_fingerprint(read.request.fingerprint);
+  claim.set_remaining_ms(to_milliseconds(read.request.deadline - loop_.now()));
+  claim.set_known_layout(share.owner.layout_hash);
+  return claim;
+}
+
+void ParcelReader::send_claim(const ReadPtr& read, Share& share) {
+  proto::Frame frame;
+  *frame.mutable_claim() = claim_of(*read, share);
+  core_.peer(share.peer).session()->send_parcel(frame);
+}
+
+// Everything in a ticket comes from outside and is checked before it is used.
+Status ParcelReader::take_ticket(Share& share, const proto::Ticket& ticket) {
+  if (!ticket.layout().empty()) {
+    KVF_ASSIGN_OR_RETURN(KvLayout layout, decode_layout(as_bytes(ticket.layout())));
+    std::vector<RegionInfo> regions;
+    for (const proto::Region& region : ticket.regions()) {
+      KVF_ASSIGN_OR_RETURN(const RegionInfo info, region_from_proto(region));
+      regions.push_back(info);
+    }
+    share.owner =
+        KnownOwner{share.incarnation, ticket.layout_hash(), std::make_shared<const KvLayout>(std::move(layout)),
+                   RegionTable::next(RegionTable(), regions, {})};
+    known_[share.peer] = share.owner;
+  }
+  if (share.owner.layout == nullptr || share.owner.layout_hash != ticket.layout_hash())
+    return Error{ErrorCode::protocol, "ticket without a layout"};
+  share.blocks.clear();
+  for (const proto::BlockGroup& group : ticket.groups())
+    share.blocks.push_back({group.first(), {group.block_ids().begin(), group.block_ids().end()}});
+  share.generation = ticket.generation();
+  share.word = ticket.word();
+  share.tokens = ticket.tokens();
+  share.digest = ticket.digest() != 0;
+  share.ticket = true;
+  return {};
+}
+
+void ParcelReader::on_ticket(const ReadPtr& read, size_t index, const proto::Ticket& ticket) {
+  Share& share = read->shares[index];
+  if (share.state != ReadState::waiting || share.ticket) return;
+  if (ticket.code() != 0) {
+    const ErrorCode code = code_from_wire(ticket.code());
+    return give_up(read, state_of_refusal(code), Error{code, "claim refused: " + ticket.message()});
+  }
+  if (Status status = take_ticket(share, ticket); !status.ok()) return give_up(read, ReadState::failed, status.error());
+  if (read->planned) {
+    share.state = transition(share.state, ReadEvent::ticket);  // again, after a reconnect
+    return read_share(read, index);
+  }
+  plan_when_complete(read);
+}
+
+void ParcelReader::plan_when_complete(const ReadPtr& read) {
+  std::vector<CacheSide> owners;
+  uint64_t tokens = UINT64_MAX;
+  for (const Share& share : read->shares) {
+    if (!share.ticket) return;
+    owners.push_back({share.owner.layout.get(), share.blocks});
+    tokens = std::min(tokens, share.tokens);
+  }
+  ParcelRead& request = read->request;
+  if (request.end_token == 0) request.end_token = static_cast<uint32_t>(tokens);
+  if (request.end_token > tokens)
+    return give_up(read, ReadState::failed,
+                   Error{ErrorCode::invalid_argument,
+                         fmt::format("wanted up to token {}, but the parcel covers {}", request.end_token, tokens)});
+  auto plan = plan_reshard(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});
+  if (!plan) return give_up(read, ReadState::failed, plan.error());
+  for (OwnerShare& part : plan->shares) {
+    const auto holder = std::find_if(read->shares.begin(), read->shares.end(), [&](const Share& share) {
+      const ParallelRank& rank = share.owner.layout->rank;
+      return rank.pp_rank == part.owner.pp && rank.tp_rank == part.owner.tp;
+    });
+    if (holder == read->shares.end())
+      return give_up(read, ReadState::failed,
+                     Error{ErrorCode::invalid_argument, fmt::format("owner rank pp {} tp {} is not among the owners",
+                                                                    part.owner.pp, part.owner.tp)});
+    holder->plan = std::move(part);
+  }
+  read->planned = true;
+  for (size_t index = 0; index < read->shares.size() && !read->over; ++index) {
+    Share& share = read->shares[index];
+    share.state = transition(share.state, ReadEvent::ticket);
+    read_share(read, index);
+  }
+}
+
+// ---- verdicts and the end
+
+void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way, uint64_t digest) {
+  InitiatorSession* session = core_.peer(share.peer).session();
+  if (session == nullptr) return;
+  proto::Frame frame;
+  frame.mutable_settle()->set_number(share.number);
+  frame.mutable_settle()->set_generation(share.generation);
+  frame.mutable_settle()->set_more(read->request.more);
+  frame.mutable_settle()->set_one_way(one_way);
+  if (!one_way) {
+    frame.mutable_settle()->set_digest(digest);
+    frame.mutable_settle()->set_selection(encode(share.plan.selection));
+  }
+  session->send_parcel(frame);
+}
+
+void ParcelReader::on_verdict(const ReadPtr& read, size_t index, const proto::Verdict& verdict) {
+  Share& share = read->shares[index];
+  if (share.state != ReadState::settling) return;
+  if (verdict.code() == 0) return accept_share(read, index);
+  const ErrorCode code = code_from_wire(verdict.code());
+  give_up(read, state_of_refusal(code), Error{code, "not valid: " + verdict.message()});
+}
+
+void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
+  Share& share = read->shares[index];
+  share.state = transition(share.state, ReadEvent::verdict_valid);
+  KVF_CHECK(share.state == ReadState::accepted);
+  by_number_.erase(share.number);
+  for (const Share& other : read->shares)
+    if (other.state != ReadState::accepted) return;
+  ParcelOutcome outcome;
+  outcome.state = ReadState::accepted;
+  outcome.bytes = read->bytes;
+  outcome.tokens = read->request.end_token;
+  outcome.fabric = read->fabric;
+  finish(read, std::move(outcome));
+}
+
+// Nothing more lands in the blocks for this share when this returns (I4).
+void ParcelReader::stop_share(Share& share) {
+  if (share.job && share.job_path != nullptr && core_.peer(share.peer).local_path() == share.job_path)
+    share.job_path->cancel(share.job, {});
+  share.job.reset();
+  if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)
+    path->cancel(share.fetch);
+  share.fetch = 0;
+}
+
+void ParcelReader::give_up(const ReadPtr& read, ReadState state, const Error& why) {
+  if (read->over) return;
+  for (Share& share : read->shares) {
+    stop_share(share);
+    by_number_.erase(share.number);
+    if (is_final(share.state)) continue;
+    share.state = state;
+    // The owner need not wait for this reader.
+    if (InitiatorSession* session = core_.peer(share.peer).session();
+        session != nullptr && share.incarnation == session->peer().incarnation) {
+      proto::Frame frame;
+      frame.mutable_settle()->set_number(share.number);
+      frame.mutable_settle()->set_code(static_cast<uint32_t>(why.code));
+      frame.mutable_settle()->set_more(read->request.more);
+      frame.mutable_settle()->set_one_way(true);
+      session->send_parcel(frame);
+    }
+  }
+  ParcelOutcome outcome;
+  outcome.state = state;
+  outcome.status = Error{why.code, fmt::format("parcel \"{}\": {}", read->request.transfer_id, why.to_string())};
+  outcome.fabric = read->fabric;
+  finish(read, std::move(outcome));
+}
+
+void ParcelReader::finish(const ReadPtr& read, ParcelOutcome outcome) {
+  read->over = true;
+  read->pins.clear();
+  read->timer.reset();
+  reads_.erase(read->id);
+  const Done done = std::exchange(read->done, nullptr);
+  done(outcome);
+}
+
+void ParcelReader::release(EngineCore::PeerIndex owner, const std::string& transfer_id, bool force,
+                           TimePoint deadline) {
+  core_.peer(owner).connect([this, alive = alive_, owner, transfer_id, force, deadline](const Status& status) {
+    if (!*alive || loop_.now() >= deadline) return;
+    if (!status.ok()) return release(owner, transfer_id, force, deadline);
+    proto::Frame frame;
+    frame.mutable_release()->set_number(next_number_++);
+    frame.mutable_release()->set_transfer_id(transfer_id);
+    frame.mutable_release()->set_force(force);
+    core_.peer(owner).session()->send_parcel(frame);
+  });
+}
+
+}  // namespace kvferry

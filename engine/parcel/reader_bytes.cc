@@ -1,0 +1,243 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/parcel/digest.h"
+#include "engine/parcel/reader.h"
+
+// How the bytes of a share come: copied from the owner's memory behind its gate, or as one stream.
+
+namespace kvferry {
+namespace {
+
+// Stands in for block ids that the reader need not know: the selection that a plan gives does not depend on them.
+std::vector<BlockList> any_blocks(const KvLayout& layout, uint32_t tokens) {
+  std::vector<BlockList> lists;
+  for (const KvGroup& group : layout.groups) {
+    BlockList list;
+    const uint32_t count = (tokens + group.block_tokens - 1) / group.block_tokens;
+    for (uint32_t i = 0; i < count; ++i) list.ids.push_back(i % std::max(group.block_count, 1u));
+    lists.push_back(std::move(list));
+  }
+  return lists;
+}
+
+}  // namespace
+
+Status ParcelReader::pin_cache(Read& read) {
+  const KvLayout& layout = *read.request.layout;
+  for (const KvLayer& layer : layout.layers) {
+    for (const KvPlane* plane : {&layer.k, &layer.v}) {
+      if (plane == &layer.v && layout.groups[layer.group].head_size_v == 0) continue;
+      const auto known = std::any_of(read.pins.begin(), read.pins.end(),
+                                     [&](const RegionPin& pin) { return pin->info.id == plane->region; });
+      if (known) continue;
+      KVF_ASSIGN_OR_RETURN(RegionPin pin, registry_.pin_remote(plane->region, kPrivate));
+      if (!pin->ops->host_addressable())
+        return Error{ErrorCode::unsupported, "parcels into device memory are not read yet"};
+      read.pins.push_back(std::move(pin));
+    }
+  }
+  return {};
+}
+
+Result<std::vector<iovec>> ParcelReader::targets(const Read& read, const CacheSpans& spans) const {
+  std::vector<iovec> out;
+  Status status;
+  spans.for_each([&](const CacheSpans::Span& span) {
+    for (const RegionPin& pin : read.pins) {
+      if (pin->info.id != span.region[0]) continue;
+      if (status.ok()) status = check_span(pin->info, span.offset[0], span.length);
+      out.push_back({pin->at(span.offset[0]), span.length});
+      return;
+    }
+    status = Error{ErrorCode::not_found, fmt::format("region {} of this cache is not registered", span.region[0])};
+  });
+  if (!status.ok()) return std::move(status).error();
+  return out;
+}
+
+Result<std::vector<Pair>> ParcelReader::local_pairs(const Read& read, const CachePairs& pairs) const {
+  std::vector<Pair> out;
+  Status status;
+  pairs.for_each([&](const CachePairs::Span& span) {
+    for (const RegionPin& pin : read.pins) {
+      if (pin->info.id != span.region[kReaderSide]) continue;
+      if (status.ok()) status = check_span(pin->info, span.offset[kReaderSide], span.length);
+      out.push_back({pin->at(span.offset[kReaderSide]), span.region[kOwnerSide], span.offset[kOwnerSide], span.length});
+      return;
+    }
+    status = Error{ErrorCode::not_found, "a region of this cache is not registered"};
+  });
+  if (!status.ok()) return std::move(status).error();
+  return out;
+}
+
+void ParcelReader::read_share(const ReadPtr& read, size_t index) {
+  Share& share = read->shares[index];
+  if (share.plan.pairs.bytes() == 0) return on_share_read(read, index, {}, std::nullopt);
+  Peer& peer = core_.peer(share.peer);
+  const auto on_host = [](const RegionInfo& region) {
+    return region.kind == MemoryKind::host && region.word != kNoWord;
+  };
+  const auto& regions = share.owner.regions->regions();
+  if (peer.local_path() != nullptr && std::all_of(regions.begin(), regions.end(), on_host))
+    return read_locally(read, index, *peer.local_path());
+  if (peer.fetch_path() != nullptr) return read_stream(read, index);
+  give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"});
+}
+
+void ParcelReader::read_locally(const ReadPtr& read, size_t index, local::LocalPath& path) {
+  Share& share = read->shares[index];
+  auto pairs = local_pairs(*read, share.plan.pairs);
+  if (!pairs) return give_up(read, ReadState::failed, pairs.error());
+  auto job = std::make_shared<Job>();
+  job->operation = Operation::read;
+  job->pairs = std::move(*pairs);
+  job->bytes = share.plan.pairs.bytes();
+  job->deadline = read->request.deadline;
+  job->local_ops = nullptr;
+  job->table = share.owner.regions;
+  for (const Pair& pair : job->pairs) {
+    const RegionInfo* region = job->table->find(pair.region);
+    if (region == nullptr || !check_span(*region, pair.offset, pair.length).ok())
+      return give_up(read, ReadState::failed,
+                     Error{ErrorCode::protocol, "the ticket's regions do not hold its layout"});
+    job->remote.push_back(region);
+  }
+  read->fabric = "local";
+  share.job = job;
+  share.job_path = &path;
+  job->done = [this, alive = alive_, weak = std::weak_ptr<Read>(read), index, raw = job.get()](Status status) {
+    const ReadPtr held = weak.lock();
+    if (!*alive || held == nullptr || held->over || held->shares[index].job.get() != raw) return;
+    std::optional<uint64_t> digest;
+    if (status.ok() && held->shares[index].digest) {
+      Digest sum;
+      for (const Pair& pair : raw->pairs) {
+        const iovec piece{pair.local, pair.length};
+        sum.add({&piece, 1});
+      }
+      digest = sum.value();
+    }
+    on_share_read(held, index, std::move(status), digest);
+  };
+  path.start(std::move(job));
+}
+
+void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
+  Share& share = read->shares[index];
+  auto spans = reader_spans(share.plan.selection, CacheSide{read->request.layout.get(), read->request.blocks});
+  if (!spans) return give_up(read, ReadState::failed, spans.error());
+  auto target = targets(*read, *spans);
+  if (!target) return give_up(read, ReadState::failed, target.error());
+  read->fabric = "tcp";
+  proto::Claim claim = claim_of(*read, share);
+  claim.set_selection(encode(share.plan.selection));
+  tcp::FetchPath::Fetch fetch;
+  fetch.request = claim.SerializeAsString();
+  fetch.target = std::move(*target);
+  const std::weak_ptr<Read> weak = read;
+  fetch.head = [this, alive = alive_, weak, index](ByteSpan head) {
+    const ReadPtr held = weak.lock();
+    if (!*alive || held == nullptr || held->over) return;
+    proto::Ticket ticket;
+    Share& owner_share = held->shares[index];
+    const bool parsed = ticket.ParseFromArray(head.data(), static_cast<int>(head.size()));
+    if (!parsed || !take_ticket(owner_share, ticket).ok()) owner_share.generation = 0;  // the verdict will not count
+  };
+  fetch.ended = [this, alive = alive_, weak, index](Result<std::string> trailer) {
+    const ReadPtr held = weak.lock();
+    if (*alive && held != nullptr && !held->over) on_stream_end(held, index, std::move(trailer));
+  };
+  share.fetch = core_.peer(share.peer).fetch_path()->start(std::move(fetch));
+}
+
+void ParcelReader::on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer) {
+  Share& share = read->shares[index];
+  share.fetch = 0;
+  if (!trailer) {
+    const ErrorCode code = trailer.error().code;
+    if (code == ErrorCode::peer_lost || code == ErrorCode::unavailable)
+      return retry_share(read, index, trailer.error());
+    return on_share_read(read, index, trailer.error(), std::nullopt);
+  }
+  proto::Verdict verdict;
+  Status status;
+  if (!verdict.ParseFromString(*trailer) || share.generation == 0)
+    status = Error{ErrorCode::protocol, "stream that cannot be understood"};
+  else if (verdict.code() != 0)
+    status = Error{ErrorCode::stale, verdict.message()};
+  else if (share.digest && verdict.digest() != digest_of_share(*read, share))
+    status = Error{ErrorCode::stale, "the digest of what was read differs"};
+  on_share_read(read, index, std::move(status), std::nullopt);
+}
+
+// The bytes are here. `digest`: the owner has to compare it; without one the verdict is at hand.
+void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest) {
+  Share& share = read->shares[index];
+  if (status.ok() && share.job) {
+    // I1, DESIGN.md: the bytes count only if the generation is still in force behind the last of them.
+    InitiatorSession* session = core_.peer(share.peer).session();
+    if (session == nullptr || !session->link() || !session->link()->in_force(share.word, share.generation))
+      status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
+  }
+  share.job.reset();
+  if (!status.ok()) {
+    const ErrorCode code = status.error().code;
+    const ReadState state = code == ErrorCode::gone                                    ? ReadState::gone
+                            : code == ErrorCode::conflict                              ? ReadState::conflict
+                            : code == ErrorCode::stale || code == ErrorCode::not_found ? ReadState::stale
+                                                                                       : ReadState::failed;
+    return give_up(read, state, status.error());
+  }
+  share.state = transition(share.state, ReadEvent::read_done);
+  read->bytes += share.plan.pairs.bytes();
+  const bool one_way = !digest.has_value();
+  settle(read, share, one_way, digest.value_or(0));
+  if (one_way) accept_share(read, index);
+}
+
+uint64_t ParcelReader::digest_of_share(const Read& read, const Share& share) const {
+  auto spans = reader_spans(share.plan.selection, CacheSide{read.request.layout.get(), read.request.blocks});
+  if (!spans) return 0;
+  auto pieces = targets(read, *spans);
+  if (!pieces) return 0;
+  Digest digest;
+  digest.add(*pieces);
+  return digest.value();
+}
+
+// When every owner's layout is known from before and only streams are to be had, the claim travels with the fetch and
+// the whole parcel takes one round trip.
+bool ParcelReader::try_one_stream(const ReadPtr& read) {
+  ParcelRead& request = read->request;
+  if (request.end_token == 0) return false;
+  std::vector<std::vector<BlockList>> blocks;
+  std::vector<CacheSide> owners;
+  for (Share& share : read->shares) {
+    Peer& peer = core_.peer(share.peer);
+    const auto known = known_.find(share.peer);
+    if (peer.session() == nullptr || peer.local_path() != nullptr || peer.fetch_path() == nullptr) return false;
+    if (known == known_.end() || known->second.incarnation != peer.session()->peer().incarnation) return false;
+    share.owner = known->second;
+    share.incarnation = known->second.incarnation;
+    blocks.push_back(any_blocks(*share.owner.layout, request.end_token));
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) owners.push_back({read->shares[i].owner.layout.get(), blocks[i]});
+  auto plan = plan_reshard(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});
+  if (!plan || plan->shares.size() != read->shares.size()) return false;
+  for (size_t i = 0; i < read->shares.size(); ++i) {
+    const ParallelRank& rank = read->shares[i].owner.layout->rank;
+    if (plan->shares[i].owner != RankId{rank.pp_rank, rank.tp_rank} || plan->shares[i].pairs.bytes() == 0) return false;
+  }
+  for (size_t i = 0; i < read->shares.size(); ++i) read->shares[i].plan = std::move(plan->shares[i]);
+  read->planned = true;
+  for (size_t i = 0; i < read->shares.size() && !read->over; ++i) {
+    read->shares[i].state = transition(read->shares[i].state, ReadEvent::ticket);
+    read_stream(read, i);
+  }
+  return true;
+}
+
+}  // namespace kvferry
