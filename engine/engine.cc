@@ -137,6 +137,12 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
                         s.copier.get(), [raw](Task task) { raw->driver->post(std::move(task)); }, s.metrics,
                         s.config.logger, this_host()},
       s.config);
+  s.parcel_events = std::make_unique<ParcelEvents>(*s.hub);
+  s.parcel_owner = std::make_unique<ParcelOwner>(
+      ParcelOwner::Parts{*s.loop, *s.words, *s.registry, s.core->lanes(), s.random, s.metrics, *s.parcel_events},
+      ParcelLimits{});
+  s.parcel_reader = std::make_unique<ParcelReader>(*s.core, *s.loop, *s.registry);
+  s.core->set_parcel_desk(s.parcel_owner.get());
   KVF_RETURN_IF_ERROR(s.core->listen());
   s.engine_id = s.core->identity().engine_id;
   s.address = s.core->address().to_string();
@@ -153,6 +159,7 @@ Engine::~Engine() {
   for (const RegionInfo& region : state_->registry->snapshot())
     [[maybe_unused]] const Status ignored = state_->unregister(region.id, std::chrono::seconds(1));
   state_->call([this](const Task& finished) {
+    state_->parcel_owner->shut_down();
     state_->core->shut_down();
     finished();
   });
@@ -160,6 +167,9 @@ Engine::~Engine() {
   state_->driver->stop();
   // This thread owns the loop now: what was put off to a later turn runs before its parts go.
   const std::atomic<size_t> nothing_posted{0};
+  state_->parcel_reader.reset();
+  state_->core->set_parcel_desk(nullptr);
+  state_->parcel_owner.reset();
   state_->core.reset();
   for (int turn = 0; turn < 3; ++turn) state_->loop->run_once(state_->clock->now(), nothing_posted);
   state_->copier.reset();

@@ -69,6 +69,7 @@ class KVFERRY_API PeerRef {
 
  private:
   friend class Engine;
+  friend class Parcels;
   std::shared_ptr<detail::PeerHandle> handle_;
 };
 
@@ -148,6 +149,7 @@ class KVFERRY_API Engine {
   std::string metrics() const;
 
  private:
+  friend class Parcels;
   explicit Engine(std::shared_ptr<detail::EngineState> state) : state_(std::move(state)) {}
   std::shared_ptr<detail::EngineState> state_;
 };

@@ -9,6 +9,8 @@
 
 #include "engine/engine.h"
 #include "engine/io/socket_network.h"
+#include "engine/parcel/owner.h"
+#include "engine/parcel/reader.h"
 #include "engine/run/core.h"
 #include "engine/run/driver.h"
 
@@ -32,6 +34,9 @@ struct EngineState {
   std::unique_ptr<CompletionHub> hub;
   std::unique_ptr<NotificationQueue> notifications;
   std::unique_ptr<EngineCore> core;
+  std::unique_ptr<ParcelEvents> parcel_events;
+  std::unique_ptr<ParcelOwner> parcel_owner;
+  std::unique_ptr<ParcelReader> parcel_reader;
   std::optional<TransferMetrics> transfer_metrics;
   std::string engine_id;
   std::string address;
