@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <chrono>
 #include <cstring>
 
+#include "sim/block_allocator.h"
 #include "sim/model.h"
 #include "test/support/sim_support.h"
 
@@ -128,6 +130,22 @@ TEST(SimModel, TheNextTokenIsRecomputedFromCopiedBlocksWithTheSameBits) {
   const std::vector<float> expected = run_tokens(*model, prompt, blocks_from(0, 13));
   copy_blocks(*model, blocks_from(0, 13), blocks_from(40, 13));
   EXPECT_EQ(run_tokens(*model, prompt, blocks_from(40, 13), prompt.size() - 1), expected);
+}
+
+// A change of weights or arithmetic makes another model of the same name: it must be on purpose, and it changes
+// ModelConfig::fingerprint() with it. Compilers and build types must not.
+TEST(SimModel, TheSameSeedIsTheSameModelForEver) {
+  const std::vector<Token> prompt = encode("The quick brown fox");
+  const auto model = make_model(ModelConfig{}, 1, 8);
+  ChainHash bits = 0;
+  for (const float logit : run_tokens(*model, prompt, blocks_from(0, 4))) {
+    const Token word = std::bit_cast<int32_t>(logit);
+    bits = chain_hash(bits, {&word, 1});
+  }
+  EXPECT_EQ(bits, 6358436022395264740u);
+  std::string answer;
+  for (const Token token : run_greedy(*model, prompt, blocks_from(0, 4), 0, 12)) answer += token_bytes(token);
+  EXPECT_EQ(answer, "ooG]o|.|n^q]");
 }
 
 TEST(SimModel, RefusesShapesThatCannotBeShared) {
