@@ -109,7 +109,7 @@ TEST(SimModel, OneWrongBlockChangesTheAnswer) {
   const std::vector<BlockId> own = blocks_from(0, 20);
   const std::vector<BlockId> other = blocks_from(20, 20);
   size_t changed = 0;
-  constexpr size_t kPrompts = 20;
+  constexpr size_t kPrompts = 10;
   for (size_t i = 0; i < kPrompts; ++i) {
     const std::vector<Token> prompt = random_prompt(random, 220);
     const std::vector<Token> expected = run_greedy(*model, prompt, own, 0, 16);
@@ -120,7 +120,7 @@ TEST(SimModel, OneWrongBlockChangesTheAnswer) {
     if (run_greedy(*model, prompt, own, prompt.size() - 1, 16) != expected) ++changed;
   }
   RecordProperty("changed", static_cast<int>(changed));
-  EXPECT_GE(changed, kPrompts * 95 / 100);
+  EXPECT_EQ(changed, kPrompts);
 }
 
 TEST(SimModel, TheNextTokenIsRecomputedFromCopiedBlocksWithTheSameBits) {
