@@ -3,9 +3,15 @@
 #include <array>
 
 #include "common/check.h"
-#include "sim/kernels.h"
 
 namespace kvferry::sim {
+
+void sum_in_order(std::span<const float* const> parts, size_t count, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = parts[0][i];
+  for (const float* part : parts.subspan(1)) {
+    for (size_t i = 0; i < count; ++i) out[i] += part[i];
+  }
+}
 
 Status SoloCollective::sum_slices(std::span<const float> parts, std::span<float> total) {
   KVF_CHECK(parts.size() == kSlices * total.size());

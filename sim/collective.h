@@ -9,6 +9,9 @@
 
 namespace kvferry::sim {
 
+// out[i] = (((part[0][i] + part[1][i]) + part[2][i]) + ...): the one order in which slices are summed.
+void sum_in_order(std::span<const float* const> parts, size_t count, float* out);
+
 // How the ranks of one model add up what each computed. One object per rank; all ranks call in the same order with the
 // same count. An implementation over processes would carry the parts through shared memory or a socket.
 class Collective {

@@ -164,13 +164,6 @@ void attend(const float* query, size_t head_dim, size_t context, const Attention
   }
 }
 
-void sum_in_order(std::span<const float* const> parts, size_t count, float* out) {
-  for (size_t i = 0; i < count; ++i) out[i] = parts[0][i];
-  for (const float* part : parts.subspan(1)) {
-    for (size_t i = 0; i < count; ++i) out[i] += part[i];
-  }
-}
-
 float exponential(float x) {
   return exponential4(splat(x))[0];
 }

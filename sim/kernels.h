@@ -67,9 +67,6 @@ struct AttentionPages {
 void attend(const float* query, size_t head_dim, size_t context, const AttentionPages& pages, float* scores,
             float* out);
 
-// out[i] = (((part[0][i] + part[1][i]) + part[2][i]) + ...): the one order in which slices are summed.
-void sum_in_order(std::span<const float* const> parts, size_t count, float* out);
-
 // exp with about 1e-7 relative error, 0 below -87; the same bits everywhere.
 float exponential(float x);
 

@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <chrono>
 #include <cstring>
 
+#include "sim/block_allocator.h"
 #include "sim/model.h"
 #include "test/support/sim_support.h"
 
@@ -107,7 +109,7 @@ TEST(SimModel, OneWrongBlockChangesTheAnswer) {
   const std::vector<BlockId> own = blocks_from(0, 20);
   const std::vector<BlockId> other = blocks_from(20, 20);
   size_t changed = 0;
-  constexpr size_t kPrompts = 20;
+  constexpr size_t kPrompts = 10;
   for (size_t i = 0; i < kPrompts; ++i) {
     const std::vector<Token> prompt = random_prompt(random, 220);
     const std::vector<Token> expected = run_greedy(*model, prompt, own, 0, 16);
@@ -118,7 +120,7 @@ TEST(SimModel, OneWrongBlockChangesTheAnswer) {
     if (run_greedy(*model, prompt, own, prompt.size() - 1, 16) != expected) ++changed;
   }
   RecordProperty("changed", static_cast<int>(changed));
-  EXPECT_GE(changed, kPrompts * 95 / 100);
+  EXPECT_EQ(changed, kPrompts);
 }
 
 TEST(SimModel, TheNextTokenIsRecomputedFromCopiedBlocksWithTheSameBits) {
@@ -128,6 +130,22 @@ TEST(SimModel, TheNextTokenIsRecomputedFromCopiedBlocksWithTheSameBits) {
   const std::vector<float> expected = run_tokens(*model, prompt, blocks_from(0, 13));
   copy_blocks(*model, blocks_from(0, 13), blocks_from(40, 13));
   EXPECT_EQ(run_tokens(*model, prompt, blocks_from(40, 13), prompt.size() - 1), expected);
+}
+
+// A change of weights or arithmetic makes another model of the same name: it must be on purpose, and it changes
+// ModelConfig::fingerprint() with it. Compilers and build types must not.
+TEST(SimModel, TheSameSeedIsTheSameModelForEver) {
+  const std::vector<Token> prompt = encode("The quick brown fox");
+  const auto model = make_model(ModelConfig{}, 1, 8);
+  ChainHash bits = 0;
+  for (const float logit : run_tokens(*model, prompt, blocks_from(0, 4))) {
+    const Token word = std::bit_cast<int32_t>(logit);
+    bits = chain_hash(bits, {&word, 1});
+  }
+  EXPECT_EQ(bits, 6358436022395264740u);
+  std::string answer;
+  for (const Token token : run_greedy(*model, prompt, blocks_from(0, 4), 0, 12)) answer += token_bytes(token);
+  EXPECT_EQ(answer, "ooG]o|.|n^q]");
 }
 
 TEST(SimModel, RefusesShapesThatCannotBeShared) {
