@@ -243,8 +243,8 @@ asio::awaitable<Exchange::Step> Exchange::attempt(Endpoint endpoint, const Reque
       co_return co_await decode(body, "decode");
     }
     if (!context_.config.local_prefill) {
-      co_await answer(fault_.message.empty() ? 503 : fault_.status,
-                      fault_.message.empty() ? "no prefiller is available" : fault_.message);
+      if (fault_.message.empty()) fault_ = {503, "no prefiller is available"};
+      co_await answer(fault_.status, fault_.message);
       co_return Step::done;
     }
     context_.metrics.leg("front", 0, "local_prefill", decoder_->name);

@@ -92,7 +92,9 @@ asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::st
     note_piece(*piece, succeeded);
     sent = co_await writer_.raw(*piece);
   }
-  co_await finish_relay(head, leg, sent.ok() ? (piece.ok() ? Status() : Status(piece.error())) : sent);
+  Status end = sent;
+  if (sent.ok() && !piece.ok()) end = piece.error();
+  co_await finish_relay(head, leg, std::move(end));
   co_return Step::done;
 }
 
