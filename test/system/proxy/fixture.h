@@ -26,11 +26,15 @@ class RawClient {
   }
   ~RawClient() { leave(); }
 
-  void send(const std::string& text) { boost::asio::write(socket_, boost::asio::buffer(text)); }
+  // Returns before a large text is out: the proxy runs on the same thread. One at a time.
+  void send(std::string text) {
+    sending_ = std::move(text);
+    boost::asio::async_write(socket_, boost::asio::buffer(sending_), [](const boost::system::error_code&, size_t) {});
+  }
   void leave() {
+    *alive_ = false;
     boost::system::error_code ignored;
     socket_.close(ignored);
-    *alive_ = false;
   }
   const std::string& received() const { return received_; }
   bool closed() const { return closed_; }
@@ -54,6 +58,7 @@ class RawClient {
   boost::asio::ip::tcp::socket socket_;
   std::array<char, 65536> block_;
   std::string received_;
+  std::string sending_;
   bool closed_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
