@@ -116,7 +116,7 @@ class ConnectionImpl final : public ClientConnection {
 
   asio::awaitable<void> wait() override {
     drained_ = false;
-    co_await stream_->wait_readable();
+    return stream_->wait_readable();
   }
 
   bool body_done() const override { return body_ && body_->done(); }

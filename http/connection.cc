@@ -210,11 +210,9 @@ asio::awaitable<bool> Connection::read_sized_body(Request& request) {
 
 asio::awaitable<bool> Connection::read_chunked_body(Request& request) {
   ChunkScanner scanner(ChunkScanner::Extensions::refuse);
-  uint64_t framed = 0;
   for (;;) {
     const auto used = scanner.scan(in_, &request.body);
     if (!used.ok()) co_return co_await refuse(400, "malformed chunked body");
-    framed += *used;
     in_.erase(0, *used);
     if (request.body.size() > shared_->config.max_body_bytes) co_return co_await refuse(413, "request body too large");
     if (scanner.done()) break;

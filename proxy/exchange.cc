@@ -350,29 +350,6 @@ asio::awaitable<Exchange::Step> Exchange::judge_prefill(http::ResponseHead head,
   co_return stop() ? Step::done : Step::next;
 }
 
-asio::awaitable<Exchange::Step> Exchange::decode(const Spliced& body, std::string_view leg) {
-  const std::string head = backend_head(*decoder_, body.size, 0, false);
-  auto answered = co_await round_trip(decoder_, head, body);
-  if (!answered.ok()) {
-    note_failure(*decoder_, answered.error(), leg);
-    failed_decoder_ = decoder_.get();
-    // Past the deadline there is nobody left to wait for another try.
-    const bool again = answered.error().code != ErrorCode::deadline_exceeded;
-    if (!again) co_await answer(fault_.status, fault_.message);
-    co_return stop() || !again ? Step::done : Step::failed;
-  }
-  const int status = answered->status;
-  status >= 500 ? decoder_->breaker.failed(now(), false) : decoder_->breaker.succeeded();
-  if (worth_another(status) && context_.backends.of(Role::decode).size() > 1 && failed_decoder_ == nullptr) {
-    context_.metrics.leg(leg, status, "status", decoder_->name);
-    failed_decoder_ = decoder_.get();
-    fault_ = {status, "the decoder could not take the request"};
-    wire_.reset();
-    co_return Step::failed;
-  }
-  co_return co_await relay(std::move(*answered), leg);
-}
-
 asio::awaitable<void> Exchange::pass() {
   Spliced body;
   const auto type = request_.headers.get("content-type").value_or("");

@@ -28,7 +28,9 @@ struct HeldParcel::Record {
 };
 
 HeldParcel::HeldParcel() = default;
-HeldParcel::~HeldParcel() { release(); }
+HeldParcel::~HeldParcel() {
+  release();
+}
 
 HeldParcel::HeldParcel(Owner owner, std::unique_ptr<Record> record)
     : owner_(std::move(owner)), record_(std::move(record)) {}
