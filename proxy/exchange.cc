@@ -40,10 +40,6 @@ class Busy {
 bool clients_fault(int status) {
   return status >= 400 && status < 500 && status != 408 && status != 429;
 }
-bool worth_another(int status) {
-  return status == 502 || status == 503;
-}
-
 // Fields that the proxy writes itself.
 bool rewritten(std::string_view name) {
   constexpr std::array<std::string_view, 5> kOwn = {"host", "content-length", "expect", "x-request-id",
