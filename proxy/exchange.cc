@@ -40,6 +40,7 @@ class Busy {
 bool clients_fault(int status) {
   return status >= 400 && status < 500 && status != 408 && status != 429;
 }
+
 // Fields that the proxy writes itself.
 bool rewritten(std::string_view name) {
   constexpr std::array<std::string_view, 5> kOwn = {"host", "content-length", "expect", "x-request-id",
