@@ -56,6 +56,7 @@ class ConnectionImpl final : public ClientConnection {
   void set_deadline(TimePoint at) override { at == kNever ? deadline_.clear() : deadline_.set(at); }
 
   asio::awaitable<Status> send(std::span<const std::string_view> pieces) override {
+    in_.erase(0, std::exchange(taken_, 0));
     answered_ = false;
     body_.reset();
     const Status sent = co_await stream_->send(pieces);
@@ -115,7 +116,7 @@ class ConnectionImpl final : public ClientConnection {
 
   asio::awaitable<void> wait() override {
     drained_ = false;
-    co_await stream_->wait_readable();
+    return stream_->wait_readable();
   }
 
   bool body_done() const override { return body_ && body_->done(); }

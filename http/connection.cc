@@ -134,11 +134,13 @@ asio::awaitable<bool> Connection::read_request(Request& request) {
   }
   phase_ = Phase::head;
   deadline_.set_in(shared_->config.head_timeout);
-  if (!co_await read_head(request)) co_return false;
+  const bool head_read = co_await read_head(request);
+  if (!head_read) co_return false;
   phase_ = Phase::body;
   body_began_ = shared_->deadlines.now();
   extend_body_deadline(0);
-  if (!co_await read_body(request)) co_return false;
+  const bool body_read = co_await read_body(request);
+  if (!body_read) co_return false;
   request.remote = remote_;
   co_return true;
 }
@@ -208,11 +210,9 @@ asio::awaitable<bool> Connection::read_sized_body(Request& request) {
 
 asio::awaitable<bool> Connection::read_chunked_body(Request& request) {
   ChunkScanner scanner(ChunkScanner::Extensions::refuse);
-  uint64_t framed = 0;
   for (;;) {
     const auto used = scanner.scan(in_, &request.body);
     if (!used.ok()) co_return co_await refuse(400, "malformed chunked body");
-    framed += *used;
     in_.erase(0, *used);
     if (request.body.size() > shared_->config.max_body_bytes) co_return co_await refuse(413, "request body too large");
     if (scanner.done()) break;

@@ -40,9 +40,6 @@ class Busy {
 bool clients_fault(int status) {
   return status >= 400 && status < 500 && status != 408 && status != 429;
 }
-bool worth_another(int status) {
-  return status == 502 || status == 503;
-}
 
 // Fields that the proxy writes itself.
 bool rewritten(std::string_view name) {
@@ -243,8 +240,8 @@ asio::awaitable<Exchange::Step> Exchange::attempt(Endpoint endpoint, const Reque
       co_return co_await decode(body, "decode");
     }
     if (!context_.config.local_prefill) {
-      co_await answer(fault_.message.empty() ? 503 : fault_.status,
-                      fault_.message.empty() ? "no prefiller is available" : fault_.message);
+      if (fault_.message.empty()) fault_ = {503, "no prefiller is available"};
+      co_await answer(fault_.status, fault_.message);
       co_return Step::done;
     }
     context_.metrics.leg("front", 0, "local_prefill", decoder_->name);
@@ -348,29 +345,6 @@ asio::awaitable<Exchange::Step> Exchange::judge_prefill(http::ResponseHead head,
   }
   parcel_.answered(handover_);
   co_return stop() ? Step::done : Step::next;
-}
-
-asio::awaitable<Exchange::Step> Exchange::decode(const Spliced& body, std::string_view leg) {
-  const std::string head = backend_head(*decoder_, body.size, 0, false);
-  auto answered = co_await round_trip(decoder_, head, body);
-  if (!answered.ok()) {
-    note_failure(*decoder_, answered.error(), leg);
-    failed_decoder_ = decoder_.get();
-    // Past the deadline there is nobody left to wait for another try.
-    const bool again = answered.error().code != ErrorCode::deadline_exceeded;
-    if (!again) co_await answer(fault_.status, fault_.message);
-    co_return stop() || !again ? Step::done : Step::failed;
-  }
-  const int status = answered->status;
-  status >= 500 ? decoder_->breaker.failed(now(), false) : decoder_->breaker.succeeded();
-  if (worth_another(status) && context_.backends.of(Role::decode).size() > 1 && failed_decoder_ == nullptr) {
-    context_.metrics.leg(leg, status, "status", decoder_->name);
-    failed_decoder_ = decoder_.get();
-    fault_ = {status, "the decoder could not take the request"};
-    wire_.reset();
-    co_return Step::failed;
-  }
-  co_return co_await relay(std::move(*answered), leg);
 }
 
 asio::awaitable<void> Exchange::pass() {

@@ -65,9 +65,9 @@ class Exchange {
   boost::asio::awaitable<Step> prefill(Endpoint endpoint, const RequestFacts& facts);
   boost::asio::awaitable<Step> prefill_on(Endpoint endpoint, const RequestFacts& facts, Choice choice);
   boost::asio::awaitable<Step> judge_prefill(http::ResponseHead head, std::shared_ptr<Backend> backend, int dp_rank);
-  boost::asio::awaitable<Step> decode(const Spliced& body, std::string_view leg);
 
   // proxy/relay.cc
+  boost::asio::awaitable<Step> decode(const Spliced& body, std::string_view leg);
   boost::asio::awaitable<Step> relay(http::ResponseHead head, std::string_view leg);
   boost::asio::awaitable<void> finish_relay(const http::ResponseHead& head, std::string_view leg, Status end);
   boost::asio::awaitable<void> end_event_stream();

@@ -153,7 +153,16 @@ asio::awaitable<void> Proxy::Core::finish(std::function<void()> done) {
 }
 
 Proxy::Proxy(std::unique_ptr<Core> core) : core_(std::move(core)) {}
-Proxy::~Proxy() = default;
+
+// Requests refer to the parts of this; their clients are told and they are let run out before those go.
+Proxy::~Proxy() {
+  if (core_->front) core_->front->close();
+  if (core_->admin) core_->admin->close();
+  core_->loop.restart();
+  const TimePoint limit = after(core_->deadlines.now(), kReleaseGrace);
+  while (core_->admission.running() > 0 && core_->deadlines.now() < limit) core_->loop.run_one_for(kDrainPoll);
+  KVF_CHECK(core_->admission.running() == 0);
+}
 
 Result<std::unique_ptr<Proxy>> Proxy::create(asio::io_context& loop, http::Deadlines& deadlines, Random& random,
                                              std::shared_ptr<Logger> log, ProxyConfig config) {

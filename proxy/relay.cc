@@ -3,7 +3,7 @@
 #include "http/json.h"
 #include "proxy/exchange.h"
 
-// The way back: the decoder's answer as it comes, byte for byte, with nothing read but its head.
+// The decoder's leg and the way back: its answer as it comes, byte for byte, with nothing read but its head.
 
 namespace kvferry::proxy {
 namespace {
@@ -23,7 +23,34 @@ bool starts_with_error_event(std::string_view bytes) {
   return at != std::string_view::npos;
 }
 
+bool worth_another(int status) {
+  return status == 502 || status == 503;
+}
+
 }  // namespace
+
+asio::awaitable<Exchange::Step> Exchange::decode(const Spliced& body, std::string_view leg) {
+  const std::string head = backend_head(*decoder_, body.size, 0, false);
+  auto answered = co_await round_trip(decoder_, head, body);
+  if (!answered.ok()) {
+    note_failure(*decoder_, answered.error(), leg);
+    failed_decoder_ = decoder_.get();
+    // Past the deadline there is nobody left to wait for another try.
+    const bool again = answered.error().code != ErrorCode::deadline_exceeded;
+    if (!again) co_await answer(fault_.status, fault_.message);
+    co_return stop() || !again ? Step::done : Step::failed;
+  }
+  const int status = answered->status;
+  status >= 500 ? decoder_->breaker.failed(now(), false) : decoder_->breaker.succeeded();
+  if (worth_another(status) && context_.backends.of(Role::decode).size() > 1 && failed_decoder_ == nullptr) {
+    context_.metrics.leg(leg, status, "status", decoder_->name);
+    failed_decoder_ = decoder_.get();
+    fault_ = {status, "the decoder could not take the request"};
+    wire_.reset();
+    co_return Step::failed;
+  }
+  co_return co_await relay(std::move(*answered), leg);
+}
 
 std::string Exchange::client_head(const http::ResponseHead& head, bool dechunk) {
   std::string out;
@@ -92,7 +119,9 @@ asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::st
     note_piece(*piece, succeeded);
     sent = co_await writer_.raw(*piece);
   }
-  co_await finish_relay(head, leg, sent.ok() ? (piece.ok() ? Status() : Status(piece.error())) : sent);
+  Status end = sent;
+  if (sent.ok() && !piece.ok()) end = piece.error();
+  co_await finish_relay(head, leg, std::move(end));
   co_return Step::done;
 }
 

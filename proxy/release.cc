@@ -27,6 +27,11 @@ struct HeldParcel::Record {
   std::list<const Record*>::iterator pinned;
 };
 
+HeldParcel::HeldParcel() = default;
+HeldParcel::~HeldParcel() {
+  release();
+}
+
 HeldParcel::HeldParcel(Owner owner, std::unique_ptr<Record> record)
     : owner_(std::move(owner)), record_(std::move(record)) {}
 

@@ -28,10 +28,10 @@ class Releases;
 // destroyed, the parcel is released, unless settled() says that the decoder has fetched it.
 class HeldParcel {
  public:
-  HeldParcel() = default;
+  HeldParcel();
   HeldParcel(HeldParcel&& other) noexcept;
   HeldParcel& operator=(HeldParcel&& other) noexcept;
-  ~HeldParcel() { release(); }
+  ~HeldParcel();
 
   // The prefiller has answered: from here on it pins blocks. `handover` is what the decoder would be told.
   void answered(Handover handover);

@@ -33,7 +33,7 @@ simdjson::error_code raw_value(simdjson::ondemand::value& value, std::string_vie
     if (const auto error = value.get_array().get(array)) return error;
     return array.raw_json().get(raw);
   }
-  raw = trimmed(value.raw_json_token());
+  raw = value.raw_json_token();
   return simdjson::SUCCESS;
 }
 
@@ -47,6 +47,7 @@ simdjson::error_code read_member(simdjson::ondemand::field& field, Members& memb
   member.name = plain ? members.text.substr(member.begin + 1, name.size())
                       : std::string_view(members.unescaped_names.emplace_back(name));
   if (const auto error = raw_value(field.value(), member.value)) return error;
+  member.value = trimmed(member.value);
   if (member.value.empty()) return simdjson::TAPE_ERROR;
   member.end = static_cast<size_t>(member.value.data() + member.value.size() - members.text.data());
   members.all.push_back(member);

@@ -1,0 +1,194 @@
+#include "proxy/bench/mock.h"
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <cstdio>
+#include <cstdlib>
+
+#include "http/json.h"
+
+namespace kvferry::proxy::mock {
+namespace {
+
+namespace asio = boost::asio;
+
+std::unique_ptr<http::Server> listen(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port,
+                                     http::Handler handler) {
+  http::ServerConfig config;
+  config.port = port;
+  config.max_connections = 30000;
+  auto server = http::Server::create(loop, deadlines, config, std::move(handler));
+  if (!server.ok()) {
+    std::fprintf(stderr, "mock: %s\n", server.error().to_string().c_str());
+    std::abort();
+  }
+  return std::move(*server);
+}
+
+std::string event_text(size_t index, size_t bytes) {
+  std::string text = "data: {\"choices\":[{\"index\":" + std::to_string(index) + ",\"text\":\"";
+  constexpr std::string_view kEnd = "\"}]}\n\n";
+  while (text.size() + kEnd.size() < bytes) text.push_back('t');
+  return text.append(kEnd);
+}
+
+std::string chunk(const std::string& payload) {
+  char size[24];
+  std::snprintf(size, sizeof size, "%zx\r\n", payload.size());
+  return size + payload + "\r\n";
+}
+
+}  // namespace
+
+std::string member_text(const std::string& json, const std::string& name) {
+  const std::string key = "\"" + name + "\":\"";
+  const size_t at = json.find(key);
+  if (at == std::string::npos) return {};
+  const size_t begin = at + key.size();
+  return json.substr(begin, json.find('"', begin) - begin);
+}
+
+MockServer::MockServer(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port)
+    : loop_(loop), deadlines_(deadlines), port_(port) {
+  start();
+}
+
+MockServer::~MockServer() = default;
+
+void MockServer::start() {
+  server_ = listen(loop_, deadlines_, port_,
+                   [this](http::Request& request, http::ResponseWriter& writer) { return serve(request, writer); });
+  port_ = server_->port();
+}
+
+void MockServer::stop() {
+  server_.reset();
+}
+
+asio::awaitable<void> MockServer::sleep(Duration span, http::ResponseWriter& writer) {
+  if (span <= Duration(0) || writer.gone()) co_return;
+  asio::steady_timer timer(loop_);
+  timer.expires_after(span);
+  writer.on_gone([&timer] { timer.cancel(); });
+  co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
+  writer.on_gone(nullptr);
+}
+
+asio::awaitable<void> MockServer::serve(http::Request& request, http::ResponseWriter& writer) {
+  if (request.path() == "/health") {
+    http::Response response;
+    response.status = healthy ? 200 : 503;
+    (void)co_await writer.send(std::move(response));
+    co_return;
+  }
+  if (member_text(request.body, "model").starts_with("kvferry-release-")) {
+    pinged.push_back(member_text(request.body, "transfer_id"));
+    http::Response refusal = http::error_response(404, "The model does not exist");
+    (void)co_await writer.send(std::move(refusal));
+    co_return;
+  }
+  ++requests;
+  ++running;
+  if (record) seen.push_back({request.method, request.target, request.body, request.headers});
+  co_await answer(request, writer);
+  if (writer.gone()) ++clients_lost;
+  --running;
+}
+
+asio::awaitable<void> MockServer::raw_answer(http::ResponseWriter& writer, std::string text) {
+  if (behaviour.split_at > 0 && behaviour.split_at < text.size()) {
+    const Status first = co_await writer.raw(std::string_view(text).substr(0, behaviour.split_at));
+    if (!first.ok()) co_return;
+    co_await sleep(std::chrono::milliseconds(1), writer);
+    (void)co_await writer.raw(std::string_view(text).substr(behaviour.split_at));
+  } else {
+    (void)co_await writer.raw(text);
+  }
+  writer.raw_end(!behaviour.close_after_answer && behaviour.body != Body::until_close && !behaviour.half_answer);
+}
+
+asio::awaitable<void> MockServer::stream(http::ResponseWriter& writer) {
+  std::string head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
+  head += "Transfer-Encoding: chunked\r\nX-Mock: stream\r\n\r\n";
+  if (behaviour.split_at > 0) {
+    std::string all = head;
+    for (size_t i = 0; i < behaviour.events; ++i) all += chunk(event_text(i, behaviour.event_bytes));
+    co_await raw_answer(writer, all + chunk("data: [DONE]\n\n") + "0\r\n\r\n");
+    co_return;
+  }
+  Status sent = co_await writer.raw(head);
+  co_await sleep(behaviour.first_delay, writer);
+  for (size_t i = 0; sent.ok() && i < behaviour.events && !writer.gone(); ++i) {
+    if (i > 0) co_await sleep(behaviour.event_pause, writer);
+    if (writer.gone()) co_return;
+    const std::string piece = chunk(event_text(i, behaviour.event_bytes));
+    if (i == behaviour.break_after_events) {
+      if (behaviour.break_in_chunk) (void)co_await writer.raw(std::string_view(piece).substr(0, piece.size() / 2));
+      co_return;  // no raw_end: the connection is closed
+    }
+    ++events_sent;
+    sent = co_await writer.raw(piece);
+  }
+  if (!sent.ok() || writer.gone()) co_return;
+  const std::string end = chunk("data: [DONE]\n\n") + "0\r\n\r\n";
+  (void)co_await writer.raw(end);
+  writer.raw_end(!behaviour.close_after_answer);
+}
+
+asio::awaitable<void> MockServer::answer(const http::Request& request, http::ResponseWriter& writer) {
+  co_await sleep(behaviour.delay, writer);
+  if (writer.gone()) co_return;
+  if (behaviour.reset_before_head) {
+    (void)co_await writer.raw("");
+    co_return;
+  }
+  const bool wants_stream = request.body.find("\"stream\":true") != std::string::npos ||
+                            request.body.find("\"stream\": true") != std::string::npos;
+  if (wants_stream && behaviour.status == 200) {
+    co_await stream(writer);
+    co_return;
+  }
+  std::string body = R"({"object":"text_completion","choices":[{"index":0,"text":"hello","finish_reason":"length"}]})";
+  if (behaviour.status >= 400) body = http::error_body(behaviour.status, "mock refusal");
+  std::string text;
+  http::append_status_line(text, behaviour.status);
+  http::append_field(text, "Content-Type", behaviour.content_type);
+  http::append_field(text, "X-Mock", "answer");
+  if (behaviour.body == Body::sized) http::append_field(text, "Content-Length", std::to_string(body.size()));
+  if (behaviour.body == Body::chunked) {
+    http::append_field(text, "Transfer-Encoding", "chunked");
+    body = chunk(body.substr(0, 10)) + chunk(body.substr(10)) + "0\r\n\r\n";
+  }
+  if (behaviour.half_answer) body.resize(body.size() / 2);
+  text.append("\r\n").append(body);
+  co_await raw_answer(writer, std::move(text));
+}
+
+MockBootstrap::MockBootstrap(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port)
+    : server_(listen(loop, deadlines, port,
+                     [this](http::Request& request, http::ResponseWriter& writer) { return serve(request, writer); })) {
+}
+
+asio::awaitable<void> MockBootstrap::serve(http::Request& request, http::ResponseWriter& writer) {
+  constexpr std::string_view kParcels = "/v1/parcels/";
+  http::Response response;
+  if (down) {
+    response = http::error_response(500, "mock bootstrap is down");
+  } else if (request.path() == "/query") {
+    ++queries;
+    response.body = R"({"0":{"engine_id":")" + engine_id + R"(","worker_addr":{"0":{"0":"tcp://127.0.0.1:1"}}}})";
+  } else if (parcels && request.method == "DELETE" && request.path().starts_with(kParcels)) {
+    asked.push_back(request.target);
+    if (pending_answers > 0) {
+      --pending_answers;
+      response.status = 202;
+    } else {
+      released.emplace_back(request.path().substr(kParcels.size()));
+    }
+  } else {
+    response = http::error_response(404, "Not Found");
+  }
+  (void)co_await writer.send(std::move(response));
+}
+
+}  // namespace kvferry::proxy::mock

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Runs the same work through kvferry-proxy, a bare TCP relay and any other proxy, and prints a table.
+
+    proxy/bench/run.py --bin build/release/bin
+    proxy/bench/run.py --bin build/release/bin --other "vllm-router --port {port} --prefill http://127.0.0.1:{prefill} \
+        {bootstrap} --decode http://127.0.0.1:{decode} --vllm-pd-disaggregation" --cases short,stream
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+# name -> (options of kvferry-proxy-load, options of kvferry-proxy-mock, which figure counts)
+CASES: dict[str, tuple[str, str, str]] = {
+    "one": ("--clients 1 --requests 3000", "", "total_p50_us"),
+    "short": ("--clients 64 --requests 20000", "", "cpu_us_request"),
+    "stream": ("--clients 64 --requests 640 --stream", "--events 200 --pause-ms 20", "cpu_us_piece"),
+    "setup": ("--clients 16 --requests 4000 --stream --fresh", "--events 1", "cpu_us_request"),
+    "large": ("--clients 4 --requests 400 --prompt-bytes 1048576", "", "cpu_us_request"),
+    "burst": ("--clients 2000 --requests 2000 --stream", "--events 20 --pause-ms 100", "first_p99_us"),
+    "open": ("--clients 9000 --requests 9000 --stream", "--events 3 --pause-ms 8000", "rss_kib"),
+    "rude": ("--clients 200 --requests 100000 --fresh --leave", "", "failed"),
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], limit: float = 60) -> None:
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            sys.exit(f"{process.args} ended with {process.returncode}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    sys.exit(f"nothing listens on {port}")
+
+
+@contextmanager
+def running(words: list[str], port: int) -> Iterator[int]:
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, process)
+        time.sleep(0.3)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--other", action="append", default=[], help="command line of another proxy, see above")
+    options = parser.parse_args()
+
+    ports = {name: free_port() for name in ("port", "prefill", "decode", "bootstrap")}
+    proxies = {
+        "relay": f"{options.bin}/kvferry-proxy-relay --port {{port}} --prefill {{prefill}} --decode {{decode}}",
+        "relay, decoder only": f"{options.bin}/kvferry-proxy-relay --port {{port}} --decode {{decode}}",
+        "kvferry-proxy": f"{options.bin}/kvferry-proxy --port {{port}} --admin-port -1 --access-log /dev/null "
+        "--log-level error --prefill http://127.0.0.1:{prefill} {bootstrap} --decode http://127.0.0.1:{decode}",
+    }
+    for command in options.other:
+        proxies[shlex.split(command)[0].rsplit("/", 1)[-1]] = command
+
+    print("| case | through | figure | value | first p50/p99 us | total p50/p99 us | per s | failed | RSS KiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for case in options.cases.split(","):
+        load, mock, figure = CASES[case]
+        mock_words = shlex.split(
+            f"{options.bin}/kvferry-proxy-mock --prefill-port {ports['prefill']} --decode-port {ports['decode']} "
+            f"--bootstrap-port {ports['bootstrap']} {mock}"
+        )
+        with running(mock_words, ports["decode"]) as mock_pid:
+            if case == "one":
+                report(options.bin, case, "the mock itself", figure, load, ports["decode"], mock_pid)
+            for name, command in proxies.items():
+                if case in ("rude", "large", "open") and name.startswith("relay"):
+                    continue
+                with running(shlex.split(command.format(**ports)), ports["port"]) as pid:
+                    report(options.bin, case, name, figure, load, ports["port"], pid)
+
+
+def report(binaries: Path, case: str, name: str, figure: str, load: str, port: int, pid: int) -> None:
+    words = [f"{binaries}/kvferry-proxy-load", "--port", str(port), "--pid", str(pid), *shlex.split(load)]
+    answer = subprocess.run(words, capture_output=True, check=True, timeout=600)
+    seen = json.loads(answer.stdout)
+    print(
+        f"| {case} | {name} | {figure} | {seen[figure]} | {seen['first_p50_us']}/{seen['first_p99_us']} "
+        f"| {seen['total_p50_us']}/{seen['total_p99_us']} | {seen['per_s']} | {seen['failed']} | {seen['rss_kib']} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+// The front door: limits, smuggling, slow and rude clients, administration.
+
+#include "test/system/proxy/fixture.h"
+
+namespace kvferry::proxy {
+namespace {
+
+class Front : public ProxySystem {
+ protected:
+  // Sends raw bytes and waits until the proxy closes; true if it answered with that status and nothing went on.
+  ::testing::AssertionResult refused(const std::string& bytes, int status) {
+    const size_t before = prefiller.requests + decoder.requests;
+    auto asked = client();
+    asked->send(bytes);
+    if (!until([&] { return asked->closed(); })) return ::testing::AssertionFailure() << "not closed";
+    if (asked->status() != status) return ::testing::AssertionFailure() << asked->received();
+    if (asked->received().find("HTTP/1.1", 5) != std::string::npos)
+      return ::testing::AssertionFailure() << "two answers";
+    if (prefiller.requests + decoder.requests != before) return ::testing::AssertionFailure() << "it was passed on";
+    return ::testing::AssertionSuccess();
+  }
+  const std::string kInner = "GET /v1/smuggled HTTP/1.1\r\nHost: t\r\n\r\n";
+};
+
+TEST_F(Front, SmuggledRequestsAreRefusedAndTheConnectionClosed) {
+  start();
+  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: t\r\n";
+  EXPECT_TRUE(refused(post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused(post + "Content-Length: 0\r\nContent-Length: 40\r\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused(post + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused(post + "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused(post + "Transfer-Encoding: chunked\r\n\r\n2;x=\"\n\"\r\n{}\r\n0\r\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused(post + "Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused("POST /v1/completions HTTP/1.1\nHost: t\n\n" + kInner, 400));
+  EXPECT_TRUE(refused(post + "Content-Length: 5\n\r\n" + kInner, 400));
+  EXPECT_TRUE(refused("GET http://evil/v1/models HTTP/1.1\r\nHost: t\r\n\r\n", 400));
+}
+
+TEST_F(Front, ABodyWithChunksReachesTheBackendsWithALength) {
+  start();
+  auto asked = client();
+  asked->send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" +
+              std::string("5\r\n{\"pro\r\nb\r\nmpt\":\"abc\"}\r\n0\r\n\r\n"));
+  ASSERT_TRUE(until([&] { return asked->closed(); }));
+  EXPECT_EQ(asked->status(), 200);
+  EXPECT_TRUE(decoder.seen.at(0).body.ends_with("\"prompt\":\"abc\"}"));
+  EXPECT_EQ(decoder.seen[0].headers.get("transfer-encoding"), std::nullopt);
+}
+
+TEST_F(Front, ClientsThatExpectToBeToldAreTold) {
+  start();
+  auto asked = client();
+  asked->send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: " +
+              std::to_string(kPrompt.size()) + "\r\n\r\n");
+  ASSERT_TRUE(until([&] { return asked->has("HTTP/1.1 100 Continue\r\n\r\n"); }));
+  asked->send(kPrompt);
+  ASSERT_TRUE(until([&] { return asked->has("HTTP/1.1 200 OK"); }));
+}
+
+TEST_F(Front, LargeHeadsAreRefused) {
+  config.max_head = 4096;
+  start();
+  EXPECT_TRUE(refused("GET /v1/models HTTP/1.1\r\nHost: t\r\nX-A: " + std::string(9000, 'a') + "\r\n\r\n", 431));
+}
+
+TEST_F(Front, TooManyConnectionsGet503) {
+  config.max_connections = 2;
+  start();
+  auto first = client();
+  auto second = client();
+  run_for(20ms);
+  EXPECT_TRUE(refused("GET /health HTTP/1.1\r\nHost: t\r\n\r\n", 503));
+  first->leave();
+  run_for(20ms);
+  auto third = client();
+  third->send("GET /healthcheck HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_TRUE(until([&] { return third->status() == 200; }));
+}
+
+TEST_F(Front, ConnectionsPerAddressAreLimited) {
+  config.max_per_address = 1;
+  start();
+  auto first = client();
+  run_for(20ms);
+  EXPECT_TRUE(refused("GET /health HTTP/1.1\r\nHost: t\r\n\r\n", 503));
+}
+
+TEST_F(Front, RequestsQueueAndOverflowIs429) {
+  config.max_concurrent = 1;
+  config.max_queue = 1;
+  decoder.behaviour.delay = 100ms;
+  start();
+  auto running = client(), waiting = client(), refused_one = client();
+  running->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  waiting->send(request("/v1/completions", kPrompt));
+  run_for(10ms);
+  refused_one->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return refused_one->status() != 0; }));
+  EXPECT_EQ(refused_one->status(), 429);
+  EXPECT_TRUE(refused_one->has("Retry-After: 1\r\n"));
+  ASSERT_TRUE(until([&] { return waiting->status() == 200 && running->status() == 200; }));
+}
+
+TEST_F(Front, ARequestThatWaitsTooLongGets503) {
+  config.max_concurrent = 1;
+  config.queue_timeout = 100ms;
+  decoder.behaviour.delay = 2s;
+  start();
+  auto running = client(), waiting = client();
+  running->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  waiting->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return waiting->status() != 0; }, 1s));
+  EXPECT_EQ(waiting->status(), 503);
+}
+
+TEST_F(Front, AKeyGuardsTheFront) {
+  config.require_key = "front-key";
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 401);
+  EXPECT_EQ(ask(kPrompt, "/v1/completions", "Authorization: Bearer wrong\r\n")->status(), 401);
+  EXPECT_EQ(prefiller.requests, 0U);
+  EXPECT_EQ(ask(kPrompt, "/v1/completions", "Authorization: Bearer front-key\r\n")->status(), 200);
+}
+
+TEST_F(Front, AdministrativePathsOfVllmAreNotForClients) {
+  start();
+  for (const char* path : {"/reset_prefix_cache", "/sleep", "/v1x", "/collective_rpc", "/"}) {
+    EXPECT_EQ(ask("{}", path)->status(), 404) << path;
+  }
+  EXPECT_EQ(decoder.requests, 0U);
+}
+
+TEST_F(Front, HealthFollowsTheBackends) {
+  start();
+  EXPECT_EQ(ask("", "/health")->status(), 200);
+  decoder.healthy = false;
+  run_for(150ms);
+  EXPECT_EQ(ask("", "/health")->status(), 503);
+  EXPECT_EQ(ask("", "/healthcheck")->status(), 200);
+  EXPECT_EQ(ask(kPrompt)->status(), 503);
+  EXPECT_EQ(prefiller.requests, 0U);
+  decoder.healthy = true;
+  run_for(150ms);
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+}
+
+TEST_F(Front, MetricsCountLegs) {
+  start();
+  ask(kPrompt);
+  const auto page = ask("", "/metrics");
+  EXPECT_EQ(page->status(), 200);
+  EXPECT_TRUE(page->has("kvferry_proxy_legs_total{leg=\"prefill\",status=\"200\",cause=\"ok\""));
+  EXPECT_TRUE(page->has("kvferry_proxy_legs_total{leg=\"decode\",status=\"200\",cause=\"ok\""));
+  EXPECT_TRUE(page->has("kvferry_proxy_handover_seconds_count 1"));
+}
+
+class Administration : public ProxySystem {
+ protected:
+  std::unique_ptr<RawClient> admin(const std::string& body, const std::string& key = "admin-key") {
+    auto asked = std::make_unique<RawClient>(loop, proxy->admin_port());
+    asked->send(request("/admin/backends", body, "Connection: close\r\nAuthorization: Bearer " + key + "\r\n"));
+    EXPECT_TRUE(until([&] { return asked->closed(); }));
+    return asked;
+  }
+};
+
+TEST_F(Administration, BackendsAreAddedDrainedAndRemoved) {
+  config.admin_key = "admin-key";
+  mock::MockServer second{loop, deadlines};
+  start();
+  const std::string target = R"("role":"decode","url":")" + second.url() + "\"}";
+  EXPECT_EQ(admin(R"({"action":"add",)" + target)->status(), 200);
+  EXPECT_EQ(admin(R"({"action":"add",)" + target)->status(), 409);
+  const std::string first = R"("role":"decode","url":")" + decoder.url() + "\"}";
+  EXPECT_EQ(admin(R"({"action":"drain",)" + first)->status(), 200);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(second.requests, 4U);
+  EXPECT_EQ(admin(R"({"action":"undrain",)" + first)->status(), 200);
+  EXPECT_EQ(admin(R"({"action":"remove",)" + target)->status(), 200);
+  EXPECT_EQ(admin(R"({"action":"remove",)" + target)->status(), 404);
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(decoder.requests, 1U);
+}
+
+TEST_F(Administration, NeedsItsKey) {
+  config.admin_key = "admin-key";
+  start();
+  EXPECT_EQ(admin("{}", "wrong")->status(), 401);
+  EXPECT_EQ(admin("{}")->status(), 400);
+}
+
+TEST_F(Administration, ChangesNothingWithoutAKeySet) {
+  start();
+  EXPECT_EQ(admin(R"({"action":"remove","role":"decode","url":")" + decoder.url() + "\"}")->status(), 403);
+}
+
+}  // namespace
+}  // namespace kvferry::proxy

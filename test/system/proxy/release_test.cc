@@ -1,0 +1,210 @@
+// Whatever ends a request, its parcel does not stay behind.
+
+#include "test/system/proxy/fixture.h"
+
+namespace kvferry::proxy {
+namespace {
+
+using mock::member_text;
+
+class ReleaseOnEveryPath : public ProxySystem {
+ protected:
+  // The transfer id that the prefiller was last given.
+  std::string last_id() const { return member_text(prefiller.seen.back().body, "transfer_id"); }
+  bool released_last() {
+    return until([&] { return !bootstrap.released.empty() && bootstrap.released.back() == last_id(); }) &&
+           nothing_pinned();
+  }
+};
+
+TEST_F(ReleaseOnEveryPath, NotReleasedWhenTheDecoderHasFetchedIt) {
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(ask(kStream)->status(), 200);
+  EXPECT_TRUE(nothing_pinned());
+  run_for(50ms);
+  EXPECT_TRUE(bootstrap.asked.empty());
+}
+
+TEST_F(ReleaseOnEveryPath, DecoderRefuses) {
+  decoder.behaviour.status = 404;
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 404);
+  EXPECT_TRUE(released_last());
+}
+
+TEST_F(ReleaseOnEveryPath, DecoderFails) {
+  decoder.behaviour.status = 500;
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 500);
+  EXPECT_TRUE(released_last());
+}
+
+TEST_F(ReleaseOnEveryPath, DecoderClosesWithoutAnAnswer) {
+  decoder.behaviour.reset_before_head = true;
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 502);
+  EXPECT_TRUE(released_last());
+  EXPECT_EQ(bootstrap.released.size(), prefiller.seen.size());
+}
+
+TEST_F(ReleaseOnEveryPath, DecoderCannotBeReached) {
+  config.health_interval = 10s;  // so that only requests find out
+  start();
+  decoder.stop();
+  const TimePoint asked_at = clock.now();
+  EXPECT_EQ(ask(kPrompt)->status(), 502);
+  EXPECT_LT(clock.now() - asked_at, 100ms);
+  EXPECT_TRUE(released_last());
+  const size_t before = prefiller.requests;
+  EXPECT_EQ(ask(kPrompt)->status(), 503);
+  EXPECT_EQ(prefiller.requests, before) << "the prefiller was run for a decoder that is known to be dead";
+}
+
+TEST_F(ReleaseOnEveryPath, DecoderStreamFailsBeforeItsFirstEvent) {
+  decoder.behaviour.break_after_events = 0;
+  start();
+  ask(kStream);
+  EXPECT_TRUE(released_last());
+}
+
+TEST_F(ReleaseOnEveryPath, PrefillerTimesOut) {
+  config.prefill_timeout = 200ms;
+  prefiller.behaviour.delay = 10s;
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200) << "the decoder computes the prompt itself";
+  EXPECT_TRUE(until([&] { return bootstrap.released.size() == prefiller.seen.size(); }));
+  EXPECT_TRUE(nothing_pinned());
+  EXPECT_EQ(decoder.seen.back().body, kPrompt);
+}
+
+TEST_F(ReleaseOnEveryPath, PrefillerRefusesTheClientsRequest) {
+  prefiller.behaviour.status = 400;
+  start();
+  const auto answer = ask(kPrompt);
+  EXPECT_EQ(answer->status(), 400);
+  EXPECT_TRUE(answer->has("mock refusal"));
+  EXPECT_EQ(decoder.requests, 0U);
+  EXPECT_TRUE(nothing_pinned());
+}
+
+TEST_F(ReleaseOnEveryPath, RepeatedUntilAcknowledged) {
+  decoder.behaviour.status = 500;
+  bootstrap.pending_answers = 3;
+  start();
+  ask(kPrompt);
+  EXPECT_TRUE(released_last());
+  EXPECT_EQ(bootstrap.asked.size(), 4U);
+}
+
+TEST_F(ReleaseOnEveryPath, RepeatedWhileTheBootstrapServerIsDown) {
+  decoder.behaviour.delay = 10s;
+  start();
+  auto asked = client();
+  asked->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  bootstrap.down = true;
+  asked->leave();
+  run_for(200ms);
+  EXPECT_TRUE(bootstrap.released.empty());
+  EXPECT_NE(exposition().find("kvferry_proxy_parcels_pinned 1"), std::string::npos);
+  bootstrap.down = false;
+  EXPECT_TRUE(released_last());
+}
+
+TEST_F(ReleaseOnEveryPath, GivenUpWhenTheOwnersLeaseHasEnded) {
+  config.lease = config.prefill_timeout = 400ms;
+  decoder.behaviour.status = 500;
+  bootstrap.pending_answers = 1000000;
+  start();
+  ask(kPrompt);
+  EXPECT_TRUE(nothing_pinned());
+  EXPECT_NE(exposition().find("kvferry_proxy_parcels_given_up 1"), std::string::npos);
+}
+
+TEST_F(ReleaseOnEveryPath, ClientLeavesAtAnyMoment) {
+  prefiller.behaviour.delay = 3ms;
+  decoder.behaviour.delay = 3ms;
+  decoder.behaviour.event_pause = 1ms;
+  prefiller.record = decoder.record = false;
+  start();
+  for (int i = 0; i < 300; ++i) {
+    auto asked = client();
+    asked->send(request("/v1/completions", i % 2 == 0 ? kPrompt : kStream));
+    run_for(std::chrono::microseconds(random.below(12000)));
+    asked->leave();
+  }
+  EXPECT_TRUE(nothing_pinned());
+  EXPECT_TRUE(until([&] { return prefiller.running + decoder.running == 0; }));
+  EXPECT_TRUE(until([&] { return exposition().find("kvferry_proxy_requests_in_flight 0") != std::string::npos; }));
+  EXPECT_TRUE(until([&] { return exposition().find("kvferry_proxy_connections 0") != std::string::npos; }));
+}
+
+TEST_F(ReleaseOnEveryPath, DrainReleasesWhatIsLeft) {
+  config.drain_limit = 100ms;
+  decoder.behaviour.delay = 10s;
+  start();
+  auto asked = client();
+  asked->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  bool drained = false;
+  proxy->drain([&] { drained = true; });
+  ASSERT_TRUE(until([&] { return drained; }));
+  EXPECT_EQ(bootstrap.released.size(), 1U);
+}
+
+TEST_F(ReleaseOnEveryPath, DrainLetsStreamsFinish) {
+  decoder.behaviour.event_pause = 20ms;
+  decoder.behaviour.events = 5;
+  start();
+  auto asked = client();
+  asked->send(request("/v1/completions", kStream));
+  ASSERT_TRUE(until([&] { return asked->has("\"index\":0"); }));
+  bool drained = false;
+  proxy->drain([&] { drained = true; });
+  ASSERT_TRUE(until([&] { return drained; }));
+  EXPECT_TRUE(asked->has("[DONE]"));
+  EXPECT_TRUE(asked->received().ends_with("0\r\n\r\n"));
+}
+
+class PrefillerRestarts : public ProxySystem {};
+
+TEST_F(PrefillerRestarts, TheDecoderGetsTheNewEngineId) {
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  prefiller.stop();
+  bootstrap.engine_id = "engine-2";
+  prefiller.start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-2");
+}
+
+TEST_F(PrefillerRestarts, ItIsAskedForAgainWithoutAnyTraffic) {
+  start();
+  bootstrap.engine_id = "engine-2";
+  const size_t queries = bootstrap.queries;
+  ASSERT_TRUE(until([&] { return bootstrap.queries >= queries + 2; }, 2s));
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-2");
+}
+
+TEST_F(PrefillerRestarts, WhileItIsAwayTheDecoderComputesThePrompt) {
+  start();
+  prefiller.stop();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(decoder.seen.back().body, kPrompt);
+}
+
+TEST_F(PrefillerRestarts, AnotherPrefillerTakesOver) {
+  mock::MockServer second{loop, deadlines};
+  add_prefill(prefiller, bootstrap.port());
+  add_prefill(second, bootstrap.port());
+  config.policy = Policy::round_robin;
+  start();
+  prefiller.stop();
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(second.requests, 6U);
+}
+
+}  // namespace
+}  // namespace kvferry::proxy

@@ -1,0 +1,120 @@
+#include "http/parser.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace kvferry::http {
+namespace {
+
+// 0: accepted.
+int status_of(const std::string& head) {
+  RequestHead out;
+  const auto fault = parse_request_head(head, out);
+  return fault ? fault->status : 0;
+}
+
+const std::string kStart = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n";
+
+TEST(RequestHead, ReadsWhatIsThere) {
+  RequestHead head;
+  const auto fault = parse_request_head(
+      "POST /v1/x?force=1&a=b HTTP/1.1\r\nHost: a:80\r\nContent-Length: 12\r\nX-One:  two words \r\n\r\n", head);
+  ASSERT_FALSE(fault.has_value()) << fault->message;
+  EXPECT_EQ(head.method, "POST");
+  EXPECT_EQ(head.path(), "/v1/x");
+  EXPECT_EQ(head.query("force"), "1");
+  EXPECT_EQ(head.query("none"), std::nullopt);
+  EXPECT_EQ(head.headers.get("x-one"), "two words");
+  EXPECT_EQ(head.framing, Framing::length);
+  EXPECT_EQ(head.content_length, 12U);
+  EXPECT_TRUE(head.keep_alive);
+}
+
+TEST(RequestHead, KeepAliveFollowsVersionAndConnection) {
+  RequestHead old, closing;
+  ASSERT_FALSE(parse_request_head("GET / HTTP/1.0\r\n\r\n", old));
+  EXPECT_FALSE(old.keep_alive);
+  ASSERT_FALSE(parse_request_head("GET / HTTP/1.1\r\nHost: a\r\nConnection: foo, Close\r\n\r\n", closing));
+  EXPECT_FALSE(closing.keep_alive);
+}
+
+TEST(RequestSmuggling, ConflictingLengthsAreRefused) {
+  EXPECT_EQ(status_of(kStart + "Content-Length: 3\r\nContent-Length: 4\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + "Content-Length: 3\r\nContent-Length: 3\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"), 400);
+}
+
+TEST(RequestSmuggling, OddLengthsAreRefused) {
+  for (const char* value : {"+3", "-3", "0x3", "3,3", "3 3", "", "99999999999999999999", "3;"}) {
+    EXPECT_EQ(status_of(kStart + "Content-Length: " + value + "\r\n\r\n"), 400) << value;
+  }
+}
+
+TEST(RequestSmuggling, OtherCodingsThanChunkedAreRefused) {
+  for (const char* value :
+       {"gzip, chunked", "chunked, chunked", "xchunked", "chunked;q=1", "identity", "\"chunked\""}) {
+    EXPECT_EQ(status_of(kStart + "Transfer-Encoding: " + value + "\r\n\r\n"), 400) << value;
+  }
+  EXPECT_EQ(status_of(kStart + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
+  EXPECT_EQ(status_of("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
+}
+
+TEST(RequestSmuggling, FoldedLinesAreRefused) {
+  EXPECT_EQ(status_of(kStart + "X-A: b\r\n c\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + "Transfer-Encoding:\r\n chunked\r\n\r\n"), 400);
+}
+
+TEST(RequestSmuggling, BareLineEndsAreRefused) {
+  EXPECT_EQ(status_of("GET / HTTP/1.1\nHost: a\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + "X-A: b\nContent-Length: 5\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + "X-A: b\rContent-Length: 5\r\n\r\n"), 400);
+}
+
+TEST(RequestSmuggling, SpacesAndControlsInNamesAreRefused) {
+  EXPECT_EQ(status_of(kStart + "Content-Length : 5\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + " Content-Length: 5\r\n\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + std::string("X-A: b\0c\r\n\r\n", 12)), 400);
+}
+
+TEST(RequestSmuggling, ExactlyOneHostIsNeeded) {
+  EXPECT_EQ(status_of("GET / HTTP/1.1\r\n\r\n"), 400);
+  EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), 400);
+}
+
+TEST(RequestHead, OtherTargetsAndVersionsAreRefused) {
+  EXPECT_EQ(status_of("GET http://evil/ HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
+  EXPECT_EQ(status_of("CONNECT evil:80 HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
+  EXPECT_NE(status_of("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), 0);
+}
+
+TEST(FindHeadEnd, FindsItHoweverTheBytesArrive) {
+  const std::string text = "GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+  const size_t end = text.size() - 4;
+  for (size_t first = 0; first < text.size(); ++first) {
+    size_t scanned = 0;
+    auto found = find_head_end(std::string_view(text).substr(0, first), scanned);
+    if (first < end) {
+      EXPECT_FALSE(found.has_value()) << first;
+      found = find_head_end(text, scanned);
+    }
+    EXPECT_EQ(found, end) << first;
+  }
+}
+
+TEST(ResponseHead, KnowsHowTheBodyEnds) {
+  const auto framing = [](const std::string& head, bool to_head = false) {
+    const auto parsed = parse_response_head(head, to_head);
+    return parsed.ok() ? std::optional(parsed->framing) : std::nullopt;
+  };
+  EXPECT_EQ(framing("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"), Framing::length);
+  EXPECT_EQ(framing("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"), Framing::chunked);
+  EXPECT_EQ(framing("HTTP/1.1 200 OK\r\n\r\n"), Framing::until_close);
+  EXPECT_EQ(framing("HTTP/1.1 204 No Content\r\n\r\n"), Framing::none);
+  EXPECT_EQ(framing("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true), Framing::none);
+  EXPECT_EQ(framing("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"), std::nullopt);
+}
+
+}  // namespace
+}  // namespace kvferry::http
