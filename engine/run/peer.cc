@@ -77,7 +77,9 @@ void Peer::on_ready() {
     tcp_path_ = std::make_unique<tcp::TcpPath>(context_.loop, *session_, context_.staging, context_.tcp_options);
   publish_view();
   for (auto& connected : std::exchange(connecting_, {})) connected({});
-  const std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
+  std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
+  const auto in_order = [](const TaskPtr& a, const TaskPtr& b) { return a->id < b->id; };
+  std::sort(waiting.begin(), waiting.end(), in_order);
   for (const TaskPtr& task : waiting)
     if (task->phase == TransferPhase::waiting && session_) begin(task);
 }
