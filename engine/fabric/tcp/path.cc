@@ -239,7 +239,7 @@ void TcpPath::finish_chunk(ChunkOp op, Status status) {
     return end_work(work, std::move(status));
   }
   work->job->bytes_done += op.chunk.bytes;
-  work->job->spans_done += op.chunk.count;
+  work->job->spans_done += op.chunk.ended;
   if (work->outstanding == 0 && work->chunker.done()) end_work(work, {});
 }
 
