@@ -44,6 +44,7 @@ Result<std::shared_ptr<TransferTask>> make_task(EngineState& engine, const std::
                                                 Duration timeout, std::optional<Notification> notify) {
   KVF_RETURN_IF_ERROR(engine.usable());
   if (!peer) return Error{ErrorCode::invalid_argument, "no peer"};
+  if (peer->engine.get() != &engine) return Error{ErrorCode::invalid_argument, "the peer belongs to another engine"};
   if (notify && notify->name.size() + notify->payload.size() > kMaxNotificationBytes)
     return Error{ErrorCode::invalid_argument,
                  fmt::format("a notification may have {} bytes at most", kMaxNotificationBytes)};
@@ -284,14 +285,17 @@ Result<Transfer> Engine::notify(const PeerRef& peer, Notification notification, 
 }
 
 std::vector<ReceivedNotification> Engine::notifications() {
+  if (::getpid() != state_->pid) return {};
   return state_->notifications->take();
 }
 
 Result<int> Engine::completion_fd() {
+  KVF_RETURN_IF_ERROR(state_->usable());
   return state_->hub->fd();
 }
 
 std::vector<uint64_t> Engine::take_completed() {
+  if (::getpid() != state_->pid) return {};  // the descriptor is shared with the parent, whose news they are
   return state_->hub->take();
 }
 
