@@ -45,7 +45,7 @@ void OwnerSession::end(const Error& why) {
   if (over_) return;
   proto::Frame frame;
   frame.mutable_refusal()->set_code(static_cast<uint32_t>(why.code));
-  frame.mutable_refusal()->set_message(why.to_string());
+  frame.mutable_refusal()->set_message(short_text(why.to_string()));
   frames_.send(frame);
   finish(why);
 }
