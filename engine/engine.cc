@@ -116,7 +116,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   known.add(make_host_memory());
   for (auto& kind : kinds) known.add(std::move(kind));
   KVF_ASSIGN_OR_RETURN(s.words, GateWords::create());
-  s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions);
+  s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions, 1 + (s.random.next() >> 2));
   KVF_ASSIGN_OR_RETURN(s.loop, EpollLoop::create(s.clock));
   SocketOptions sockets;
   sockets.congestion = s.config.congestion;
