@@ -107,7 +107,12 @@ void Peer::on_session_ended(const Error& why) {
 void Peer::fail_connecting(const Error& why) {
   for (auto& connected : std::exchange(connecting_, {})) connected(why);
   const std::vector<TaskPtr> all(tasks_.begin(), tasks_.end());
-  for (const TaskPtr& task : all) give_up(task, why, false);
+  for (const TaskPtr& task : all) {
+    if (task->phase == TransferPhase::fencing)
+      on_deadline(task);  // nobody is left to confirm the fence
+    else
+      give_up(task, why, false);
+  }
 }
 
 // ---- transfers
@@ -217,6 +222,7 @@ void Peer::give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side
       if (!task->advance(TransferEvent::fenced)) return;
       finish(task, std::move(task->verdict), RemoteQuiet::quiet);
     });
+    far_quiet &= task->job->far_quiet;
     wait_for_far_side &= session_alive;
   }
   Error explained = explain(*task, why);
