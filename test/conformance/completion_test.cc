@@ -196,11 +196,11 @@ TEST_P(Completions, FollowACancelThatComesBeforeAnythingMoved) {
 // Cancels at every stage: whatever the outcome, it comes soon, our memory is quiet, and a quiet owner stays as it is.
 TEST_P(Completions, FollowACancelAtAnyMoment) {
   int cancelled = 0;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 60 || (cancelled == 0 && round < 1000); ++round) {
     const Operation operation = kBoth[round % 2];
     const Transfer transfer = must(initiator_->submit(request(operation, {pair(0, 0, kBytes)})));
     const SystemClock clock;
-    const TimePoint until = clock.now() + std::chrono::microseconds(round * 40);
+    const TimePoint until = clock.now() + std::chrono::microseconds(round % 50 * 30);
     while (clock.now() < until) std::this_thread::yield();
     transfer.cancel();
     const auto ours = operation == Operation::read ? local_->load() : std::vector<std::byte>();
@@ -226,7 +226,7 @@ TEST_P(Completions, FollowACancelAtAnyMoment) {
 
 TEST_P(Completions, FollowTheUnregisteringOfTheLocalRegion) {
   int ended = 0;
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 30 || (ended == 0 && round < 1000); ++round) {
     const Operation operation = kBoth[round % 2];
     const Transfer transfer = must(initiator_->submit(request(operation, {pair(0, 0, kBytes)})));
     ASSERT_TRUE(local_region_.unregister().ok());
@@ -245,11 +245,11 @@ TEST_P(Completions, FollowTheUnregisteringOfTheLocalRegion) {
 
 TEST_P(Completions, FollowTheUnregisteringOfTheRemoteRegion) {
   int ended = 0;
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 30 || (ended == 0 && round < 1000); ++round) {
     const Operation operation = kBoth[round % 2];
     const Transfer transfer = must(initiator_->submit(request(operation, {pair(0, 0, kBytes)})));
     const SystemClock clock;
-    const TimePoint until = clock.now() + std::chrono::microseconds(round * 50);
+    const TimePoint until = clock.now() + std::chrono::microseconds(round % 30 * 50);
     while (clock.now() < until) std::this_thread::yield();
     ASSERT_TRUE(remote_region_.unregister().ok());
     const auto theirs = remote_->load();
