@@ -44,6 +44,7 @@ Result<std::shared_ptr<TransferTask>> make_task(EngineState& engine, const std::
                                                 Duration timeout, std::optional<Notification> notify) {
   KVF_RETURN_IF_ERROR(engine.usable());
   if (!peer) return Error{ErrorCode::invalid_argument, "no peer"};
+  if (peer->engine.get() != &engine) return Error{ErrorCode::invalid_argument, "the peer belongs to another engine"};
   if (notify && notify->name.size() + notify->payload.size() > kMaxNotificationBytes)
     return Error{ErrorCode::invalid_argument,
                  fmt::format("a notification may have {} bytes at most", kMaxNotificationBytes)};
@@ -115,7 +116,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   known.add(make_host_memory());
   for (auto& kind : kinds) known.add(std::move(kind));
   KVF_ASSIGN_OR_RETURN(s.words, GateWords::create());
-  s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions);
+  s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions, 1 + (s.random.next() >> 2));
   KVF_ASSIGN_OR_RETURN(s.loop, EpollLoop::create(s.clock));
   SocketOptions sockets;
   sockets.congestion = s.config.congestion;
@@ -294,14 +295,17 @@ Result<Transfer> Engine::notify(const PeerRef& peer, Notification notification, 
 }
 
 std::vector<ReceivedNotification> Engine::notifications() {
+  if (::getpid() != state_->pid) return {};
   return state_->notifications->take();
 }
 
 Result<int> Engine::completion_fd() {
+  KVF_RETURN_IF_ERROR(state_->usable());
   return state_->hub->fd();
 }
 
 std::vector<uint64_t> Engine::take_completed() {
+  if (::getpid() != state_->pid) return {};  // the descriptor is shared with the parent, whose news they are
   return state_->hub->take();
 }
 

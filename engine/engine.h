@@ -42,7 +42,8 @@ class KVFERRY_API Region {
   RegionId id() const { return info_.id; }
 
   // When it returns ok, nothing on this host or another touches the memory any more. `not_quiet`: a stopped process on
-  // this host is in the middle of a write to it; the range is quarantined until that ends. Repeated calls are ok.
+  // this host is in the middle of a write to it; the range is quarantined until that ends. Repeated calls are ok. In a
+  // callback it does not wait: what is not quiet at once is `not_quiet`.
   Status unregister(Duration patience = std::chrono::seconds(3));
 
  private:

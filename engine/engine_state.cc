@@ -33,13 +33,16 @@ Status EngineState::unregister(RegionId id, Duration patience) {
   if (stopped.load()) return {};
   KVF_RETURN_IF_ERROR(usable());
   auto result = std::make_shared<Status>();
+  const bool in_callback = driver->owned_here();
   call([&, result](Task finished) {
     const auto quiet = [result, finished](Status status) {
       *result = std::move(status);
       finished();
     };
-    // The quarantine's end is told like a transfer's, so that a caller's event loop wakes up for it.
-    core->unregister(id, clock->now() + patience, quiet, [this] { hub->tell(kQuietAgain); });
+    // A callback cannot wait: it is told how things stand now. The quarantine's end is told like a transfer's, so that
+    // a caller's event loop wakes up for it.
+    core->unregister(id, in_callback ? clock->now() : clock->now() + patience, quiet,
+                     [this] { hub->tell(kQuietAgain); });
   });
   return *result;
 }

@@ -17,8 +17,9 @@ Status check_span(const RegionInfo& region, uint64_t offset, uint64_t length);
 class Registry {
  public:
   // `words` outlives the registry. `max_regions`: about 200 bytes each here and 60 in each peer's table.
-  Registry(MemoryKinds kinds, GateWords& words, size_t max_regions)
-      : kinds_(std::move(kinds)), words_(words), max_regions_(max_regions) {}
+  // Ids count up from `first_id`: a random one, so that an id of an engine that was here before names nothing (I5).
+  Registry(MemoryKinds kinds, GateWords& words, size_t max_regions, RegionId first_id)
+      : kinds_(std::move(kinds)), words_(words), max_regions_(max_regions), next_id_(first_id) {}
 
   Result<RegionInfo> add(void* base, uint64_t length, MemoryKind kind, uint32_t permissions);
 
@@ -66,7 +67,7 @@ class Registry {
   ByBase by_base_;  // open regions
   ByBase closing_;  // between begin_close() and forget(): quarantined (I4)
   std::unordered_map<RegionId, std::shared_ptr<RegionState>> by_id_;
-  RegionId next_id_ = 1;
+  RegionId next_id_;
   uint64_t version_ = 0;
   std::deque<Change> log_;
 };

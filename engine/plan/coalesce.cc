@@ -22,7 +22,7 @@ std::vector<Pair> coalesce(std::span<const Pair> pairs) {
 }
 
 Chunk Chunker::take() {
-  Chunk chunk{next_, skip_, 0, 0};
+  Chunk chunk{next_, skip_, 0, 0, 0};
   while (next_ < pairs_.size() && chunk.count < max_pairs_ && chunk.bytes < max_bytes_) {
     const uint64_t rest = pairs_[next_].length - skip_;
     const uint64_t taken = std::min(rest, max_bytes_ - chunk.bytes);
@@ -32,6 +32,7 @@ Chunk Chunker::take() {
       skip_ += taken;
       break;
     }
+    ++chunk.ended;
     ++next_;
     skip_ = 0;
   }

@@ -16,6 +16,7 @@ struct Chunk {
   size_t first = 0;   // index of the first pair
   uint64_t skip = 0;  // bytes of it that earlier chunks carry
   size_t count = 0;   // pairs touched
+  size_t ended = 0;   // of them, those whose last byte is in this chunk
   uint64_t bytes = 0;
 };
 

@@ -83,7 +83,9 @@ void Peer::on_ready() {
   }
   publish_view();
   for (auto& connected : std::exchange(connecting_, {})) connected({});
-  const std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
+  std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
+  const auto in_order = [](const TaskPtr& a, const TaskPtr& b) { return a->id < b->id; };
+  std::sort(waiting.begin(), waiting.end(), in_order);
   for (const TaskPtr& task : waiting)
     if (task->phase == TransferPhase::waiting && session_) begin(task);
 }
@@ -115,7 +117,12 @@ void Peer::on_session_ended(const Error& why) {
 void Peer::fail_connecting(const Error& why) {
   for (auto& connected : std::exchange(connecting_, {})) connected(why);
   const std::vector<TaskPtr> all(tasks_.begin(), tasks_.end());
-  for (const TaskPtr& task : all) give_up(task, why, false);
+  for (const TaskPtr& task : all) {
+    if (task->phase == TransferPhase::fencing)
+      on_deadline(task);  // nobody is left to confirm the fence
+    else
+      give_up(task, why, false);
+  }
 }
 
 // ---- transfers
@@ -225,6 +232,7 @@ void Peer::give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side
       if (!task->advance(TransferEvent::fenced)) return;
       finish(task, std::move(task->verdict), RemoteQuiet::quiet);
     });
+    far_quiet &= task->job->far_quiet;
     wait_for_far_side &= session_alive;
   }
   Error explained = explain(*task, why);

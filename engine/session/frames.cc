@@ -73,7 +73,10 @@ void Frames::flush() {
 }
 
 void Frames::on_stream_ready(bool readable, bool writable) {
-  if (writable) flush();
+  if (writable && !out_.empty()) {
+    flush();
+    if (!closed_ && out_.empty()) handler_.on_frames_drained();
+  }
   if (readable && !closed_) read_input();
 }
 

@@ -18,6 +18,8 @@ class FramesHandler {
   virtual void on_frame(const proto::Frame& frame) = 0;
   // The connection failed or broke the rules; nothing is called after this.
   virtual void on_frames_lost(Error error) = 0;
+  // What was queued has left, after it had to wait.
+  virtual void on_frames_drained() {}
 };
 
 // Length-prefixed protobuf frames over a byte stream, within limits. On loop only.
@@ -40,6 +42,7 @@ class Frames final : private StreamHandler {
   // No more calls to the handler. With `flush` what is queued is offered to the socket once more.
   void close(bool flush);
   bool closed() const { return closed_; }
+  size_t queued_bytes() const { return out_.size() - out_sent_; }
   std::string peer_address() const { return stream_->peer_address(); }
 
  private:

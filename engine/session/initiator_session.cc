@@ -8,6 +8,12 @@
 
 namespace kvferry {
 
+namespace {
+
+constexpr size_t kNotifyWindow = size_t{1} << 20;  // bytes in the queue, beyond which notifications wait
+
+}  // namespace
+
 InitiatorSession::InitiatorSession(Context context, std::unique_ptr<Stream> stream, Address address,
                                    std::string expected_engine_id)
     : context_(std::move(context)),
@@ -34,6 +40,7 @@ void InitiatorSession::finish(const Error& why) {
   frames_.close(true);
   if (link_) link_->close();
   for (auto& [number, done] : std::exchange(notifies_, {})) done(why);
+  for (auto& [notification, done] : std::exchange(held_, {})) done(why);
   syncs_.clear();
   fences_.clear();  // never answered: the far side stays unknown
   context_.ended(why);
@@ -49,7 +56,7 @@ void InitiatorSession::end(const Error& why) {
   if (state_ == State::over) return;
   proto::Frame frame;
   frame.mutable_refusal()->set_code(static_cast<uint32_t>(why.code));
-  frame.mutable_refusal()->set_message(why.to_string());
+  frame.mutable_refusal()->set_message(short_text(why.to_string()));
   frames_.send(frame);
   finish(why);
 }
@@ -102,10 +109,7 @@ void InitiatorSession::on_frame(const proto::Frame& frame) {
       return;
     }
     case proto::Frame::kLaneTokens: {
-      constexpr int kMaxTokens = 64;
-      for (int i = 0; i < frame.lane_tokens().tokens_size() && i < kMaxTokens; ++i)
-        if (frame.lane_tokens().tokens(i).size() == Preface::kTokenBytes)
-          tokens_.push_back(frame.lane_tokens().tokens(i));
+      keep_tokens(frame.lane_tokens().tokens());
       for (const Task& again : std::exchange(waiting_for_tokens_, {})) again();
       return;
     }
@@ -127,8 +131,7 @@ void InitiatorSession::on_welcome(const proto::Frame& frame) {
     return end(Error{ErrorCode::unsupported, fmt::format("the peer chose protocol version {}", welcome.version())});
   peer_ = {welcome.engine_id(), welcome.incarnation(), host_from_proto(welcome.host())};
   session_id_ = welcome.session_id();
-  for (const std::string& token : welcome.lane_tokens())
-    if (token.size() == Preface::kTokenBytes) tokens_.push_back(token);
+  keep_tokens(welcome.lane_tokens());
   state_ = State::syncing;
   round_trip_ = context_.loop.now() - last_beat_;
   bool offers_local = false;
@@ -142,6 +145,13 @@ void InitiatorSession::on_welcome(const proto::Frame& frame) {
   else
     start_attach(welcome.local_challenge());
   beat();
+}
+
+template <class Tokens>
+void InitiatorSession::keep_tokens(const Tokens& tokens) {
+  constexpr size_t kMaxTokens = 64;  // (I6) a peer that sends more has them ignored
+  for (const std::string& token : tokens)
+    if (token.size() == Preface::kTokenBytes && tokens_.size() < kMaxTokens) tokens_.push_back(token);
 }
 
 void InitiatorSession::start_attach(uint64_t challenge) {
@@ -175,6 +185,11 @@ void InitiatorSession::settle_without_local(std::string why) {
   become_ready_if_synced();
 }
 
+Error InitiatorSession::too_many_regions() const {
+  return Error{ErrorCode::resource_exhausted,
+               fmt::format("the peer's region table is over max_regions ({})", context_.max_regions)};
+}
+
 void InitiatorSession::on_regions(const proto::Frame& frame) {
   const proto::RegionDelta& delta = frame.regions();
   if (delta.reset()) {
@@ -188,12 +203,12 @@ void InitiatorSession::on_regions(const proto::Frame& frame) {
     added_.push_back(*info);
   }
   removed_.insert(removed_.end(), delta.removed().begin(), delta.removed().end());
-  const size_t known = reset_ ? 0 : regions_->regions().size();
-  if (known + added_.size() > context_.max_regions || removed_.size() > known + context_.max_regions)
-    return end(Error{ErrorCode::resource_exhausted,
-                     fmt::format("the peer's region table is over max_peer_regions ({})", context_.max_regions)});
+  // What arrives may hold as much again as the table: everything that was there may have been replaced.
+  if (added_.size() > context_.max_regions || removed_.size() > 2 * context_.max_regions)
+    return end(too_many_regions());
   if (!delta.complete()) return;
   regions_ = RegionTable::next(reset_ ? RegionTable() : *regions_, added_, removed_);
+  if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
   added_.clear();
   removed_.clear();
   reset_ = false;
@@ -224,7 +239,23 @@ void InitiatorSession::sync(Task synced) {
   frames_.send(frame);
 }
 
+// A burst of large notifications waits here, not in the frames' queue: a full one means that the peer does not read.
 void InitiatorSession::notify(const Notification& notification, NotifyDone done) {
+  if (!held_.empty() || frames_.queued_bytes() > kNotifyWindow)
+    held_.emplace_back(notification, std::move(done));
+  else
+    send_notify(notification, std::move(done));
+}
+
+void InitiatorSession::on_frames_drained() {
+  while (!held_.empty() && state_ == State::ready && frames_.queued_bytes() <= kNotifyWindow) {
+    auto [notification, done] = std::move(held_.front());
+    held_.pop_front();
+    send_notify(notification, std::move(done));
+  }
+}
+
+void InitiatorSession::send_notify(const Notification& notification, NotifyDone done) {
   const uint64_t number = next_number_++;
   notifies_.emplace(number, std::move(done));
   proto::Frame frame;
@@ -244,7 +275,7 @@ void InitiatorSession::on_notify_ack(const proto::Frame& frame) {
 }
 
 Result<std::optional<tcp::LaneSource::NewLane>> InitiatorSession::open_lane(Task again) {
-  if (state_ != State::ready) return Error{ErrorCode::peer_lost, "the session is over"};
+  if (state_ != State::ready) return std::optional<NewLane>();  // run/ ends what waits for one, and knows why
   if (tokens_.empty()) {
     if (waiting_for_tokens_.empty()) {
       proto::Frame frame;

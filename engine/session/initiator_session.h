@@ -84,12 +84,17 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
 
   void on_frame(const proto::Frame& frame) override;
   void on_frames_lost(Error error) override;
+  void on_frames_drained() override;
+  void send_notify(const Notification& notification, NotifyDone done);
   void send_hello(const std::string& expected_engine_id);
   void on_welcome(const proto::Frame& frame);
   void on_regions(const proto::Frame& frame);
+  Error too_many_regions() const;
   void on_attached(const proto::Frame& frame);
   void on_notify_ack(const proto::Frame& frame);
   void on_heartbeat(const proto::Frame& frame);
+  template <class Tokens>
+  void keep_tokens(const Tokens& tokens);
   void start_attach(uint64_t challenge);
   void settle_without_local(std::string why);
   void become_ready_if_synced();
@@ -119,6 +124,8 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
 
   uint64_t next_number_ = 1;
   std::unordered_map<uint64_t, NotifyDone> notifies_;
+  std::deque<std::pair<Notification, NotifyDone>>
+      held_;  // each belongs to a transfer in flight, which bounds them (I6)
   std::unordered_map<uint64_t, Task> fences_;
   std::unordered_map<uint64_t, Task> syncs_;
 

@@ -43,6 +43,14 @@ uint32_t to_milliseconds(Duration span) {
   return static_cast<uint32_t>(std::clamp<int64_t>(count, 0, UINT32_MAX));
 }
 
+std::string short_text(std::string text) {
+  size_t length = 1024;
+  if (text.size() <= length) return text;
+  while (length > 0 && (static_cast<unsigned char>(text[length]) & 0xc0) == 0x80) --length;
+  text.resize(length);
+  return text + "...";
+}
+
 ErrorCode code_from_wire(uint32_t code) {
   return code >= 1 && code <= static_cast<uint32_t>(ErrorCode::internal) ? static_cast<ErrorCode>(code)
                                                                          : ErrorCode::internal;

@@ -20,6 +20,9 @@ proto::Region region_to_proto(const RegionInfo& region);
 // Saturates.
 uint32_t to_milliseconds(Duration span);
 
+// At most 1 KiB of a text that may quote what a peer sent, cut between characters: it has to fit into a frame.
+std::string short_text(std::string text);
+
 // The code of a peer's answer; one that this build does not know is `internal`.
 ErrorCode code_from_wire(uint32_t code);
 

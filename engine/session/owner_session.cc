@@ -46,7 +46,7 @@ void OwnerSession::end(const Error& why) {
   if (over_) return;
   proto::Frame frame;
   frame.mutable_refusal()->set_code(static_cast<uint32_t>(why.code));
-  frame.mutable_refusal()->set_message(why.to_string());
+  frame.mutable_refusal()->set_message(short_text(why.to_string()));
   frames_.send(frame);
   finish(why);
 }
@@ -78,6 +78,7 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
   if (!greeted_) return end(Error{ErrorCode::protocol, "the first frame of a session must be a hello"});
   switch (frame.body_case()) {
     case proto::Frame::kHeartbeat: {
+      send_regions();  // the echo says "you know all there is": a registration may still be on its way to the loop
       proto::Frame echo;
       echo.mutable_heartbeat_echo()->set_number(frame.heartbeat().number());
       return frames_.send(echo);

@@ -26,7 +26,7 @@ Status Copy::copy_slice(const Chunk& slice) {
   for_each_pair(job_->pairs, slice, [&](const Pair& pair) { pairs.push_back(pair); });
   KVF_RETURN_IF_ERROR(link_->copy(job_->operation, pairs, std::span(job_->remote).subspan(slice.first, slice.count)));
   job_->bytes_done.fetch_add(slice.bytes, std::memory_order_relaxed);
-  job_->spans_done.fetch_add(slice.count, std::memory_order_relaxed);
+  job_->spans_done.fetch_add(slice.ended, std::memory_order_relaxed);
   return {};
 }
 

@@ -88,6 +88,7 @@ size_t Owner::lanes_of(const Guest& guest) const {
 void Owner::close_lane(const Guest& guest, uint32_t lane_id) {
   for (const ServedPtr& served : all())
     if (served->guest == &guest && served->lane->id() == lane_id) retire(served, true);
+  staging_.drain();  // of what it wrote to a device
 }
 
 void Owner::fence_region(const RegionState& region) {

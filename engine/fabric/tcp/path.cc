@@ -235,11 +235,11 @@ void TcpPath::finish_chunk(ChunkOp op, Status status) {
   if (work->ended) return;
   --work->outstanding;
   if (!status.ok()) {
-    drop_chunks(work, {});
+    work->job->far_quiet = drop_chunks(work, {});
     return end_work(work, std::move(status));
   }
   work->job->bytes_done += op.chunk.bytes;
-  work->job->spans_done += op.chunk.count;
+  work->job->spans_done += op.chunk.ended;
   if (work->outstanding == 0 && work->chunker.done()) end_work(work, {});
 }
 
@@ -341,7 +341,7 @@ void TcpPath::fail_all(const Error& error) {
   const std::unordered_map<const Job*, WorkPtr> all = works_;
   for (const auto& [job, work] : all) {
     if (work->ended) continue;
-    drop_chunks(work, {});
+    work->job->far_quiet = drop_chunks(work, {});
     end_work(work, error);
   }
 }

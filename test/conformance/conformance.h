@@ -1,0 +1,164 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/config.h"
+#include "test/support/engines.h"
+
+namespace kvferry::test {
+
+// What every fabric must do for every pair of memory kinds; a fabric is done when this suite passes.
+struct Case {
+  const char* fabric;
+  MemoryKind initiator;
+  MemoryKind owner;
+};
+
+inline void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.fabric << " " << to_string(c.initiator) << " to " << to_string(c.owner);
+}
+
+inline const auto kAllCases =
+    ::testing::Values(Case{"tcp", MemoryKind::host, MemoryKind::host}, Case{"tcp", MemoryKind::fake, MemoryKind::host},
+                      Case{"tcp", MemoryKind::host, MemoryKind::fake}, Case{"tcp", MemoryKind::fake, MemoryKind::fake},
+                      Case{"local", MemoryKind::host, MemoryKind::host});
+
+inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+  return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
+         std::string(to_string(info.param.owner));
+}
+
+constexpr Operation kBoth[] = {Operation::read, Operation::write};
+
+inline const char* name_of(Operation operation) {
+  return operation == Operation::read ? "read" : "write";
+}
+
+// Sanitized code is several times slower and larger: scripts/test sets a limit there.
+inline uint64_t largest_test_bytes() {
+  auto limit = Environment::of_process().size("KVFERRY_TEST_MAX_BYTES", uint64_t{1} << 40);
+  KVF_CHECK(limit.ok());
+  return *limit;
+}
+
+// Two engines of the case's fabric, and memory of the case's kinds on both sides.
+class Conformance : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    initiator_ = make_engine("initiator");
+    owner_ = make_engine("owner");
+    ASSERT_TRUE(initiator_ && owner_);
+    peer_ = must(initiator_->peer(owner_->address()));
+  }
+
+  // `adjust` changes what is left at its default.
+  std::unique_ptr<Engine> make_engine(const std::string& name,
+                                      const std::function<void(EngineConfig&)>& adjust = nullptr) {
+    EngineConfig config;
+    config.engine_id = name;
+    config.fabrics = {GetParam().fabric};
+    if (adjust) adjust(config);
+    auto engine = Engine::create(config, {device_});
+    if (!engine.ok()) ADD_FAILURE() << engine.error().to_string();
+    return engine.ok() ? std::move(engine).value() : nullptr;
+  }
+
+  void remake_initiator(const std::function<void(EngineConfig&)>& adjust) {
+    local_region_ = Region();
+    initiator_ = make_engine("initiator", adjust);
+    peer_ = must(initiator_->peer(owner_->address()));
+  }
+  void remake_owner(const std::function<void(EngineConfig&)>& adjust) {
+    remote_region_ = Region();
+    owner_ = make_engine("owner", adjust);
+    peer_ = must(initiator_->peer(owner_->address()));
+  }
+
+  Buffer make_buffer(MemoryKind kind, size_t bytes) {
+    return Buffer(kind == MemoryKind::fake ? device_ : nullptr, bytes);
+  }
+
+  // Both sides' memory, registered; the owner's open for reads and writes.
+  void make_memory(size_t bytes) {
+    local_region_ = Region();
+    remote_region_ = Region();
+    local_.emplace(make_buffer(GetParam().initiator, bytes));
+    remote_.emplace(make_buffer(GetParam().owner, bytes));
+    local_->store(pattern(bytes, 1));
+    remote_->store(pattern(bytes, 2));
+    local_region_ = must(initiator_->register_memory(local_->base(), bytes, local_->kind(), kPrivate));
+    remote_region_ = must(owner_->register_memory(remote_->base(), bytes, remote_->kind(), kRemoteReadWrite));
+  }
+
+  Pair pair(uint64_t local, uint64_t remote, uint64_t length) const {
+    return {local_->base() + local, remote_region_.id(), remote, length};
+  }
+
+  TransferRequest request(Operation operation, std::vector<Pair> pairs) const {
+    TransferRequest made;
+    made.peer = peer_;
+    made.operation = operation;
+    made.pairs = std::move(pairs);
+    return made;
+  }
+
+  Outcome run(Operation operation, std::vector<Pair> pairs) {
+    return initiator_->transfer(request(operation, std::move(pairs)));
+  }
+
+  // Runs the pairs and compares both memories with what a plain loop makes of them.
+  void check(Operation operation, const std::vector<Pair>& pairs) {
+    std::vector<std::byte> ours = local_->load();
+    std::vector<std::byte> theirs = remote_->load();
+    uint64_t bytes = 0;
+    for (const Pair& p : pairs) {
+      const auto at = static_cast<size_t>(p.local - local_->base());
+      bytes += p.length;
+      if (operation == Operation::read)
+        std::memcpy(ours.data() + at, theirs.data() + p.offset, p.length);
+      else
+        std::memcpy(theirs.data() + p.offset, ours.data() + at, p.length);
+    }
+    const Outcome outcome = run(operation, pairs);
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+    EXPECT_EQ(outcome.fabric, GetParam().fabric);
+    EXPECT_EQ(outcome.bytes_done, bytes);
+    EXPECT_TRUE(local_->load() == ours) << "wrong bytes here";
+    EXPECT_TRUE(remote_->load() == theirs) << "wrong bytes at the owner";
+  }
+
+  // Expects that the transfer ends with `code` and a text that has all of `words`, and that no byte moved.
+  void check_refused(TransferRequest asked, ErrorCode code, const std::vector<std::string>& words) {
+    const std::vector<std::byte> ours = local_->load();
+    const std::vector<std::byte> theirs = remote_->load();
+    const Outcome outcome = initiator_->transfer(std::move(asked));
+    ASSERT_FALSE(outcome.status.ok());
+    EXPECT_EQ(outcome.status.error().code, code) << outcome.status.error().to_string();
+    for (const std::string& word : words)
+      EXPECT_NE(outcome.status.error().to_string().find(word), std::string::npos)
+          << "\"" << word << "\" is not in: " << outcome.status.error().to_string();
+    EXPECT_EQ(outcome.bytes_done, 0u);
+    EXPECT_TRUE(local_->load() == ours);
+    EXPECT_TRUE(remote_->load() == theirs);
+  }
+
+  std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  std::unique_ptr<Engine> initiator_;
+  std::unique_ptr<Engine> owner_;
+  PeerRef peer_;
+  std::optional<Buffer> local_;
+  std::optional<Buffer> remote_;
+  Region local_region_;
+  Region remote_region_;
+};
+
+}  // namespace kvferry::test
