@@ -97,7 +97,7 @@ void LoopDriver::wait(const std::atomic<bool>& done, TimePoint deadline) {
   waiting_.store(waiters_, std::memory_order_seq_cst);
   if (waiters_ > 0) {
     waiters_cv_.notify_all();  // one of them takes the loop
-  } else if (loop_.now() - began > kShortestPark || inbox_size_.load() > 0) {
+  } else if (resting_ || loop_.now() - began > kShortestPark || inbox_size_.load() > 0) {
     urgent_ = true;
     progress_cv_.notify_one();
   }
@@ -118,6 +118,13 @@ void LoopDriver::run_progress() {
   Duration park = kShortestPark;
   while (!stopping_.load()) {
     if (waiters_ > 0 || (waits_ != seen && !urgent_)) {
+      // A waiter that is still the same after a park waits for long: it says when it leaves, and no time is burned.
+      if (waiters_ > 0 && waits_ == seen) {
+        resting_ = true;
+        progress_cv_.wait(lock, [this] { return waiters_ == 0 || stopping_.load(); });
+        resting_ = false;
+        continue;
+      }
       seen = waits_;
       progress_cv_.wait_for(lock, waiters_ > 0 ? kLongestPark : park);
       park = std::min(park * 2, kLongestPark);

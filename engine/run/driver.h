@@ -59,10 +59,11 @@ class LoopDriver final : private FdHandler {
   std::mutex mutex_;
   std::condition_variable waiters_cv_;
   std::condition_variable progress_cv_;
-  bool owned_ = false;   // GUARDED_BY(mutex_)
-  int waiters_ = 0;      // GUARDED_BY(mutex_)
-  uint64_t waits_ = 0;   // GUARDED_BY(mutex_): calls of wait() so far
-  bool urgent_ = false;  // GUARDED_BY(mutex_): something was posted and nobody owns the loop
+  bool owned_ = false;    // GUARDED_BY(mutex_)
+  int waiters_ = 0;       // GUARDED_BY(mutex_)
+  uint64_t waits_ = 0;    // GUARDED_BY(mutex_): calls of wait() so far
+  bool urgent_ = false;   // GUARDED_BY(mutex_): something was posted and nobody owns the loop
+  bool resting_ = false;  // GUARDED_BY(mutex_): the progress thread sleeps until the last waiter leaves
   std::atomic<bool> stopping_{false};
   std::atomic<int> waiting_{0};  // waiters_, for readers without the lock
   std::atomic<std::thread::id> owner_{};
