@@ -68,6 +68,7 @@ class EngineCore {
   Result<PeerIndex> find_or_add_peer(const Address& address);
   const std::shared_ptr<PeerView>& view_of(PeerIndex peer) const { return peers_[peer]->view(); }
   void connect(PeerIndex peer, std::function<void(Status)> connected);
+  void sync(PeerIndex peer, std::function<void(Status)> synced) { peers_[peer]->sync(std::move(synced)); }
   void submit(PeerIndex peer, const TaskPtr& task) { peers_[peer]->submit(task); }
   void cancel(PeerIndex peer, const TaskPtr& task, const Error& why) { peers_[peer]->cancel(task, why); }
 

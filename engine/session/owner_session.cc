@@ -78,6 +78,7 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
   if (!greeted_) return end(Error{ErrorCode::protocol, "the first frame of a session must be a hello"});
   switch (frame.body_case()) {
     case proto::Frame::kHeartbeat: {
+      send_regions();  // the echo tells that all that was registered before it is known
       proto::Frame echo;
       echo.mutable_heartbeat_echo()->set_number(frame.heartbeat().number());
       return frames_.send(echo);
