@@ -84,6 +84,7 @@ bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const st
   if (!any_size && task->job->bytes > local::Copier::kInlineBytes) return false;
   const PeerView::Snapshot view = peer.view->get();
   if (!view.link || view.link->closed()) return false;
+  if (!check_incarnation(*task, view.incarnation).ok()) return false;
   if (!check_against(view.regions, *task->job).ok()) return false;
   for (const RegionInfo* region : task->job->remote)
     if (region->kind != MemoryKind::host || region->word == kNoWord) return false;
@@ -241,6 +242,7 @@ Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
                                  const std::shared_ptr<detail::PeerHandle>& peer, TransferRequest request, bool sync) {
   KVF_RETURN_IF_ERROR(check_request(engine->config, request.pairs));
   KVF_ASSIGN_OR_RETURN(auto task, make_task(*engine, peer, request.timeout, std::move(request.notify)));
+  task->incarnation = request.incarnation;
   auto job = std::make_shared<Job>();
   job->operation = request.operation;
   job->pairs = coalesce(request.pairs);

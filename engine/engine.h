@@ -67,6 +67,13 @@ class KVFERRY_API PeerRef {
   std::optional<RegionInfo> find_address(uint64_t address, uint64_t length) const;
   // Establishes the session, if there is none, and waits for the region table.
   Status connect(Duration patience) const;
+  // As connect(), and waits until every region is known here that the peer had registered before this call: a round
+  // trip.
+  Status sync(Duration patience) const;
+  // Turns addresses of the peer's address space into spans: sets region and offset of each pair by `addresses` and the
+  // pair's length. Where all are found it returns the incarnation that they belong to (TransferRequest::incarnation);
+  // not_found otherwise, naming the first that no region holds.
+  Result<uint64_t> locate(std::span<const uint64_t> addresses, std::span<Pair> pairs) const;
 
  private:
   friend class Engine;
@@ -81,6 +88,9 @@ struct TransferRequest {
   // From now; 0 takes EngineConfig::default_timeout.
   Duration timeout{0};
   std::optional<Notification> notify;
+  // The one incarnation of the peer that the pairs' regions belong to: another one, which may use the same numbers for
+  // other memory, is not touched, and the outcome is peer_lost (I5). 0: whichever there is.
+  uint64_t incarnation = 0;
 };
 
 // A submitted transfer. Cheap to copy; dropping it does not cancel.

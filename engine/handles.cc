@@ -58,20 +58,22 @@ std::optional<RegionInfo> PeerRef::find_address(uint64_t address, uint64_t lengt
   return found != nullptr ? std::optional<RegionInfo>(*found) : std::nullopt;
 }
 
-Status PeerRef::connect(Duration patience) const {
-  EngineState& engine = *handle_->engine;
-  KVF_RETURN_IF_ERROR(engine.usable());
-  if (handle_->view->get().ready) return {};
+namespace {
+
+// Runs `ask`, which calls back with the peer's answer, on the loop and waits for that.
+Status ask_peer(const detail::PeerHandle& handle, Duration patience,
+                const std::function<void(EngineCore&, std::function<void(Status)>)>& ask) {
+  EngineState& engine = *handle.engine;
   if (engine.driver->owned_here())
-    return Error{ErrorCode::invalid_argument, "connect() would block the engine's loop: call it outside of callbacks"};
+    return Error{ErrorCode::invalid_argument, "this would block the engine's loop: call it outside of callbacks"};
   struct Answer {
     std::mutex mutex;
     std::optional<Status> status;
   };
   auto answer = std::make_shared<Answer>();
   engine.call(
-      [&engine, answer, index = handle_->index](Task finished) {
-        engine.core->connect(index, [answer, finished](Status status) {
+      [&engine, answer, ask](Task finished) {
+        ask(*engine.core, [answer, finished](Status status) {
           const std::lock_guard lock(answer->mutex);
           answer->status = std::move(status);
           finished();
@@ -81,7 +83,44 @@ Status PeerRef::connect(Duration patience) const {
   const std::lock_guard lock(answer->mutex);
   if (answer->status) return std::move(*answer->status);
   return Error{ErrorCode::deadline_exceeded,
-               fmt::format("no session with {} after {:.1f} s", handle_->address, seconds(patience))};
+               fmt::format("no answer from {} after {:.1f} s", handle.address, seconds(patience))};
+}
+
+}  // namespace
+
+Status PeerRef::connect(Duration patience) const {
+  KVF_RETURN_IF_ERROR(handle_->engine->usable());
+  if (handle_->view->get().ready) return {};
+  return ask_peer(*handle_, patience, [index = handle_->index](EngineCore& core, std::function<void(Status)> answer) {
+    core.connect(index, std::move(answer));
+  });
+}
+
+Status PeerRef::sync(Duration patience) const {
+  KVF_RETURN_IF_ERROR(handle_->engine->usable());
+  return ask_peer(*handle_, patience, [index = handle_->index](EngineCore& core, std::function<void(Status)> answer) {
+    core.sync(index, std::move(answer));
+  });
+}
+
+Result<uint64_t> PeerRef::locate(std::span<const uint64_t> addresses, std::span<Pair> pairs) const {
+  if (addresses.size() != pairs.size())
+    return Error{ErrorCode::invalid_argument, "as many addresses as pairs are needed"};
+  const PeerView::Snapshot view = handle_->view->get();
+  if (!view.regions) return Error{ErrorCode::not_found, "no session with " + handle_->address};
+  const RegionInfo* region = nullptr;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const uint64_t length = pairs[i].length;
+    const uint64_t offset = region != nullptr ? addresses[i] - region->base : 0;
+    if (region == nullptr || offset >= region->length || length > region->length - offset)
+      region = view.regions->find_address(addresses[i], length);
+    if (region == nullptr)
+      return Error{ErrorCode::not_found,
+                   fmt::format("{} has not registered {} bytes at 0x{:x}", handle_->address, length, addresses[i])};
+    pairs[i].region = region->id;
+    pairs[i].offset = addresses[i] - region->base;
+  }
+  return view.incarnation;
 }
 
 // ---- Transfer

@@ -72,6 +72,7 @@ class EngineCore {
   // Who answers for parcels; before listen(). Sessions and the desk end with the core.
   void set_parcel_desk(ParcelDesk* desk) { desk_ = desk; }
   void connect(PeerIndex peer, std::function<void(Status)> connected);
+  void sync(PeerIndex peer, std::function<void(Status)> synced) { peers_[peer]->sync(std::move(synced)); }
   void submit(PeerIndex peer, const TaskPtr& task) { peers_[peer]->submit(task); }
   void cancel(PeerIndex peer, const TaskPtr& task, const Error& why) { peers_[peer]->cancel(task, why); }
 

@@ -38,6 +38,16 @@ void Peer::connect(std::function<void(Status)> connected) {
   ensure_session();
 }
 
+void Peer::sync(std::function<void(Status)> synced) {
+  if (!session_ || !session_->ready()) return connect(std::move(synced));
+  const auto entry = syncing_.insert(syncing_.end(), std::move(synced));
+  session_->sync([this, entry] {
+    const auto call = std::move(*entry);
+    syncing_.erase(entry);
+    call({});
+  });
+}
+
 void Peer::ensure_session() {
   if (session_ || redial_.armed()) return;
   if (context_.loop.now() >= next_dial_) return dial();
@@ -100,6 +110,7 @@ void Peer::on_session_ended(const Error& why) {
   backoff_ = was_ready ? kFirstBackoff : std::clamp(backoff_ * 2, kFirstBackoff, kLongestBackoff);
   next_dial_ = context_.loop.now() + backoff_ / 2 +
                Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
+  for (auto& synced : std::exchange(syncing_, {})) synced(why);  // the session has forgotten them
   fail_connecting(why);
   if (parcels_.session_ended) parcels_.session_ended(why);
   std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
@@ -142,6 +153,8 @@ void Peer::begin(const TaskPtr& task) {
 }
 
 void Peer::begin_move(const TaskPtr& task) {
+  if (Status status = check_incarnation(*task, session_->peer().incarnation); !status.ok())
+    return give_up(task, status.error(), false);
   if (Status status = check_against(session_->regions(), *task->job); !status.ok()) {
     if (status.error().code != ErrorCode::not_found || task->synced) return give_up(task, status.error(), false);
     // The region may be so new that its announcement is still on the way.

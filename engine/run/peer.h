@@ -73,6 +73,8 @@ class Peer {
   void cancel_users_of(const RegionState& region);
   // Calls back when the session stands, or with the reason why it does not.
   void connect(std::function<void(Status)> connected);
+  // Calls back when the peer's region table is known as it was when this was called.
+  void sync(std::function<void(Status)> synced);
   void shut_down(const Error& why);
 
   // For parcels: the session that stands now and its ways, or null.
@@ -119,6 +121,7 @@ class Peer {
   ParcelListener parcels_;
   std::unordered_set<TaskPtr> tasks_;
   std::list<std::function<void(Status)>> connecting_;
+  std::list<std::function<void(Status)>> syncing_;  // for the session's answer
   Duration backoff_{0};
   TimePoint next_dial_{};
   Timer redial_;

@@ -47,6 +47,11 @@ Status check_against(const std::shared_ptr<const RegionTable>& table, Job& job) 
   return {};
 }
 
+Status check_incarnation(const TransferTask& task, uint64_t known) {
+  if (task.incarnation == 0 || task.incarnation == known) return {};
+  return Error{ErrorCode::peer_lost, "the peer has restarted: the spans belong to an earlier incarnation"};
+}
+
 Error explain_failure(const TransferTask& task, const std::string& peer_id, const std::string& address, TimePoint now,
                       const char* fabric, const Error& why) {
   std::string text =

@@ -47,7 +47,7 @@ struct TransferTask {
   Status verdict;        // while fencing: what the outcome will be
   std::unique_ptr<Timer> timer;
   std::shared_ptr<Completion> completion = std::make_shared<Completion>();
-  size_t pairs_asked = 0;
+  uint64_t incarnation = 0;  // of the peer that the pairs belong to; 0: any
 
   bool advance(TransferEvent event) {
     const TransferPhase next = transition(phase, event);
@@ -59,6 +59,9 @@ struct TransferTask {
 
 // Checks every pair against the peer's table and fills job.remote. Nothing has moved when it refuses.
 Status check_against(const std::shared_ptr<const RegionTable>& table, Job& job);
+
+// I5: spans of one incarnation say nothing about another. `known`: the incarnation that the session is with.
+Status check_incarnation(const TransferTask& task, uint64_t known);
 
 // One sentence that says what failed, to whom, after how long, why, by which way and how far it had come. `fabric`:
 // null when nothing had started.

@@ -1,0 +1,69 @@
+"""The memory that a TransferEngine has registered, by its addresses."""
+
+import ctypes
+import mmap
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import kvferry
+from mooncake._failures import UNKNOWN_REGION, Refused
+
+Integers: TypeAlias = Sequence[int]
+
+
+class RegisteredMemory:
+    """Thread-safe. Registered addresses are the caller's to keep alive; allocated memory is kept alive here."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._regions: dict[int, kvferry.Region] = {}
+
+    def register(self, engine: kvferry.Engine, addresses: Integers, lengths: Integers) -> None:
+        if len(addresses) != len(lengths):
+            raise Refused("addresses and capacities are not equally many")
+        # Those that were registered before one is refused are unregistered when the dictionary goes.
+        regions = {
+            int(address): engine.register_address(int(address), int(length), readable=True, writable=True)
+            for address, length in zip(addresses, lengths, strict=True)
+        }
+        with self._lock:
+            self._regions.update(regions)
+
+    def unregister(self, addresses: Integers) -> None:
+        unknown = []
+        for address in map(int, addresses):
+            with self._lock:
+                region = self._regions.pop(address, None)
+            if region is None:
+                unknown.append(hex(address))
+            else:
+                region.unregister()
+        if unknown:
+            raise Refused(f"no memory is registered at {', '.join(unknown)}", UNKNOWN_REGION)
+
+    def allocate(self, engine: kvferry.Engine, length: int) -> int:
+        region = engine.register(mmap.mmap(-1, length), readable=True, writable=True)
+        with self._lock:
+            self._regions[region.address] = region
+        return region.address
+
+    def store(self, address: int, data: bytes | str, length: int) -> None:
+        source = data.encode() if isinstance(data, str) else bytes(data)
+        if not 0 <= length <= len(source):
+            raise Refused(f"{length} bytes are asked for of {len(source)}")
+        self._check(address, length)
+        ctypes.memmove(address, source, length)
+
+    def load(self, address: int, length: int) -> bytes:
+        self._check(address, length)
+        return ctypes.string_at(address, length)
+
+    def _check(self, address: int, length: int) -> None:
+        with self._lock:
+            bases = sorted(self._regions)
+            at = bisect_right(bases, address) - 1
+            region = self._regions[bases[at]] if at >= 0 else None
+        if region is None or length < 0 or address + length > region.address + region.length:
+            raise Refused(f"{length} bytes at {address:#x} are not registered")

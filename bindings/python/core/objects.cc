@@ -1,0 +1,66 @@
+#include "bindings/python/core/objects.h"
+
+#include <cmath>
+
+#include "bindings/python/core/errors.h"
+
+namespace nb = nanobind;
+
+namespace kvferry::python {
+
+PyEngine::PyEngine(EngineConfig config) : connect_timeout_(config.connect_timeout) {
+  auto created = without_gil([&] { return Engine::create(std::move(config)); });
+  engine_ = take(std::move(created));
+}
+
+std::shared_ptr<Engine> PyEngine::get() const {
+  if (!engine_) raise(Error{ErrorCode::cancelled, "the engine is closed"});
+  return engine_;
+}
+
+void PyEngine::close() {
+  if (!engine_) return;
+  std::shared_ptr<Engine> last = std::move(engine_);
+  without_gil([&] { last.reset(); });
+}
+
+Status PyRegion::try_unregister(Duration patience) {
+  Status status = without_gil([&] { return region_.unregister(patience); });
+  if (!status.ok() && status.error().code == ErrorCode::not_quiet) memory_.owner.release();
+  return status;
+}
+
+PyRegion::~PyRegion() {
+  [[maybe_unused]] const Status ignored = try_unregister(std::chrono::seconds(3));
+}
+
+void PyRegion::unregister(double patience) {
+  check(try_unregister(to_duration(patience)));
+  memory_.owner.reset();
+}
+
+CompletionQueue::CompletionQueue() : state_(std::make_shared<State>(python::take(EventFd::create()))) {}
+
+void CompletionQueue::add(const Transfer& transfer) {
+  transfer.on_done([state = state_, id = transfer.id()](const Outcome&) {
+    {
+      const std::lock_guard lock(state->mutex);
+      state->ended.push_back(id);
+    }
+    state->event.signal();
+  });
+}
+
+std::vector<uint64_t> CompletionQueue::take() {
+  const std::lock_guard lock(state_->mutex);
+  state_->event.drain();
+  return std::exchange(state_->ended, {});
+}
+
+Duration to_duration(std::optional<double> seconds) {
+  if (!seconds) return Duration(0);
+  if (!(*seconds > 0) || *seconds > 1e9) throw nb::value_error("a time must be from 0 to 1e9 seconds and not 0");
+  return Duration(static_cast<int64_t>(*seconds * 1e9));
+}
+
+}  // namespace kvferry::python
