@@ -31,7 +31,12 @@ def number(value: float | None) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
 
 
 def outcome(verdict: Document | None) -> str:
@@ -77,7 +82,8 @@ def peer_table(document: Document, peers: list[Document]) -> list[str]:
     for case in peers[0]["cases"]:
         which = tuple(case[k] for k in key)
         own = [number(ours.get((fabric, *which))) for fabric in ("local", "tcp")]
-        rows.append([f"{case['operation']} {shape(case)}", *own, *(number(found[p["label"]].get(which)) for p in peers)])
+        others = [number(found[p["label"]].get(which)) for p in peers]
+        rows.append([f"{case['operation']} {shape(case)}", *own, *others])
     contact = [f"{p['first_contact_ms']:.1f} ms" for p in peers]
     rows.append(["first contact and 4 KiB read", "see above", "see above", *contact])
     head = ["us, median", "kvferry local", "kvferry tcp", *(p["label"] for p in peers)]
