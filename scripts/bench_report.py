@@ -1,0 +1,112 @@
+"""Writes the tables of docs/performance.md from the documents that scripts/bench has gathered.
+
+Usage: bench_report.py FILE KVFERRY.json [PEER.json ...]
+What is between the two markers of FILE is replaced; the rest of it is for people to write.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- figures: written by scripts/bench -->", "<!-- end of figures -->"
+Document = dict[str, Any]
+
+
+def size(count: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit} {name}"
+    return f"{count} B"
+
+
+def shape(case: Document) -> str:
+    return size(case["block"]) if case["count"] == 1 else f"{case['count']} x {size(case['block'])}"
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def outcome(verdict: Document | None) -> str:
+    if verdict is None:
+        return ""
+    return f"{'reached' if verdict['reached'] else '**missed**'}: {verdict['goal']}"
+
+
+def case_row(case: Document) -> list[str]:
+    raw = number(case["limit_us"]["p50"])
+    if case["four_raw_us"] > 0:
+        raw += f" (four: {number(case['four_raw_us'])})"
+    us = case["us"]
+    return [
+        f"{case['fabric']} {case['operation']} {shape(case)}",
+        *(number(us[name]) for name in ("p50", "p90", "p99", "p999")),
+        f"{case['gb_per_s']:.2f}",
+        number(case["cpu_s_per_gb"]) if case["cpu_s_per_gb"] is None else f"{case['cpu_s_per_gb']:.2f}",
+        raw,
+        f"{case['ratio']:.2f}",
+        number(case["memcpy_us"]),
+        outcome(case["verdict"]),
+    ]
+
+
+def case_table(document: Document) -> list[str]:
+    head = ["case", "p50 us", "p90", "p99", "p99.9", "GB/s", "CPU s/GB", "raw us", "ratio", "memcpy us", "goal"]
+    return ["## Transfers", "", *table(head, [case_row(case) for case in document["cases"]])]
+
+
+def figure_table(document: Document) -> list[str]:
+    rows = [[f["name"], f"{f['value']:.2f} {f['unit']}", outcome(f["verdict"])] for f in document["figures"]]
+    return ["## Control figures", "", *table(["what", "value", "goal"], rows)] if rows else []
+
+
+def peer_table(document: Document, peers: list[Document]) -> list[str]:
+    if not peers:
+        return []
+    key = ("operation", "block", "count")
+    found = {p["label"]: {tuple(c[k] for k in key): c["us"] for c in p["cases"]} for p in peers}
+    ours = {(c["fabric"], *(c[k] for k in key)): c["us"]["p50"] for c in document["cases"]}
+    rows = []
+    for case in peers[0]["cases"]:
+        which = tuple(case[k] for k in key)
+        own = [number(ours.get((fabric, *which))) for fabric in ("local", "tcp")]
+        others = [number(found[p["label"]].get(which)) for p in peers]
+        rows.append([f"{case['operation']} {shape(case)}", *own, *others])
+    contact = [f"{p['first_contact_ms']:.1f} ms" for p in peers]
+    rows.append(["first contact and 4 KiB read", "see above", "see above", *contact])
+    head = ["us, median", "kvferry local", "kvferry tcp", *(p["label"] for p in peers)]
+    note = "A `?` is a case that was not measured, or one whose bytes were wrong."
+    return ["## Other libraries, the same cases", "", note, "", *table(head, rows)]
+
+
+def main() -> None:
+    page, *files = (Path(name) for name in sys.argv[1:])
+    document, *peers = (json.loads(file.read_text()) for file in files)
+    lines = [
+        f"Measured on {document['date']} on a machine with {document['cores']} cores, both processes on it.",
+        "",
+        *case_table(document),
+        *figure_table(document),
+        *peer_table(document, peers),
+    ]
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        sys.exit(f"{page} lacks its markers")
+    page.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+
+
+if __name__ == "__main__":
+    main()
