@@ -1,0 +1,202 @@
+#include <gmock/gmock.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <ctime>
+
+#include "test/system/faults.h"
+
+// A peer that dies, stops, continues or comes back while a transfer is under way.
+
+namespace kvferry::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+struct Case {
+  const char* fabric;
+  Operation operation;
+};
+
+std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+  return std::string(info.param.fabric) + (info.param.operation == Operation::read ? "_read" : "_write");
+}
+
+class PeerFaults : public ::testing::TestWithParam<Case> {
+ protected:
+  static constexpr size_t kBytes = size_t{64} << 20;
+
+  Target start_target() {
+    Target::Options options;
+    options.fabric = GetParam().fabric;
+    options.bytes = kBytes;
+    return Target::start(options);
+  }
+
+  // Begins the transfer and returns once a quarter of it has landed, or it is over.
+  Transfer begin(Target& target, Duration timeout) {
+    ++seed_;
+    initiator_.fill(GetParam().operation == Operation::write ? seed_ : uint8_t{0});
+    if (GetParam().operation == Operation::read) {
+      EXPECT_EQ(target.ask("fill " + std::to_string(seed_)), "ok");
+    }
+    const Transfer transfer =
+        must(initiator_.engine().submit(initiator_.request(target, GetParam().operation, timeout)));
+    const uint64_t quarter = kBytes / 4;
+    EXPECT_TRUE(eventually([&] { return transfer.done() || landed(target, quarter); }));
+    return transfer;
+  }
+
+  bool landed(const Target& target, uint64_t offset) {
+    if (GetParam().operation == Operation::write) return target.has_byte(offset, std::byte{seed_});
+    std::byte value{};  // by a system call: the engine's threads are writing there
+    const iovec ours{&value, 1};
+    const iovec theirs{initiator_.memory().data() + offset, 1};
+    return ::process_vm_readv(::getpid(), &ours, 1, &theirs, 1, 0) == 1 && value == std::byte{seed_};
+  }
+
+  // Runs `fault` in the middle of transfers until it has hit one there; that one's outcome.
+  template <class Fault, class Repair>
+  Outcome hit(Target& target, Duration timeout, Fault fault, Repair repair) {
+    const SystemClock clock;
+    for (int attempt = 0; attempt < 20; ++attempt) {
+      const TimePoint began = clock.now();
+      const Transfer transfer = begin(target, timeout);
+      fault();
+      const Outcome outcome = transfer.wait();
+      EXPECT_LT(clock.now() - began, timeout + kSlack);
+      if (in_the_middle(outcome, kBytes)) return outcome;
+      repair();
+    }
+    ADD_FAILURE() << "the fault never landed in the middle of a transfer";
+    return {};
+  }
+
+  Initiator initiator_{GetParam().fabric, kBytes};
+  uint8_t seed_ = 0;
+};
+
+class StoppedPeers : public PeerFaults {};
+
+TEST_P(PeerFaults, KilledInTheMiddleAndRestartedOnTheSamePort) {
+  Target target = start_target();
+  const Outcome outcome = hit(
+      target, seconds(20), [&] { ASSERT_TRUE(target.process().kill().ok()); },
+      [&] { target = Target::start(target.successor()); });
+  ASSERT_FALSE(outcome.status.ok());
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::peer_lost) << text_of(outcome);
+  EXPECT_EQ(outcome.fabric, GetParam().fabric);
+  EXPECT_THAT(text_of(outcome),
+              ::testing::ContainsRegex("transfer to peer \"p0\" \\(127.0.0.1:[0-9]+\\) failed after "
+                                       "[0-9]+.[0-9] s: .*; fabric (tcp|local); [0-9]+ of 256 spans"));
+
+  const RegionId old_region = target.region();
+  target = Target::start(target.successor());
+  // I5: what named memory of the process that died names nothing of its successor's.
+  const Outcome stale = initiator_.engine().transfer(
+      initiator_.request(target.address(), old_region, GetParam().operation, seconds(20), 4096));
+  EXPECT_EQ(stale.status.error().code, ErrorCode::not_found) << text_of(stale);
+  expect_works(initiator_, target);
+}
+
+TEST_P(PeerFaults, RestartedOverAndOver) {
+  Target target = start_target();
+  for (int round = 0; round < 4; ++round) {
+    expect_works(initiator_, target);
+    const uint64_t before = must(initiator_.engine().peer(target.address())).incarnation();
+    ASSERT_TRUE(target.process().kill().ok());
+    target = Target::start(target.successor());
+    const PeerRef peer = must(initiator_.engine().peer(target.address()));
+    ASSERT_TRUE(eventually([&] { return peer.connect(seconds(5)).ok() && peer.incarnation() != before; }));
+  }
+  expect_works(initiator_, target);
+}
+
+// On one host a stopped owner stops nothing; over tcp the deadline ends what it holds up.
+TEST_P(PeerFaults, StoppedInTheMiddleAndContinued) {
+  Target target = start_target();
+  if (GetParam().fabric == std::string("local")) {
+    static_cast<void>(begin(target, seconds(20)).wait());
+    ASSERT_TRUE(target.process().stop().ok());
+    const Outcome outcome =
+        initiator_.engine().transfer(initiator_.request(target, GetParam().operation, milliseconds(700)));
+    EXPECT_TRUE(outcome.status.ok()) << text_of(outcome);
+  } else {
+    const Outcome outcome = hit(
+        target, milliseconds(500), [&] { ASSERT_TRUE(target.process().stop().ok()); },
+        [&] { ASSERT_TRUE(target.process().resume().ok()); });
+    ASSERT_FALSE(outcome.status.ok());
+    EXPECT_EQ(outcome.status.error().code, ErrorCode::deadline_exceeded) << text_of(outcome);
+    EXPECT_EQ(outcome.remote, GetParam().operation == Operation::read ? RemoteQuiet::quiet : RemoteQuiet::unknown);
+  }
+  ASSERT_TRUE(target.process().resume().ok());
+  EXPECT_TRUE(eventually([&] { return must(initiator_.engine().peer(target.address())).connect(seconds(5)).ok(); }));
+  expect_works(initiator_, target);
+}
+
+TEST_P(StoppedPeers, StoppedForLongerThanTheHeartbeatsAllow) {
+  Target target = start_target();
+  const Outcome outcome = hit(
+      target, seconds(20), [&] { ASSERT_TRUE(target.process().stop().ok()); },
+      [&] { ASSERT_TRUE(target.process().resume().ok()); });
+  ASSERT_FALSE(outcome.status.ok());
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::peer_lost);
+  EXPECT_THAT(text_of(outcome), ::testing::ContainsRegex("no heartbeat for [01].[0-9] s; fabric tcp; [0-9]+ of 256"));
+  ASSERT_TRUE(target.process().resume().ok());
+  expect_works(initiator_, target);
+}
+
+// Waiting for a stopped peer costs no processor.
+TEST_P(StoppedPeers, SleepsWhileAPeerIsStopped) {
+  Target target = start_target();
+  ASSERT_TRUE(target.process().stop().ok());
+  const std::clock_t before = std::clock();
+  const Outcome outcome =
+      initiator_.engine().transfer(initiator_.request(target, GetParam().operation, milliseconds(3000)));
+  EXPECT_FALSE(outcome.status.ok());
+  const double burnt = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  EXPECT_LT(burnt, 0.3);
+  ASSERT_TRUE(target.process().resume().ok());
+}
+
+// Two transfers fail with the same cause: the second is not told only that "the session is over".
+TEST_P(StoppedPeers, EveryTransferIsToldTheCause) {
+  Target target = start_target();
+  expect_works(initiator_, target);
+  ASSERT_TRUE(target.process().stop().ok());
+  std::vector<Transfer> all;
+  for (int i = 0; i < 6; ++i)
+    all.push_back(must(initiator_.engine().submit(initiator_.request(target, GetParam().operation, seconds(20)))));
+  for (const Transfer& transfer : all) EXPECT_THAT(text_of(transfer.wait()), ::testing::HasSubstr("no heartbeat for"));
+  ASSERT_TRUE(target.process().resume().ok());
+}
+
+// I4, owner's side: what unregister says holds, in the middle of a peer's transfer.
+TEST_P(PeerFaults, UnregisteredInTheMiddle) {
+  Target target = start_target();
+  std::string said;
+  const Outcome outcome = hit(
+      target, seconds(20), [&] { said = target.ask("unregister 5000"); },
+      [&] {
+        EXPECT_EQ(said, "ok");
+        const std::string answer = target.ask("register");
+        ASSERT_TRUE(answer.starts_with("ok ")) << answer;
+        target.set_region(std::stoull(answer.substr(3)));
+      });
+  EXPECT_EQ(said, "ok");
+  ASSERT_FALSE(outcome.status.ok());
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::not_found) << text_of(outcome);
+}
+
+// On one host a stopped owner does not hold up anybody.
+INSTANTIATE_TEST_SUITE_P(Tcp, StoppedPeers,
+                         ::testing::Values(Case{"tcp", Operation::read}, Case{"tcp", Operation::write}), case_name);
+INSTANTIATE_TEST_SUITE_P(Fabrics, PeerFaults,
+                         ::testing::Values(Case{"tcp", Operation::read}, Case{"tcp", Operation::write},
+                                           Case{"local", Operation::read}, Case{"local", Operation::write}),
+                         case_name);
+
+}  // namespace
+}  // namespace kvferry::test
