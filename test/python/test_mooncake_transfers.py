@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from conftest import Child
 from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
 
@@ -26,7 +27,9 @@ class Side:
 
 
 @pytest.fixture(params=["local", "tcp"])
-def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_engine: Any) -> Side:
+def side(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., TransferEngine]
+) -> Side:
     monkeypatch.setenv("KVFERRY_FABRICS", request.param)
     side = Side(make_engine())
     monkeypatch.delenv("KVFERRY_FABRICS")  # a child has both
@@ -81,9 +84,12 @@ def test_a_notification_arrives_after_its_data(side: Side, child: Child) -> None
     assert child.ask("notifies") == [["layer 3", "ready ✓"]]
     assert bytes_of(child, 0, 4096) == side.memory[:4096].tobytes()
     assert child.ask("notifies") == []
-    assert side.engine.batch_transfer_sync(
-        child.target, [side.base], [child.address], [64], TransferOpcode.Read, notify=notify
-    ) == 0
+    assert (
+        side.engine.batch_transfer_sync(
+            child.target, [side.base], [child.address], [64], TransferOpcode.Read, notify=notify
+        )
+        == 0
+    )
     assert child.ask("notifies") == [["layer 3", "ready ✓"]]
 
 
@@ -108,9 +114,7 @@ def test_many_batches_are_waited_for_together(side: Side, child: Child) -> None:
     engine = side.engine
     theirs = bytes_of(child, 0, BYTES // 2)
     numbers = [
-        engine.batch_transfer_async_read(
-            child.target, [side.base + at], [child.address + at], [BYTES // 16]
-        )
+        engine.batch_transfer_async_read(child.target, [side.base + at], [child.address + at], [BYTES // 16])
         for at in range(0, BYTES // 2, BYTES // 16)
     ]
     assert all(number > 0 for number in numbers) and len(set(numbers)) == len(numbers)
