@@ -4,9 +4,7 @@ import array
 import asyncio
 import gc
 import json
-import os
 import pickle
-import signal
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -210,7 +208,7 @@ def test_cancelling_the_task_cancels_the_transfer(start_child: Callable[..., Chi
         peer = engine.peer(child.target)
         peer.sync()
         with engine.register(mine):
-            os.kill(child.pid, signal.SIGSTOP)
+            child.stop()
             transfer = engine.read(peer, mine, peer.regions()[0].span())
 
             async def impatient() -> None:
@@ -221,7 +219,7 @@ def test_cancelling_the_task_cancels_the_transfer(start_child: Callable[..., Chi
 
             with pytest.raises(asyncio.TimeoutError):
                 asyncio.run(impatient())
-            os.kill(child.pid, signal.SIGCONT)
+            child.go_on()
             with pytest.raises(kvferry.Error) as cancelled:
                 transfer.wait()
             assert cancelled.value.code == "cancelled"
@@ -234,12 +232,12 @@ def test_waiting_can_be_given_up_without_the_transfer(start_child: Callable[...,
         peer = engine.peer(child.target)
         peer.sync()
         with engine.register(mine):
-            os.kill(child.pid, signal.SIGSTOP)
+            child.stop()
             transfer = engine.read(peer, mine, peer.regions()[0].span(0, 4096))
             with pytest.raises(kvferry.Error) as impatient:
                 transfer.wait(timeout=0.02)
             assert impatient.value.code == "deadline_exceeded" and not transfer.done()
-            os.kill(child.pid, signal.SIGCONT)
+            child.go_on()
             assert transfer.wait().bytes_done == 4096
 
 

@@ -3,9 +3,11 @@
 import gc
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -142,25 +144,22 @@ def test_a_name_that_is_no_address_of_this_machine_listens_on_all(make_engine: M
 def test_the_timeout_bounds_a_transfer(
     make_engine: MakeEngine, start_child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-    import signal
-    import time
-
     monkeypatch.setenv("KVFERRY_FABRICS", "tcp")
     monkeypatch.setenv("MC_TRANSFER_TIMEOUT", "0.4")
     engine = make_engine()
     memory = np.zeros(4096, np.uint8)
     assert engine.register_memory(memory.ctypes.data, 4096) == 0
     child = start_child()
-    assert engine.transfer_sync_read(child.target, memory.ctypes.data, child.address, 4096) == 0
-    os.kill(child.pid, signal.SIGSTOP)
+    assert engine.send_probe(child.target) == 0
+    assert engine.transfer_sync_read(child.target, memory.ctypes.data, child.address, 4096) == 0, engine.last_error()
+    child.stop()
     started = time.monotonic()
     assert engine.transfer_sync_read(child.target, memory.ctypes.data, child.address, 4096) == -1
     number = engine.transfer_submit_write(child.target, memory.ctypes.data, child.address, 4096)
     status = 0
     while number and status == 0:
         status = engine.transfer_check_status(number)
-    os.kill(child.pid, signal.SIGCONT)
+    child.go_on()
     assert status in (-2, -1)
     assert "deadline" in engine.last_error() or "heartbeat" in engine.last_error()
     assert time.monotonic() - started < 3
@@ -246,8 +245,6 @@ def test_managed_buffers_hold_bytes(make_engine: MakeEngine) -> None:
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )

@@ -213,11 +213,8 @@ def test_ten_threads_write_at_once(side: Side, child: Child) -> None:
 def test_a_waiting_call_leaves_the_interpreter_to_other_threads(
     side: Side, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-    import signal
-
     assert side.engine.transfer_sync_read(child.target, side.base, child.address, 64) == 0
-    os.kill(child.pid, signal.SIGSTOP)
+    child.stop()
     try:
         done = threading.Event()
 
@@ -233,5 +230,5 @@ def test_a_waiting_call_leaves_the_interpreter_to_other_threads(
             done.wait(0.0001)
         assert turns == 1000, "this thread ran while the other waited"
     finally:
-        os.kill(child.pid, signal.SIGCONT)
+        child.go_on()
     thread.join()

@@ -107,3 +107,22 @@ def test_the_example_moves_a_tensor() -> None:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == "4194304 bytes over local, sum 1048576\n['thanks']\n"
+
+
+def test_types_are_sound() -> None:
+    checked = ["-p", "kvferry", "-p", "mooncake"]
+    for what in (checked, [str(ROOT / "test/python"), str(ROOT / "bindings/python/examples")]):
+        ran = subprocess.run(
+            [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "test/python/mypy.ini"), *what],
+            cwd=ROOT / "build",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout
+
+
+def test_the_example_in_the_readme_is_the_one_that_runs() -> None:
+    program = (ROOT / "bindings/python/examples/move_a_tensor.py").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "bindings/python/README.md").read_text(), re.DOTALL)
+    assert shown in program

@@ -181,7 +181,7 @@ class TransferEngine(Reporter):
         buffer: int,
         peer_buffer_address: int,
         length: int,
-        opcode: TransferOpcode,
+        opcode: int,
         notify: TransferNotify | None = None,
         transport_hint: str = "",
     ) -> int:
@@ -205,7 +205,7 @@ class TransferEngine(Reporter):
         buffers: Integers,
         peer_buffer_addresses: Integers,
         lengths: Integers,
-        opcode: TransferOpcode,
+        opcode: int,
         notify: TransferNotify | None = None,
         transport_hint: str = "",
     ) -> int:
@@ -246,7 +246,7 @@ class TransferEngine(Reporter):
         buffers: Integers,
         peer_buffer_addresses: Integers,
         lengths: Integers,
-        opcode: TransferOpcode,
+        opcode: int,
         transport_hint: str = "",
     ) -> int:
         return self._submit(target_hostname, _operation(opcode), buffers, peer_buffer_addresses, lengths)
