@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import kvferry
+from kvferry.types import Integers
 from mooncake._failures import FAILED, FAILURES, LOGGER, REGISTER_CODES, Refused, Reporter
-from mooncake._memory import Integers, RegisteredMemory
+from mooncake._memory import RegisteredMemory
 from mooncake._metadata import Handshake, Metadata, MetadataError, metadata_for
 from mooncake._settings import Settings, join_host, split_host
 from mooncake._start import choose, create_engine
