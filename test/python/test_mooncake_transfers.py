@@ -172,7 +172,7 @@ def test_requests_that_make_no_sense_are_refused(side: Side, child: Child) -> No
     assert engine.batch_transfer_sync_write(child.target, [2**64], [child.address], [1]) == -1
     assert engine.batch_transfer_sync_write(child.target, np.array([-1]), [child.address], [1]) == -1
     with pytest.raises(TypeError):
-        engine.batch_transfer_sync_write(child.target, ["a"], [child.address], [1])  # type: ignore[list-item]
+        engine.batch_transfer_sync_write(child.target, ["a"], [child.address], [1])
 
 
 def test_a_peer_that_restarts_is_found_again(
