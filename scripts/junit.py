@@ -1,4 +1,4 @@
-"""Adds up the JUnit files that ctest wrote, for scripts/test.
+"""Adds up the JUnit files that ctest and pytest wrote, for scripts/test.
 
 Usage: junit.py FILE    prints "passed failed skipped", then one line for each failure and each skip with its reason.
 A GoogleTest binary that ctest runs whole counts as one test; cases that it skipped inside are announced and counted
@@ -19,6 +19,12 @@ def reason_of(output: str) -> str:
     return found.group(1).strip() if found and found.group(1).strip() else "no reason given"
 
 
+def why_skipped(case: ElementTree.Element, output: str) -> str:
+    """pytest gives the reason beside the test, GoogleTest prints it."""
+    skipped = case.find("skipped")
+    return (skipped.get("message") if skipped is not None else None) or reason_of(output)
+
+
 def skipped_inside(name: str, output: str) -> list[str]:
     """The skipped cases of a binary that passed as a whole."""
     lines = []
@@ -36,7 +42,7 @@ def main() -> int:
     for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
         name = case.get("name", "?")
         output = case.findtext("system-out") or ""
-        if case.find("failure") is not None or case.get("status") == "fail":
+        if case.find("failure") is not None or case.find("error") is not None or case.get("status") == "fail":
             failed += 1
             failures.append(f"FAILED {name} after {float(case.get('time', 0)):.1f} s")
         elif case.find("skipped") is not None or case.get("status") in ("notrun", "disabled"):
@@ -44,7 +50,7 @@ def main() -> int:
                 failed += 1
                 failures.append(f"FAILED {name}: its program was not built")
             else:
-                skips.append(f"skipped {name}: {reason_of(output)}")
+                skips.append(f"skipped {name}: {why_skipped(case, output)}")
         else:
             passed += 1
             skips += skipped_inside(name, output)

@@ -1,6 +1,8 @@
 """Engines of this process, and of others, that the tests transfer between."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,8 +18,6 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.startswith(("KVFERRY_", "MC_")):
             monkeypatch.delenv(name)
@@ -49,6 +49,14 @@ class Child:
         self._process.stdin.write(json.dumps({"ask": question, **arguments}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._line())
+
+    def stop(self) -> None:
+        """Returns when it no longer runs: the signal alone takes a moment."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         self._process.kill()

@@ -7,6 +7,7 @@ import json
 import sys
 
 import numpy as np
+
 from mooncake.engine import TransferEngine
 
 BYTES = 1 << 20

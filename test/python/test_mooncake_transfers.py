@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from conftest import Child
 from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
 
@@ -26,7 +27,9 @@ class Side:
 
 
 @pytest.fixture(params=["local", "tcp"])
-def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_engine: Any) -> Side:
+def side(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., TransferEngine]
+) -> Side:
     monkeypatch.setenv("KVFERRY_FABRICS", request.param)
     side = Side(make_engine())
     monkeypatch.delenv("KVFERRY_FABRICS")  # a child has both
@@ -81,9 +84,12 @@ def test_a_notification_arrives_after_its_data(side: Side, child: Child) -> None
     assert child.ask("notifies") == [["layer 3", "ready ✓"]]
     assert bytes_of(child, 0, 4096) == side.memory[:4096].tobytes()
     assert child.ask("notifies") == []
-    assert side.engine.batch_transfer_sync(
-        child.target, [side.base], [child.address], [64], TransferOpcode.Read, notify=notify
-    ) == 0
+    assert (
+        side.engine.batch_transfer_sync(
+            child.target, [side.base], [child.address], [64], TransferOpcode.Read, notify=notify
+        )
+        == 0
+    )
     assert child.ask("notifies") == [["layer 3", "ready ✓"]]
 
 
@@ -108,9 +114,7 @@ def test_many_batches_are_waited_for_together(side: Side, child: Child) -> None:
     engine = side.engine
     theirs = bytes_of(child, 0, BYTES // 2)
     numbers = [
-        engine.batch_transfer_async_read(
-            child.target, [side.base + at], [child.address + at], [BYTES // 16]
-        )
+        engine.batch_transfer_async_read(child.target, [side.base + at], [child.address + at], [BYTES // 16])
         for at in range(0, BYTES // 2, BYTES // 16)
     ]
     assert all(number > 0 for number in numbers) and len(set(numbers)) == len(numbers)
@@ -168,7 +172,7 @@ def test_requests_that_make_no_sense_are_refused(side: Side, child: Child) -> No
     assert engine.batch_transfer_sync_write(child.target, [2**64], [child.address], [1]) == -1
     assert engine.batch_transfer_sync_write(child.target, np.array([-1]), [child.address], [1]) == -1
     with pytest.raises(TypeError):
-        engine.batch_transfer_sync_write(child.target, ["a"], [child.address], [1])  # type: ignore[list-item]
+        engine.batch_transfer_sync_write(child.target, ["a"], [child.address], [1])
 
 
 def test_a_peer_that_restarts_is_found_again(
@@ -209,11 +213,8 @@ def test_ten_threads_write_at_once(side: Side, child: Child) -> None:
 def test_a_waiting_call_leaves_the_interpreter_to_other_threads(
     side: Side, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-    import signal
-
     assert side.engine.transfer_sync_read(child.target, side.base, child.address, 64) == 0
-    os.kill(child.pid, signal.SIGSTOP)
+    child.stop()
     try:
         done = threading.Event()
 
@@ -229,5 +230,5 @@ def test_a_waiting_call_leaves_the_interpreter_to_other_threads(
             done.wait(0.0001)
         assert turns == 1000, "this thread ran while the other waited"
     finally:
-        os.kill(child.pid, signal.SIGCONT)
+        child.go_on()
     thread.join()

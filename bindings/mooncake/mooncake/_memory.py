@@ -4,13 +4,10 @@ import ctypes
 import mmap
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import TypeAlias
 
 import kvferry
+from kvferry.types import Integers
 from mooncake._failures import UNKNOWN_REGION, Refused
-
-Integers: TypeAlias = Sequence[int]
 
 
 class RegisteredMemory:

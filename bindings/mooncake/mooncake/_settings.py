@@ -108,8 +108,11 @@ def join_host(host: str, port: int) -> str:
 
 
 def numeric_host(host: str) -> str:
-    """Raises OSError for a name that cannot be resolved."""
-    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    """Raises ValueError for a name that cannot be resolved."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ValueError(f"cannot resolve {host!r}: {error}") from error
 
 
 def listen_addresses(settings: Settings, host: str, port: int) -> Iterator[str]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import kvferry
+from kvferry.types import Integers
 from mooncake._failures import FAILED, FAILURES, LOGGER, REGISTER_CODES, Refused, Reporter
-from mooncake._memory import Integers, RegisteredMemory
+from mooncake._memory import RegisteredMemory
 from mooncake._metadata import Handshake, Metadata, MetadataError, metadata_for
 from mooncake._settings import Settings, join_host, split_host
 from mooncake._start import choose, create_engine
@@ -181,7 +182,7 @@ class TransferEngine(Reporter):
         buffer: int,
         peer_buffer_address: int,
         length: int,
-        opcode: TransferOpcode,
+        opcode: int,
         notify: TransferNotify | None = None,
         transport_hint: str = "",
     ) -> int:
@@ -205,7 +206,7 @@ class TransferEngine(Reporter):
         buffers: Integers,
         peer_buffer_addresses: Integers,
         lengths: Integers,
-        opcode: TransferOpcode,
+        opcode: int,
         notify: TransferNotify | None = None,
         transport_hint: str = "",
     ) -> int:
@@ -246,7 +247,7 @@ class TransferEngine(Reporter):
         buffers: Integers,
         peer_buffer_addresses: Integers,
         lengths: Integers,
-        opcode: TransferOpcode,
+        opcode: int,
         transport_hint: str = "",
     ) -> int:
         return self._submit(target_hostname, _operation(opcode), buffers, peer_buffer_addresses, lengths)

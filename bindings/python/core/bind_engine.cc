@@ -85,10 +85,9 @@ void add_spans(nb::handle given, std::vector<Pair>& pairs) {
     pairs[i].region = nb::cast<uint64_t>(span[0]);
     pairs[i].offset = nb::cast<uint64_t>(span[1]);
     if (nb::cast<uint64_t>(span[2]) != pairs[i].length)
-      throw nb::value_error(
-          fmt::format("a span of {} bytes cannot pair with local memory of {}", nb::cast<uint64_t>(span[2]),
-                      pairs[i].length)
-              .c_str());
+      throw nb::value_error(fmt::format("a span of {} bytes cannot pair with local memory of {}",
+                                        nb::cast<uint64_t>(span[2]), pairs[i].length)
+                                .c_str());
   }
 }
 
@@ -225,10 +224,9 @@ void bind_address_transfers(nb::class_<PyEngine>& engine) {
 }
 
 void bind_rest(nb::class_<PyEngine>& engine) {
-  engine
-      .def_prop_ro("engine_id", [](const PyEngine& self) { return self.get()->engine_id(); })
-      .def_prop_ro("address", [](const PyEngine& self) { return self.get()->address(); },
-                   "host:port that peers use.")
+  engine.def_prop_ro("engine_id", [](const PyEngine& self) { return self.get()->engine_id(); })
+      .def_prop_ro(
+          "address", [](const PyEngine& self) { return self.get()->address(); }, "host:port that peers use.")
       .def(
           "peer",
           [](const PyEngine& self, const std::string& address) {
@@ -258,11 +256,14 @@ void bind_rest(nb::class_<PyEngine>& engine) {
             return without_gil([&] { return used->describe(); });
           },
           "JSON: identity, peers, fabrics and why, quarantined ranges.")
-      .def("metrics", [](const PyEngine& self) { return self.get()->metrics(); }, "Prometheus' text format.")
+      .def(
+          "metrics", [](const PyEngine& self) { return self.get()->metrics(); }, "Prometheus' text format.")
       .def("close", &PyEngine::close, "Ends every transfer and session. Calls after it raise.")
-      .def("__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Engine"))
-      .def("__exit__", [](PyEngine& self, const nb::args&) { self.close(); },
-           nb::sig("def __exit__(self, *args: object) -> None"));
+      .def(
+          "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Engine"))
+      .def(
+          "__exit__", [](PyEngine& self, const nb::args&) { self.close(); },
+          nb::sig("def __exit__(self, *args: object) -> None"));
 }
 
 }  // namespace

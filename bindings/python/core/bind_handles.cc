@@ -24,7 +24,8 @@ std::string describe_region(const char* kind, const RegionInfo& info) {
   return fmt::format("<kvferry.{} {}: {} bytes at 0x{:x}>", kind, info.id, info.length, info.base);
 }
 
-constexpr const char* kSpanSignature = "def span(self, offset: int = 0, length: int | None = None) -> kvferry.types.Span";
+constexpr const char* kSpanSignature =
+    "def span(self, offset: int = 0, length: int | None = None) -> kvferry.types.Span";
 
 void bind_outcome(nb::module_& module) {
   nb::class_<Outcome>(module, "Outcome", "How a transfer ended.")
@@ -75,9 +76,11 @@ void bind_regions(nb::module_& module) {
       .def("unregister", &PyRegion::unregister, "patience"_a = 3.0,
            "When it returns, nothing touches the memory any more. Raises not_quiet when a stopped process on this host "
            "is in the middle of a write to it for longer than `patience` seconds; the memory is then never freed.")
-      .def("__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Region"))
-      .def("__exit__", [](PyRegion& self, const nb::args&) { self.unregister(3.0); },
-           nb::sig("def __exit__(self, *args: object) -> None"))
+      .def(
+          "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Region"))
+      .def(
+          "__exit__", [](PyRegion& self, const nb::args&) { self.unregister(3.0); },
+          nb::sig("def __exit__(self, *args: object) -> None"))
       .def("__repr__", [](const PyRegion& self) { return describe_region("Region", self.info()); });
   nb::class_<RegionInfo>(module, "RemoteRegion", "A region of a peer, as the peer has told.")
       .def_ro("id", &RegionInfo::id)

@@ -13,8 +13,8 @@ struct FabricChoice {
   std::string fallback;              // why it is not what was asked for; empty when it is
 };
 
-// The fabrics that a `protocol` of vLLM's or Mooncake's settings means. `rdma` and `efa` need a device: without one they
-// are refused, naming the choices, unless the caller takes what there is instead.
+// The fabrics that a `protocol` of vLLM's or Mooncake's settings means. `rdma` and `efa` need a device: without one
+// they are refused, naming the choices, unless the caller takes what there is instead.
 Result<FabricChoice> choose_fabrics(std::string_view protocol, bool may_fall_back);
 
 }  // namespace kvferry::python

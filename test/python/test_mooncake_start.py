@@ -1,0 +1,266 @@
+"""How mooncake.engine.TransferEngine starts: protocols, the environment, metadata servers, and memory."""
+
+import gc
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Child
+from metadata_server import running_metadata_server
+from mooncake import engine as module
+from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
+
+MakeEngine = Callable[..., TransferEngine]
+
+
+def test_the_module_has_mooncakes_names() -> None:
+    assert (int(TransferOpcode.Read), int(TransferOpcode.Write)) == (0, 1)
+    assert module.Read is TransferEngine.TransferOpcode.Read
+    assert module.Write is TransferEngine.TransferOpcode.Write
+    notify = TransferNotify("a", "b")
+    assert (notify.name, notify.msg) == ("a", "b")
+    assert (TransferNotify().name, TransferNotify().msg) == ("", "")
+    for name in ("CUDA", "EFA", "HIP", "MNNVL", "MUSA", "INTRA_NVLINK"):
+        assert getattr(module, f"SUPPORT_{name}") is False
+
+
+def test_nothing_works_before_initialize_and_nothing_crashes() -> None:
+    engine = TransferEngine()
+    assert engine.get_rpc_port() == 0
+    assert engine.get_engine() is None
+    assert engine.transfer_sync_write("127.0.0.1:1", 1, 1, 1) == -1
+    assert engine.transfer_submit_write("127.0.0.1:1", 1, 1, 1) == 0
+    assert engine.register_memory(4096, 4096) == -1
+    assert engine.allocate_managed_buffer(4096) == 0
+    assert engine.get_notifies() == []
+    assert engine.describe() == "{}"
+    assert "initialize" in engine.last_error()
+
+
+def test_it_starts_once(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    port = engine.get_rpc_port()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -1
+    assert engine.get_rpc_port() == port
+    assert engine.get_engine() is not None
+    assert list(json.loads(engine.get_local_topology())) >= ["cpu:0"]
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_rdma_without_a_device_falls_back_with_one_line(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = json.loads(make_engine("rdma").describe())
+    assert len(warnings_of(caplog)) == 1 and "rdma" in warnings_of(caplog)[0]
+    assert told["protocol"]["asked"] == "rdma" and "RDMA" in told["protocol"]["fallback"]
+    assert told["fabrics"] == ["local", "tcp"]
+    assert told["access"].startswith("open")
+    caplog.clear()
+    assert "fallback" not in json.loads(make_engine("tcp").describe())["protocol"]
+    assert warnings_of(caplog) == []
+
+
+def test_strict_protocol_makes_the_fallback_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVFERRY_STRICT_PROTOCOL", "1")
+    engine = TransferEngine()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "rdma", "") == -1
+    assert "tcp" in engine.last_error() and "auto" in engine.last_error()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0, "a refused start can be repeated"
+
+
+@pytest.mark.parametrize(
+    ("server", "protocol", "name", "words"),
+    [
+        ("etcd://127.0.0.1:2379", "tcp", "127.0.0.1", "P2PHANDSHAKE"),
+        ("redis://127.0.0.1:6379", "tcp", "127.0.0.1", "P2PHANDSHAKE"),
+        ("127.0.0.1:2379", "tcp", "127.0.0.1", "P2PHANDSHAKE"),
+        ("P2PHANDSHAKE", "nvlink", "127.0.0.1", "choose from"),
+        ("P2PHANDSHAKE", "tcp", "no.such.host.invalid", "no.such.host.invalid"),
+        ("P2PHANDSHAKE", "tcp", "127.0.0.1:port", "host:port"),
+        ("http://127.0.0.1:1/metadata", "tcp", "127.0.0.1", "cannot be asked"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(server: str, protocol: str, name: str, words: str) -> None:
+    engine = TransferEngine()
+    assert engine.initialize(name, server, protocol, "") == -1
+    assert words in engine.last_error() or name in engine.last_error()
+    assert engine.get_rpc_port() == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MC_TRANSFER_TIMEOUT", "soon"),
+        ("MC_TRANSFER_TIMEOUT", "-1"),
+        ("MC_LOG_LEVEL", "LOUD"),
+        ("MC_MIN_RPC_PORT", "70000"),
+        ("KVFERRY_STRICT_PROTOCOL", "maybe"),
+        ("KVFERRY_HEARTBEAT", "x"),
+        ("KVFERRY_FABRICS", "pigeon"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    engine = TransferEngine()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -1
+    assert variable in engine.last_error() or value in engine.last_error()
+
+
+def test_the_port_is_taken_from_the_range(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        low = min(probe.getsockname()[1], 65530)
+    monkeypatch.setenv("MC_MIN_RPC_PORT", str(low))
+    monkeypatch.setenv("MC_MAX_RPC_PORT", str(low + 1))
+    ports = {make_engine().get_rpc_port() for _ in range(1)}
+    assert ports <= {low, low + 1}
+    engines = [TransferEngine(), TransferEngine(), TransferEngine()]
+    started = [engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") for engine in engines]
+    assert {engine.get_rpc_port() for engine in engines} <= {0, low, low + 1}
+    assert -1 in started, "more engines than ports"
+
+
+def test_the_bind_address_is_honoured(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MC_TCP_BIND_ADDRESS", "127.0.0.3")
+    assert json.loads(make_engine().describe())["address"].startswith("127.0.0.3:")
+
+
+def test_a_name_that_is_no_address_of_this_machine_listens_on_all(make_engine: MakeEngine) -> None:
+    assert json.loads(make_engine(name="192.0.2.7").describe())["address"].startswith("0.0.0.0:")
+
+
+def test_the_timeout_bounds_a_transfer(
+    make_engine: MakeEngine, start_child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVFERRY_FABRICS", "tcp")
+    monkeypatch.setenv("MC_TRANSFER_TIMEOUT", "0.4")
+    engine = make_engine()
+    memory = np.zeros(4096, np.uint8)
+    assert engine.register_memory(memory.ctypes.data, 4096) == 0
+    child = start_child()
+    assert engine.send_probe(child.target) == 0
+    assert engine.transfer_sync_read(child.target, memory.ctypes.data, child.address, 4096) == 0, engine.last_error()
+    child.stop()
+    started = time.monotonic()
+    assert engine.transfer_sync_read(child.target, memory.ctypes.data, child.address, 4096) == -1
+    number = engine.transfer_submit_write(child.target, memory.ctypes.data, child.address, 4096)
+    status = 0
+    while number and status == 0:
+        status = engine.transfer_check_status(number)
+    child.go_on()
+    assert status in (-2, -1)
+    assert "deadline" in engine.last_error() or "heartbeat" in engine.last_error()
+    assert time.monotonic() - started < 3
+
+
+# ---- metadata servers
+
+
+def test_peers_find_each_other_by_name_over_http(make_engine: MakeEngine, start_child: Callable[..., Child]) -> None:
+    with running_metadata_server() as server:
+        engine = make_engine(metadata=server.url, name="127.0.0.1")
+        child = start_child("localhost", server.url)
+        assert set(server.values) == {"kvferry/engine/127.0.0.1", "kvferry/engine/localhost"}
+        memory = np.zeros(4096, np.uint8)
+        assert engine.register_memory(memory.ctypes.data, 4096) == 0
+        assert engine.transfer_sync_read("localhost", memory.ctypes.data, child.address, 4096) == 0
+        assert memory.any()
+        assert engine.transfer_sync_read("nobody", memory.ctypes.data, child.address, 4096) == -1
+        assert "does not know 'nobody'" in engine.last_error()
+        # It comes back at another port, under its name.
+        child.kill()
+        again = start_child("localhost", server.url)
+        assert engine.transfer_sync_read("localhost", memory.ctypes.data, again.address, 4096) == 0
+        del engine
+        gc.collect()
+        assert set(server.values) == {"kvferry/engine/localhost"}
+
+
+def test_a_metadata_server_that_talks_nonsense_is_an_error(make_engine: MakeEngine) -> None:
+    with running_metadata_server() as server:
+        engine = make_engine(metadata=server.url)
+        server.values["kvferry/engine/x"] = b"{"
+        server.values["kvferry/engine/y"] = b'["z"]'
+        assert engine.send_probe("x") != 0 and "JSON" in engine.last_error()
+        assert engine.send_probe("y") != 0 and "no address" in engine.last_error()
+
+
+def test_initialize_ext_takes_the_kind_apart_from_the_address() -> None:
+    with running_metadata_server() as server:
+        engine = TransferEngine()
+        assert engine.initialize_ext("127.0.0.1", server.url.removeprefix("http://"), "tcp", "", "http") == 0
+        assert TransferEngine().initialize_ext("127.0.0.1", "127.0.0.1:2379", "tcp", "", "etcd") == -1
+
+
+# ---- memory
+
+
+def test_registration_has_mooncakes_numbers(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    memory = np.zeros(16384, np.uint8)
+    base = memory.ctypes.data
+    assert engine.register_memory(base, 0) == -1
+    assert engine.register_memory(base, 8192, "cpu:0") == 0
+    assert engine.register_memory(base + 4096, 8192) == -7
+    assert engine.unregister_memory(base + 1) == -3
+    assert engine.unregister_memory(base) == 0
+    assert engine.unregister_memory(base) == -3
+    assert engine.batch_register_memory([base, base + 8192], [8192, 8192]) == 0
+    assert engine.batch_unregister_memory([base, base + 8192, 4096]) == -3
+    assert engine.batch_register_memory(np.array([base, base + 1]), [4096, 4096]) == -7, "all or none"
+    assert engine.batch_register_memory([base], [4096, 1]) == -1
+    assert engine.register_memory(base, 16384) == 0
+
+
+def test_managed_buffers_hold_bytes(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    address = engine.allocate_managed_buffer(8192)
+    assert address > 0
+    assert engine.write_bytes_to_buffer(address + 100, b"some bytes and more", 10) == 0
+    assert engine.read_bytes_from_buffer(address + 100, 12) == b"some bytes\0\0"
+    assert engine.write_bytes_to_buffer(address + 8190, b"abc", 3) == -1
+    assert engine.write_bytes_to_buffer(address, b"abc", 4) == -1
+    assert engine.write_bytes_to_buffer(64, b"abc", 3) == -1
+    for place, length in ((64, 4), (address, -1), (address + 8192, 1)):
+        with pytest.raises(ValueError, match="not registered"):
+            engine.read_bytes_from_buffer(place, length)
+    assert engine.free_managed_buffer(address, 8192) == 0
+    assert engine.free_managed_buffer(address, 8192) == -3
+    assert engine.allocate_managed_buffer(0) == 0
+
+
+# ---- quiet
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+START: Any = (
+    "from mooncake.engine import TransferEngine as T; e = T(); "
+    "assert e.initialize('127.0.0.1', 'P2PHANDSHAKE', {protocol!r}, '') == 0; b = e.allocate_managed_buffer(64); "
+    "t = '127.0.0.1:%d' % e.get_rpc_port(); assert e.transfer_sync_write(t, b, b, 32) == 0"
+)
+
+
+def test_success_prints_nothing_and_a_fallback_one_line() -> None:
+    quiet = run(START.format(protocol="tcp"))
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    fallen = run(START.format(protocol="rdma"))
+    assert fallen.returncode == 0 and len(fallen.stderr.splitlines()) == 1 and "rdma" in fallen.stderr
+    muted = run(START.format(protocol="rdma"), MC_LOG_LEVEL="ERROR")
+    assert (muted.returncode, muted.stderr) == (0, "")

@@ -1,0 +1,65 @@
+"""The wheels that scripts/wheel has built, alone in an environment of their own."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+WHEELS = Path(os.environ.get("KVFERRY_WHEELS", Path(__file__).parents[2] / "build" / "wheels"))
+# Of the machine, as for any wheel with C++ inside.
+SYSTEM_LIBRARIES = {"libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2"}
+
+
+@pytest.fixture(scope="module")
+def wheels() -> list[Path]:
+    found = sorted(WHEELS.glob("*.whl"))
+    assert [wheel.name.split("-")[0] for wheel in found] == ["kvferry", "kvferry_mooncake"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare_python(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    install = [str(folder / "bin/pip"), "--disable-pip-version-check", "install", "--quiet", "--no-index"]
+    subprocess.run([*install, *map(str, wheels)], check=True)
+    return folder / "bin/python"
+
+
+def test_wheels_are_small(wheels: list[Path]) -> None:
+    for wheel in wheels:
+        assert wheel.stat().st_size < 20 << 20
+
+
+def test_the_module_needs_system_libraries_only(wheels: list[Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".so"))
+        module = wheel.extract(name, tmp_path)
+    dynamic = subprocess.run(["readelf", "-dW", module], capture_output=True, text=True, check=True).stdout
+    needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line}
+    assert needed <= SYSTEM_LIBRARIES
+    assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
+
+
+def test_they_work_where_the_libraries_of_the_build_are_hidden(bare_python: Path) -> None:
+    program = (
+        "import ctypes.util, mooncake.engine as m; e = m.TransferEngine(); "
+        "assert e.initialize('127.0.0.1', 'P2PHANDSHAKE', 'tcp', '') == 0; a = e.allocate_managed_buffer(64); "
+        "assert e.transfer_sync_write('127.0.0.1:%d' % e.get_rpc_port(), a, a + 32, 32) == 0; "
+        "maps = open('/proc/self/maps').read(); "
+        "assert not [n for n in ('protobuf', 'libfmt', 'spdlog', 'xxhash') if n in maps.replace('kvferry', '')]; "
+        "print(m.TransferEngine.__name__)"
+    )
+    # In a mount namespace of its own, where these libraries cannot be read.
+    hide = (
+        "for library in /usr/lib/*/libprotobuf* /usr/lib/*/libfmt* /usr/lib/*/libspdlog* /usr/lib/*/libxxhash*; do "
+        '[ -f "$library" ] && mount --bind /dev/null "$library"; done; exec "$@"'
+    )
+    command = [str(bare_python), "-c", program]
+    if os.geteuid() == 0:
+        command = ["unshare", "--mount", "sh", "-c", hide, "sh", *command]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert (ran.stdout, ran.stderr) == ("TransferEngine\n", "")
