@@ -39,7 +39,7 @@ Status EngineConfig::validate() const {
                      "network is trusted"};
   if (fabrics.empty()) return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp"};
   for (const std::string& name : fabrics)
-    if (name != "local" && name != "tcp")
+    if (name != "local" && name != "tcp" && !(name == "loopback" && loopback))
       return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; this build has local, tcp"};
   if (heartbeat < std::chrono::milliseconds(10))
     return Error{ErrorCode::invalid_argument, "KVFERRY_HEARTBEAT must be at least 10ms"};

@@ -9,6 +9,10 @@
 
 namespace kvferry {
 
+namespace loopback {
+class Hub;
+}
+
 // Everything an engine can be told, once, at its start. docs/settings.md lists the variables that set it.
 struct EngineConfig {
   // The name that peers see; made up when empty.
@@ -38,6 +42,9 @@ struct EngineConfig {
   size_t max_notifications = 65536;                  // that the application has not taken
   size_t max_notification_bytes = size_t{64} << 20;  // of them all
   size_t staging_bytes = size_t{64} << 20;           // for memory that the CPU cannot touch
+
+  // For tests: lets the fabric "loopback" be named, between the engines of one process that hold the same hub.
+  std::shared_ptr<loopback::Hub> loopback;
 
   std::shared_ptr<Logger> logger;  // null: warnings on standard error
 

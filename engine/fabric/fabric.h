@@ -47,6 +47,13 @@ class Path {
   virtual std::string describe() const = 0;
 };
 
+// A fabric that reaches the peer's memory without the peer.
+class OneSidedPath : public Path {
+ public:
+  // I1: whether the owner's word holds `generation`, behind everything that was copied before.
+  virtual bool in_force(WordIndex word, uint64_t generation) const = 0;
+};
+
 // What an owner-executed fabric asks about the session that its lanes belong to. On loop only.
 class Guest {
  public:

@@ -278,7 +278,7 @@ void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
 
 // Nothing more lands in the blocks for this share when this returns (I4).
 void ParcelReader::stop_share(Share& share) {
-  if (share.job && share.job_path != nullptr && core_.peer(share.peer).local_path() == share.job_path)
+  if (share.job && share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path)
     share.job_path->cancel(share.job, {});
   share.job.reset();
   if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)

@@ -83,9 +83,9 @@ class ParcelReader {
     uint64_t tokens = 0;
     bool digest = false;
     std::vector<BlockList> blocks;
-    std::shared_ptr<Job> job;           // while reading by the local fabric
+    std::shared_ptr<Job> job;           // while reading by a one-sided fabric
     tcp::FetchPath::FetchId fetch = 0;  // while reading a stream
-    local::LocalPath* job_path = nullptr;
+    OneSidedPath* job_path = nullptr;
     OwnerShare plan;
     int attempts = 0;
   };
@@ -114,7 +114,7 @@ class ParcelReader {
   Status take_ticket(Share& share, const proto::Ticket& ticket);
   void plan_when_complete(const ReadPtr& read);
   void read_share(const ReadPtr& read, size_t index);
-  void read_locally(const ReadPtr& read, size_t index, local::LocalPath& path);
+  void read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path);
   void read_stream(const ReadPtr& read, size_t index);
   void on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer);
   void on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest);

@@ -81,13 +81,13 @@ void ParcelReader::read_share(const ReadPtr& read, size_t index) {
     return region.kind == MemoryKind::host && region.word != kNoWord;
   };
   const auto& regions = share.owner.regions->regions();
-  if (peer.local_path() != nullptr && std::all_of(regions.begin(), regions.end(), on_host))
-    return read_locally(read, index, *peer.local_path());
+  if (peer.one_sided_path() != nullptr && std::all_of(regions.begin(), regions.end(), on_host))
+    return read_one_sided(read, index, *peer.one_sided_path());
   if (peer.fetch_path() != nullptr) return read_stream(read, index);
   give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"});
 }
 
-void ParcelReader::read_locally(const ReadPtr& read, size_t index, local::LocalPath& path) {
+void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path) {
   Share& share = read->shares[index];
   auto pairs = local_pairs(*read, share.plan.pairs);
   if (!pairs) return give_up(read, ReadState::failed, pairs.error());
@@ -105,7 +105,7 @@ void ParcelReader::read_locally(const ReadPtr& read, size_t index, local::LocalP
                      Error{ErrorCode::protocol, "the ticket's regions do not hold its layout"});
     job->remote.push_back(region);
   }
-  read->fabric = "local";
+  read->fabric = path.fabric();
   share.job = job;
   share.job_path = &path;
   job->done = [this, alive = alive_, weak = std::weak_ptr<Read>(read), index, raw = job.get()](Status status) {
@@ -178,8 +178,8 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
   Share& share = read->shares[index];
   if (status.ok() && share.job) {
     // I1, DESIGN.md: the bytes count only if the generation is still in force behind the last of them.
-    InitiatorSession* session = core_.peer(share.peer).session();
-    if (session == nullptr || !session->link() || !session->link()->in_force(share.word, share.generation))
+    const OneSidedPath* path = core_.peer(share.peer).one_sided_path();
+    if (path == nullptr || !path->in_force(share.word, share.generation))
       status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
   }
   share.job.reset();
@@ -218,7 +218,7 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
   for (Share& share : read->shares) {
     Peer& peer = core_.peer(share.peer);
     const auto known = known_.find(share.peer);
-    if (peer.session() == nullptr || peer.local_path() != nullptr || peer.fetch_path() == nullptr) return false;
+    if (peer.session() == nullptr || peer.one_sided_path() != nullptr || peer.fetch_path() == nullptr) return false;
     if (known == known_.end() || known->second.incarnation != peer.session()->peer().incarnation) return false;
     share.owner = known->second;
     share.incarnation = known->second.incarnation;

@@ -74,12 +74,15 @@ Status EngineCore::listen() {
   KVF_ASSIGN_OR_RETURN(const Address wanted, parse_address(config_.listen, false));
   KVF_RETURN_IF_ERROR(acceptor_->listen(parts_.network, wanted));
   address_ = acceptor_->address();
+  if (config_.loopback)
+    config_.loopback->add(identity_.engine_id, identity_.incarnation, parts_.registry, parts_.words);
   return {};
 }
 
 void EngineCore::shut_down() {
   const Error why{ErrorCode::cancelled, "the engine is shutting down"};
   acceptor_.reset();
+  if (config_.loopback) config_.loopback->remove(identity_.engine_id, identity_.incarnation);
   for (const auto& peer : peers_) peer->shut_down(why);
   std::vector<OwnerSession*> sessions;
   for (const auto& [id, session] : sessions_) sessions.push_back(session.get());
@@ -153,6 +156,7 @@ Result<EngineCore::PeerIndex> EngineCore::find_or_add_peer(const Address& addres
                         config_.connect_timeout,
                         config_.max_regions,
                         parts_.post,
+                        has(config_.fabrics, "loopback") ? config_.loopback : nullptr,
                         parts_.hub,
                         transfer_metrics_,
                         parts_.logger};

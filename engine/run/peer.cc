@@ -86,7 +86,12 @@ void Peer::on_ready() {
   last_error_.clear();
   last_engine_id_ = session_->peer().engine_id;
   if (session_->link() && context_.copier != nullptr)
-    local_path_ = std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
+    one_sided_path_ =
+        std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
+  const InitiatorSession::PeerFacts& facts = session_->peer();
+  if (context_.loopback && context_.loopback->has(facts.engine_id, facts.incarnation))
+    one_sided_path_ =
+        std::make_unique<loopback::LoopbackPath>(context_.loop, context_.loopback, facts.engine_id, facts.incarnation);
   if (context_.use_tcp) {
     tcp_path_ = std::make_unique<tcp::TcpPath>(context_.loop, *session_, context_.staging, context_.tcp_options);
     fetch_path_ = std::make_unique<tcp::FetchPath>(context_.loop, *session_, kFetchLanes);
@@ -114,14 +119,14 @@ void Peer::on_session_ended(const Error& why) {
   fail_connecting(why);
   if (parcels_.session_ended) parcels_.session_ended(why);
   std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
-  std::shared_ptr<local::LocalPath> local_path = std::move(local_path_);
+  std::shared_ptr<OneSidedPath> one_sided_path = std::move(one_sided_path_);
   std::shared_ptr<tcp::FetchPath> fetch_path = std::move(fetch_path_);
   if (fetch_path) fetch_path->fail_all(why);
   // Called from within the session, perhaps by one of its lanes: destroyed in a later turn, the paths first.
-  context_.loop.defer([session, tcp_path, local_path, fetch_path]() mutable {
+  context_.loop.defer([session, tcp_path, one_sided_path, fetch_path]() mutable {
     tcp_path.reset();
     fetch_path.reset();
-    local_path.reset();
+    one_sided_path.reset();
   });
 }
 
@@ -179,9 +184,9 @@ Result<Path*> Peer::choose_path(const Job& job) {
     return region->kind == MemoryKind::host && region->word != kNoWord;
   };
   std::string why_not_local = session_->why_not_local();
-  if (local_path_) {
+  if (one_sided_path_) {
     if (job.local_ops->kind() == MemoryKind::host && std::all_of(job.remote.begin(), job.remote.end(), is_host))
-      return static_cast<Path*>(local_path_.get());
+      return static_cast<Path*>(one_sided_path_.get());
     why_not_local = "device memory";
   }
   if (tcp_path_) return static_cast<Path*>(tcp_path_.get());
@@ -298,9 +303,9 @@ std::string Peer::describe() const {
     out += fmt::format(R"(,"engine_id":{},"incarnation":"{:016x}","regions":{},"round_trip_us":{})",
                        json_quote(session_->peer().engine_id), session_->peer().incarnation,
                        session_->regions()->regions().size(), session_->round_trip().count() / 1000);
-    const bool local = local_path_ != nullptr;
+    const bool local = one_sided_path_ != nullptr;
     out += fmt::format(R"(,"fabric":{},"why":{})",
-                       json_quote(local       ? "local"
+                       json_quote(local       ? one_sided_path_->fabric()
                                   : tcp_path_ ? "tcp"
                                               : "none"),
                        json_quote(local ? "same host" : "local: " + session_->why_not_local()));

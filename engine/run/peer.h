@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "engine/fabric/local/copier.h"
+#include "engine/fabric/loopback/loopback.h"
 #include "engine/fabric/tcp/fetch_path.h"
 #include "engine/run/transfer_task.h"
 #include "engine/session/initiator_session.h"
@@ -57,7 +58,8 @@ class Peer {
     tcp::PathOptions tcp_options;
     Duration connect_patience;
     size_t max_regions;
-    std::function<void(Task)> post;  // from any thread
+    std::function<void(Task)> post;           // from any thread
+    std::shared_ptr<loopback::Hub> loopback;  // null: not named in the config
     CompletionHub& hub;
     TransferMetrics metrics;
     std::shared_ptr<Logger> logger;
@@ -79,7 +81,7 @@ class Peer {
 
   // For parcels: the session that stands now and its ways, or null.
   InitiatorSession* session() const { return session_ && session_->ready() ? session_.get() : nullptr; }
-  local::LocalPath* local_path() const { return local_path_.get(); }
+  OneSidedPath* one_sided_path() const { return one_sided_path_.get(); }
   tcp::FetchPath* fetch_path() const { return fetch_path_.get(); }
   // Who hears the peer's answers about parcels, and of the end of its session. At most one.
   struct ParcelListener {
@@ -115,7 +117,7 @@ class Peer {
   const std::shared_ptr<PeerView> view_ = std::make_shared<PeerView>();
   std::string last_engine_id_;
   std::unique_ptr<InitiatorSession> session_;
-  std::unique_ptr<local::LocalPath> local_path_;
+  std::unique_ptr<OneSidedPath> one_sided_path_;  // local, or loopback in tests
   std::unique_ptr<tcp::TcpPath> tcp_path_;
   std::unique_ptr<tcp::FetchPath> fetch_path_;
   ParcelListener parcels_;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/config.h"
+#include "engine/fabric/loopback/loopback.h"
 #include "test/support/engines.h"
 
 namespace kvferry::test {
@@ -27,10 +28,10 @@ inline void PrintTo(const Case& c, std::ostream* out) {
   *out << c.fabric << " " << to_string(c.initiator) << " to " << to_string(c.owner);
 }
 
-inline const auto kAllCases =
-    ::testing::Values(Case{"tcp", MemoryKind::host, MemoryKind::host}, Case{"tcp", MemoryKind::fake, MemoryKind::host},
-                      Case{"tcp", MemoryKind::host, MemoryKind::fake}, Case{"tcp", MemoryKind::fake, MemoryKind::fake},
-                      Case{"local", MemoryKind::host, MemoryKind::host});
+inline const auto kAllCases = ::testing::Values(
+    Case{"tcp", MemoryKind::host, MemoryKind::host}, Case{"tcp", MemoryKind::fake, MemoryKind::host},
+    Case{"tcp", MemoryKind::host, MemoryKind::fake}, Case{"tcp", MemoryKind::fake, MemoryKind::fake},
+    Case{"local", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::host});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
@@ -66,6 +67,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     EngineConfig config;
     config.engine_id = name;
     config.fabrics = {GetParam().fabric};
+    config.loopback = hub_;
     if (adjust) adjust(config);
     auto engine = Engine::create(config, {device_});
     if (!engine.ok()) ADD_FAILURE() << engine.error().to_string();
@@ -151,6 +153,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     EXPECT_TRUE(remote_->load() == theirs);
   }
 
+  std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
   std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
   std::unique_ptr<Engine> initiator_;
   std::unique_ptr<Engine> owner_;

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "engine/fabric/loopback/loopback.h"
 #include "engine/parcel.h"
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
@@ -15,10 +16,12 @@ constexpr size_t kCacheBytes = size_t{kLayers} * kBlocks * 2 * 4 * 16 * 8 * 2;
 
 // One rank's cache and the engine that serves it.
 struct Rank {
-  Rank(const std::string& name, const std::string& fabric, uint64_t seed) : cache(nullptr, kCacheBytes) {
+  Rank(const std::string& name, const std::string& fabric, std::shared_ptr<loopback::Hub> hub, uint64_t seed)
+      : cache(nullptr, kCacheBytes) {
     EngineConfig config;
     config.engine_id = name;
     config.fabrics = {fabric};
+    config.loopback = std::move(hub);
     config.heartbeat = std::chrono::milliseconds(100);
     engine = must(Engine::create(config));
     cache.store(pattern(kCacheBytes, seed));
@@ -97,8 +100,9 @@ class ParcelConformance : public ::testing::TestWithParam<const char*> {
     ASSERT_TRUE(status.ok()) << status.error().to_string();
   }
 
-  Rank owner_{"owner", GetParam(), 1};
-  Rank reader_{"reader", GetParam(), 2};
+  std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
+  Rank owner_{"owner", GetParam(), hub_, 1};
+  Rank reader_{"reader", GetParam(), hub_, 2};
 };
 
 TEST_P(ParcelConformance, AnAcceptedReadHoldsWhatWasPublishedAndFreesTheBlocks) {
@@ -221,7 +225,7 @@ TEST_P(ParcelConformance, PublishingALivingIdIsRefused) {
   EXPECT_EQ(owner_.parcels->publish(spec("t1", {7})).error().code, ErrorCode::already_exists);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::Values("tcp", "local"));
+INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::Values("tcp", "local", "loopback"));
 
 }  // namespace
 }  // namespace kvferry::test

@@ -68,7 +68,7 @@ class Copier {
 };
 
 // The local fabric for jobs that had to wait for their session: on loop, copied by the copy threads.
-class LocalPath final : public Path {
+class LocalPath final : public OneSidedPath {
  public:
   // `post` brings a task onto the loop from any thread.
   LocalPath(std::shared_ptr<Link> link, Copier& copier, const Clock& clock, std::function<void(Task)> post)
@@ -78,6 +78,7 @@ class LocalPath final : public Path {
   const char* fabric() const override { return "local"; }
   void start(std::shared_ptr<Job> job) override;
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
+  bool in_force(WordIndex word, uint64_t generation) const override { return link_->in_force(word, generation); }
   std::string describe() const override { return "process_vm_readv and process_vm_writev"; }
 
  private:
