@@ -194,7 +194,7 @@ Result<std::vector<iovec>> TcpPath::on_frame(Lane& lane, const Header& header, B
   if (op.work->ended) return std::vector<iovec>{};
   if (header.code != 0) {
     const std::string text(reinterpret_cast<const char*>(table.data()), table.size());
-    op.work->failure = Error{static_cast<ErrorCode>(header.code), "refused by the owner", text};
+    op.work->failure = Error{code_of(header), "refused by the owner", text};
     return std::vector<iovec>{};
   }
   if (!is_read) return std::vector<iovec>{};

@@ -17,6 +17,11 @@ struct Group {
 
 }  // namespace
 
+ErrorCode code_of(const Header& header) {
+  const bool known = header.code >= 1 && header.code <= static_cast<uint16_t>(ErrorCode::internal);
+  return known ? static_cast<ErrorCode>(header.code) : ErrorCode::internal;
+}
+
 void encode_header(const Header& header, std::string& out) {
   ByteWriter writer(out);
   writer.put(Header::kMagic);

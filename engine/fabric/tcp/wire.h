@@ -53,6 +53,9 @@ constexpr size_t kMaxSpans = 4096;
 constexpr size_t kMaxTable =
     size_t{1} << 20;  // a ticket with its layout and block ids; span tables take 28 bytes a span
 
+// What a reply with a code other than 0 says; a code that this build does not know is `internal`.
+ErrorCode code_of(const Header& header);
+
 void encode_header(const Header& header, std::string& out);
 // REQUIRES: bytes.size() == Header::kBytes. Refuses a wrong magic, an unknown type and anything over the limits.
 Result<Header> decode_header(ByteSpan bytes);

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/engine.h"
+#include "test/support/engines.h"
+
+namespace kvferry::test {
+
+// An honest pair of engines that goes on with its transfers while somebody misbehaves at the owner's port.
+class Bystanders {
+ public:
+  static constexpr size_t kBytes = size_t{1} << 20;
+
+  Bystanders() : ours_(kBytes), theirs_(kBytes) {
+    owner_ = must(Engine::create(config("owner")));
+    initiator_ = must(Engine::create(config("honest")));
+    our_region_ = must(initiator_->register_memory(ours_.data(), kBytes, MemoryKind::host, kPrivate));
+    their_region_ = must(owner_->register_memory(theirs_.data(), kBytes, MemoryKind::host, kRemoteReadWrite));
+    peer_ = must(initiator_->peer(owner_->address()));
+  }
+  static EngineConfig config(const std::string& name) {
+    EngineConfig config;
+    config.engine_id = name;
+    config.fabrics = {"tcp"};
+    config.heartbeat = std::chrono::milliseconds(300);
+    config.logger = make_null_logger();
+    return config;
+  }
+
+  Engine& owner() { return *owner_; }
+  Engine& initiator() { return *initiator_; }
+  const Region& region() const { return their_region_; }
+  std::vector<std::byte>& theirs() { return theirs_; }
+  std::vector<std::byte>& ours() { return ours_; }
+
+  TransferRequest request(Operation operation) {
+    TransferRequest made;
+    made.peer = peer_;
+    made.operation = operation;
+    made.pairs = {{ours_.data(), their_region_.id(), 0, kBytes}};
+    made.timeout = std::chrono::seconds(20);
+    return made;
+  }
+  void expect_work() {
+    const std::vector<std::byte> wanted = pattern(kBytes, ++round_);
+    std::copy(wanted.begin(), wanted.end(), ours_.begin());
+    const Outcome wrote = initiator_->transfer(request(Operation::write));
+    ASSERT_TRUE(wrote.status.ok()) << wrote.status.error().to_string();
+    const Outcome read = initiator_->transfer(request(Operation::read));
+    ASSERT_TRUE(read.status.ok()) << read.status.error().to_string();
+    ASSERT_TRUE(ours_ == wanted);
+  }
+  // The longest of `count` small notifications' round trips.
+  Duration longest_wait(int count) {
+    const SystemClock clock;
+    Duration longest{0};
+    for (int i = 0; i < count; ++i) {
+      const TimePoint began = clock.now();
+      EXPECT_TRUE(must(initiator_->notify(peer_, {"n", "x"})).wait().status.ok());
+      longest = std::max(longest, clock.now() - began);
+      static_cast<void>(owner_->notifications());
+    }
+    return longest;
+  }
+
+ private:
+  std::vector<std::byte> ours_;
+  std::vector<std::byte> theirs_;
+  std::unique_ptr<Engine> owner_;
+  std::unique_ptr<Engine> initiator_;
+  Region our_region_;
+  Region their_region_;
+  PeerRef peer_;
+  uint64_t round_ = 0;
+};
+
+}  // namespace kvferry::test
