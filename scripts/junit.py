@@ -20,9 +20,11 @@ def reason_of(output: str) -> str:
 
 
 def why_skipped(case: ElementTree.Element, output: str) -> str:
-    """pytest gives the reason beside the test, GoogleTest prints it."""
+    """GoogleTest prints the reason, pytest gives it beside the test."""
     skipped = case.find("skipped")
-    return (skipped.get("message") if skipped is not None else None) or reason_of(output)
+    if REASON.search(output) or skipped is None:
+        return reason_of(output)
+    return skipped.get("message") or reason_of(output)
 
 
 def skipped_inside(name: str, output: str) -> list[str]:

@@ -12,7 +12,7 @@
 #include "bindings/python/core/protocol.h"
 
 namespace nb = nanobind;
-using namespace nb::literals;
+using namespace nb::literals;  // NOLINT(google-build-using-namespace): holds "name"_a alone
 
 namespace kvferry::python {
 namespace {

@@ -9,7 +9,7 @@
 #include "bindings/python/core/objects.h"
 
 namespace nb = nanobind;
-using namespace nb::literals;
+using namespace nb::literals;  // NOLINT(google-build-using-namespace): holds "name"_a alone
 
 namespace kvferry::python {
 namespace {
