@@ -46,7 +46,7 @@ SimEngine::Process::Process(SimEngine& engine, uint64_t seed)
   words = std::move(*made);
   MemoryKinds kinds;
   kinds.add(make_host_memory());
-  registry = std::make_unique<Registry>(std::move(kinds), *words, config.max_regions);
+  registry = std::make_unique<Registry>(std::move(kinds), *words, config.max_regions, 1 + (random.next() >> 2));
   core = std::make_unique<EngineCore>(
       EngineCore::Parts{loop, network, random, clock, *words, *registry, hub, notifications, nullptr,
                         [this](Task task) { loop.defer(std::move(task)); }, metrics, config.logger,

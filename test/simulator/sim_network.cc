@@ -11,6 +11,8 @@ namespace {
 constexpr uint16_t kPort = 7100;
 // A kernel's patience before it sends again what was not acknowledged.
 constexpr Duration kRetransmission = std::chrono::milliseconds(200);
+// After so long without a sign of the other kernel, the engine's sockets give up (SocketOptions::silence).
+constexpr Duration kKeepAlive = std::chrono::seconds(12);
 
 }  // namespace
 
@@ -188,16 +190,19 @@ ConnectionPtr Wires::draw_connection() {
   return at->second;
 }
 
+void Wires::reset_ends(Connection& connection, int only) {
+  for (int at = 0; at < 2; ++at) {
+    Connection::End& end = connection.ends[at];
+    if ((only >= 0 && at != only) || !end.open) continue;
+    (end.established ? end.reset_seen : end.failed) = true;
+    poke(connection, at);
+  }
+}
+
 bool Wires::reset_any(bool one_side) {
   const ConnectionPtr connection = draw_connection();
   if (!connection) return false;
-  const int first = static_cast<int>(random_.below(2));
-  for (int at = 0; at < 2; ++at) {
-    Connection::End& end = connection->ends[at];
-    if ((one_side && at != first) || !end.open || !end.established) continue;
-    end.reset_seen = true;
-    poke(*connection, at);
-  }
+  reset_ends(*connection, one_side ? static_cast<int>(random_.below(2)) : -1);
   history_.say("connection {} is reset from outside{}", connection->id, one_side ? ", for one end" : "");
   disturb(connection->ends[0].host, connection->ends[1].host);
   disturb(connection->ends[1].host, connection->ends[0].host);
@@ -208,6 +213,7 @@ bool Wires::swallow_any() {
   const ConnectionPtr connection = draw_connection();
   if (!connection) return false;
   connection->swallowed = true;
+  timeline_.in(kKeepAlive, [this, connection] { reset_ends(*connection, -1); });
   history_.say("connection {} ({} to {}) is silent from now on", connection->id, connection->ends[0].host,
                connection->ends[1].host);
   disturb(connection->ends[0].host, connection->ends[1].host);

@@ -89,6 +89,8 @@ class Wires {
   void close_end(const ConnectionPtr& connection, int end, bool reset);
   void disturb(HostIndex from, HostIndex to);
   ConnectionPtr draw_connection();
+  // `only`: one end, or -1 for both.
+  void reset_ends(Connection& connection, int only);
 
   struct Host {
     bool up = true;

@@ -168,8 +168,8 @@ bool Transfers::at_rest() {
 }
 
 void Transfers::check_recovered() {
-  // Slots whose writes ended unknown are free again after so long.
-  world_.run_until(kWatched * 2, [] { return false; });
+  // Memory is not watched any more, and connections that were swallowed are noticed.
+  world_.run_until(seconds(14), [] { return false; });
   if (!world_.failed()) check_reach();
   if (!world_.failed()) check_tables();
 }
