@@ -52,11 +52,20 @@ SimEngine::Process::Process(SimEngine& engine, uint64_t seed)
                         [this](Task task) { loop.defer(std::move(task)); }, metrics, config.logger,
                         HostIdentity{engine.name_, 1, 1, 1}},
       config);
+  parcel_owner = std::make_unique<ParcelOwner>(
+      ParcelOwner::Parts{loop, *words, *registry, core->lanes(), random, metrics, parcel_events}, ParcelLimits{});
+  parcel_reader = std::make_unique<ParcelReader>(*core, loop, *registry);
+  core->set_parcel_desk(parcel_owner.get());
   KVF_CHECK(core->listen().ok());
 }
 
 SimEngine::Process::~Process() {
   loop.stop();
+  parcel_owner->shut_down();
+  core->shut_down();
+  parcel_reader.reset();
+  core->set_parcel_desk(nullptr);
+  parcel_owner.reset();
   core.reset();
   loop.drain();
 }
@@ -97,8 +106,11 @@ void SimEngine::kill(bool silently) {
   process_.reset();
 }
 
-int64_t SimEngine::sessions() const {
-  return process_->metrics.gauge("kvferry_sessions", "Sessions that peers hold with this engine").value();
+int64_t SimEngine::gauge(const std::string& metric) const {
+  const std::string text = "\n" + process_->metrics.expose();
+  const size_t at = text.find("\n" + metric + " ");
+  KVF_CHECK(at != std::string::npos);
+  return std::stoll(text.substr(at + metric.size() + 2));
 }
 
 }  // namespace kvferry::simulator

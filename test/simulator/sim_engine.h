@@ -3,6 +3,8 @@
 #include <memory>
 #include <string>
 
+#include "engine/parcel/owner.h"
+#include "engine/parcel/reader.h"
 #include "engine/run/core.h"
 #include "test/simulator/sim_network.h"
 
@@ -33,7 +35,12 @@ class SimEngine {
   Registry& registry() const { return *process_->registry; }
   SimLoop& loop() const { return process_->loop; }
   NotificationQueue& notifications() const { return process_->notifications; }
-  int64_t sessions() const;
+  ParcelOwner& parcel_owner() const { return *process_->parcel_owner; }
+  ParcelReader& parcel_reader() const { return *process_->parcel_reader; }
+  ParcelEvents& parcel_events() const { return process_->parcel_events; }
+  // One of the engine's gauges, by its name.
+  int64_t gauge(const std::string& metric) const;
+  int64_t sessions() const { return gauge("kvferry_sessions"); }
 
   HostIndex host() const { return host_; }
   Address address() const { return Wires::address_of(host_); }
@@ -64,6 +71,9 @@ class SimEngine {
     CompletionHub hub{[] {}};
     NotificationQueue notifications;
     std::unique_ptr<EngineCore> core;
+    ParcelEvents parcel_events{hub};
+    std::unique_ptr<ParcelOwner> parcel_owner;
+    std::unique_ptr<ParcelReader> parcel_reader;
   };
 
   Timeline& timeline_;

@@ -42,6 +42,7 @@ class SimLoop final : public Loop {
   // No turn before this point of the timeline.
   void pause_until(TimePoint when);
   bool paused() const { return paused_until_ > timeline_.now(); }
+  TimePoint paused_until() const { return paused_until_; }  // or was, last
   // True inside of a turn: nobody else may call into the engine now.
   bool in_turn() const { return in_turn_; }
   // No turn any more.

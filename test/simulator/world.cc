@@ -74,7 +74,7 @@ void World::run(Workload& workload) {
 }
 
 void World::settle(Workload& workload) {
-  constexpr Duration kPatience = seconds(40);  // more than the longest deadline, pause and lease
+  constexpr Duration kPatience = seconds(100);  // more than the longest deadline, pause and lease
   if (!run_until(kPatience, [&] { return workload.at_rest(); })) {
     if (!failed()) fail("I3: something has not ended {} s after all faults", kPatience / seconds(1));
     return;
