@@ -83,9 +83,10 @@ void Parcels::new_request() {
   request->tokens = full - static_cast<uint32_t>(world_.random().below(options_.owner_cache.block_tokens));
   request->lease = world_.draw(options_.least_lease, options_.longest_lease);
   request->fingerprint = fmt::format("model, prompt {}", request->serial);
+  for (size_t rank = 0; rank < options_.owner_cache.tp_size; ++rank)
+    if (!world_.engine(owner_machine(request->owner, rank)).may_call()) return;
   for (size_t rank = 0; rank < options_.owner_cache.tp_size; ++rank) {
     SimEngine& engine = world_.engine(owner_machine(request->owner, rank));
-    if (!engine.may_call()) return;
     Share share;
     share.engine = &engine;
     share.life = engine.life();
@@ -171,7 +172,7 @@ Parcels::ReadingPtr Parcels::read(const RequestPtr& request, size_t instance, si
   if (reading->blocks.empty()) return nullptr;
   machine.cache->poison(reading->blocks);
   reading->first = world_.chance(25) ? static_cast<uint32_t>(world_.random().below(request->tokens)) : 0;
-  reading->fingerprint = world_.chance(4) ? "another model" : request->fingerprint;
+  reading->fingerprint = !request->must_work && world_.chance(4) ? "another model" : request->fingerprint;
 
   ParcelRead asked;
   asked.transfer_id = request->id;

@@ -54,8 +54,8 @@ void Parcels::take_back(SimEngine& engine, Request& request, Share& share, Relea
     return world_.fail("{} changed at {} while it was published: {}", request.id, engine.name(), where);
   cache.poison(share.blocks);
   cache.give_back(share.blocks);
-  if (why == ReleaseReason::settled && !request.accepted)
-    return world_.fail("I2: {} counts as settled and nobody has accepted it", request.id);
+  if (why == ReleaseReason::settled && request.readings == 0)
+    return world_.fail("I2: {} counts as settled and nobody has read it", request.id);
   if (why == ReleaseReason::expired && engine.loop().now() < share.expires)
     return world_.fail("{} expires before its lease ends", request.id);
   if (request.must_work && why != ReleaseReason::settled)
@@ -162,7 +162,6 @@ void Parcels::check_reach() {
       for (size_t rank = 0; rank < options_.reader_cache.tp_size; ++rank) {
         ReadingPtr reading = read(request, reader, rank, false);
         if (!reading) return world_.fail("I4: a decoder has lost all its blocks");
-        reading->fingerprint = request->fingerprint;
         all.push_back(std::move(reading));
       }
       // A decoder has few blocks: one parcel after another.
