@@ -23,7 +23,6 @@ struct Job {
   TimePoint deadline = kNever;
   uint64_t bytes = 0;
   std::function<void(Status)> done;  // by the fabric, on loop, once, unless the job was cancelled
-  bool far_quiet = true;             // when done() tells a failure: false if the far side of a write may still change
 
   std::atomic<uint64_t> bytes_done{0};
   std::atomic<uint64_t> spans_done{0};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,7 @@ struct SocketOptions {
   int backlog = 1024;
   int buffer_bytes = 0;    // SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's own tuning
   std::string congestion;  // TCP_CONGESTION; empty leaves the system's
+  std::chrono::seconds silence{12};  // without a sign of the other side's kernel: the connection is lost
 };
 
 // TCP sockets on an EpollLoop, which must outlive every stream and listener.

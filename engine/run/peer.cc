@@ -196,7 +196,7 @@ Result<Path*> Peer::choose_path(const Job& job) {
 
 void Peer::on_moved(const TaskPtr& task, Status status) {
   if (task->phase != TransferPhase::moving) return;
-  if (!status.ok()) return give_up(task, status.error(), false);
+  if (!status.ok()) return give_up(task, status.error(), true);
   if (!task->notification) {
     task->advance(TransferEvent::moved_unannounced);
     return finish(task, {}, RemoteQuiet::quiet);
@@ -250,7 +250,6 @@ void Peer::give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side
       if (!task->advance(TransferEvent::fenced)) return;
       finish(task, std::move(task->verdict), RemoteQuiet::quiet);
     });
-    far_quiet &= task->job->far_quiet;
     wait_for_far_side &= session_alive;
   }
   Error explained = explain(*task, why);

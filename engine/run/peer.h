@@ -4,8 +4,8 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
-#include <unordered_set>
 
 #include "common/log.h"
 #include "common/metrics.h"
@@ -96,6 +96,10 @@ class Peer {
   size_t live_transfers() const { return tasks_.size(); }
 
  private:
+  // Transfers begin and end in the order in which they were asked for.
+  struct Older {
+    bool operator()(const TaskPtr& a, const TaskPtr& b) const { return a->id != b->id ? a->id < b->id : a < b; }
+  };
   void ensure_session();
   void dial();
   void on_ready();
@@ -121,7 +125,7 @@ class Peer {
   std::unique_ptr<tcp::TcpPath> tcp_path_;
   std::unique_ptr<tcp::FetchPath> fetch_path_;
   ParcelListener parcels_;
-  std::unordered_set<TaskPtr> tasks_;
+  std::set<TaskPtr, Older> tasks_;
   std::list<std::function<void(Status)>> connecting_;
   std::list<std::function<void(Status)>> syncing_;  // for the session's answer
   Duration backoff_{0};

@@ -44,6 +44,7 @@ Owner::~Owner() {
 
 void Owner::adopt(Guest& guest, std::unique_ptr<Stream> stream, uint32_t lane_id) {
   auto served = std::make_shared<Served>();
+  served->number = next_number_++;
   served->guest = &guest;
   served->lane =
       std::make_unique<Lane>(loop_, std::move(stream), static_cast<LaneHandler&>(*this), lane_id, std::string());
@@ -60,6 +61,7 @@ Owner::ServedPtr Owner::find(const Lane& lane) const {
 std::vector<Owner::ServedPtr> Owner::all() const {
   std::vector<ServedPtr> out;
   for (const auto& [lane, served] : served_) out.push_back(served);
+  std::sort(out.begin(), out.end(), [](const ServedPtr& a, const ServedPtr& b) { return a->number < b->number; });
   return out;
 }
 

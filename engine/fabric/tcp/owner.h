@@ -76,6 +76,7 @@ class Owner final : private LaneHandler {
     bool head_sent = false;
   };
   struct Served {
+    uint64_t number = 0;  // in the order of adopt()
     Guest* guest = nullptr;
     std::unique_ptr<Lane> lane;
     Spans writing;            // of the write whose payload is arriving
@@ -101,7 +102,7 @@ class Owner final : private LaneHandler {
   Result<std::vector<iovec>> accept_fetch(const ServedPtr& served, const Header& header, ByteSpan table);
   void pump(Served& served);
   bool send_next(Served& served, Streaming& streaming);
-  // A copy, so that lanes may be retired while it is walked.
+  // A copy in the order of adopt(), so that lanes may be retired while it is walked.
   std::vector<ServedPtr> all() const;
   void retire(const ServedPtr& served, bool reset);
 
@@ -110,6 +111,7 @@ class Owner final : private LaneHandler {
   Staging& staging_;
   FetchDesk* desk_ = nullptr;
   std::unordered_map<const Lane*, ServedPtr> served_;
+  uint64_t next_number_ = 1;
   uint64_t bytes_served_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace kvferry::tcp {
 namespace {
@@ -51,7 +52,8 @@ TcpPath::~TcpPath() {
 void TcpPath::start(std::shared_ptr<Job> job) {
   const bool small = is_small(*job);
   const uint64_t chunk_bytes = small ? kMaxPayload : options_.chunk_bytes;
-  auto work = std::make_shared<Work>(Work{job, Chunker(job->pairs, chunk_bytes, kMaxSpans), 0, false, {}});
+  auto work = std::make_shared<Work>(
+      Work{job, next_work_++, Chunker(job->pairs, chunk_bytes, kMaxSpans), 0, 0, false, {}, {}});
   works_.emplace(job.get(), work);
   if (small) {
     ++work->outstanding;
@@ -235,48 +237,50 @@ void TcpPath::finish_chunk(ChunkOp op, Status status) {
   if (work->ended) return;
   --work->outstanding;
   if (!status.ok()) {
-    work->job->far_quiet = drop_chunks(work, {});
+    drop_chunks(work);
     return end_work(work, std::move(status));
   }
   work->job->bytes_done += op.chunk.bytes;
   work->job->spans_done += op.chunk.ended;
-  if (work->outstanding == 0 && work->chunker.done()) end_work(work, {});
+  end_if_complete(work);
 }
 
+// A write is not over while a lane that it was sent on before may still be applied (I4).
+void TcpPath::end_if_complete(const WorkPtr& work) {
+  if (work->outstanding == 0 && work->unfenced == 0 && work->chunker.done()) end_work(work, {});
+}
+
+// A failed work stays known while `done` runs: whoever is told asks cancel() whether the far side is quiet.
 void TcpPath::end_work(const WorkPtr& work, Status status) {
   if (work->ended) return;
   work->ended = true;
-  works_.erase(work->job.get());
+  if (status.ok()) works_.erase(work->job.get());
   work->job->done(std::move(status));
+  works_.erase(work->job.get());
 }
 
 bool TcpPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
   const auto found = works_.find(job.get());
   if (found == works_.end()) return true;
   const WorkPtr work = found->second;
-  const bool quiet = drop_chunks(work, far_quiet);
+  drop_chunks(work);
   work->ended = true;
   works_.erase(job.get());
+  if (work->unfenced > 0) work->far_quiet = std::move(far_quiet);
   pump();
-  return quiet;
+  return work->unfenced == 0;
 }
 
 // Takes every chunk of `work` off the lanes: what has not left is withdrawn, what was being received goes to waste, and
-// a write of which a byte may have left costs its lane (I4: nothing of it may be applied after we return). True when
-// the far side is quiet already; else `far_quiet` follows the last fence.
-bool TcpPath::drop_chunks(const WorkPtr& work, const Task& far_quiet) {
+// a write of which a byte may have left costs its lane (I4: nothing of it may be applied after we return).
+void TcpPath::drop_chunks(const WorkPtr& work) {
   const auto is_ours = [&](const ChunkOp& op) { return op.work == work; };
   std::erase_if(small_, is_ours);
   std::erase_if(again_, is_ours);
   std::erase(bulk_, work);
   if (!work->job->local_ops->host_addressable()) staging_.drain();
 
-  auto fences = std::make_shared<size_t>(1);
-  const Task fenced = [fences, far_quiet] {
-    if (--*fences == 0 && far_quiet) far_quiet();
-  };
   const bool is_write = work->job->operation == Operation::write;
-  bool quiet = true;
   for (LaneState& state : lanes_) {
     bool must_reset = false;
     for (auto entry = state.ops.begin(); entry != state.ops.end();) {
@@ -287,7 +291,7 @@ bool TcpPath::drop_chunks(const WorkPtr& work, const Task& far_quiet) {
       if (state.lane->receiving(entry->first)) state.lane->discard_incoming();
       const Lane::Withdrawn withdrawn = state.lane->withdraw(entry->first);
       must_reset |= is_write && withdrawn != Lane::Withdrawn::unsent;
-      if (withdrawn == Lane::Withdrawn::unsent || must_reset) {
+      if (withdrawn == Lane::Withdrawn::unsent) {
         state.outstanding_bytes -= entry->second.chunk.bytes;
         entry = state.ops.erase(entry);
       } else {
@@ -295,29 +299,43 @@ bool TcpPath::drop_chunks(const WorkPtr& work, const Task& far_quiet) {
       }
     }
     if (!must_reset) continue;
-    quiet = false;
-    ++*fences;
-    const uint32_t lane_id = state.lane->id();
-    std::vector<ChunkOp> others = reset_lane(state);
-    source_.fence_lane(lane_id, fenced);
-    for (ChunkOp& op : others) again_.push_back(std::move(op));
+    for (ChunkOp& op : reset_lane(state))
+      if (!is_ours(op)) again_.push_back(std::move(op));
   }
-  if (!quiet) fenced();
-  return quiet;
 }
 
-// Closes a lane so that the peer does not apply what it has not read, and returns the chunks of others that it carried.
+// Closes a lane so that the peer does not apply what it has not read, and returns the chunks that it carried. Writes of
+// which a byte may have left by it are not quiet before the peer has said that the lane is closed at its end too.
 std::vector<TcpPath::ChunkOp> TcpPath::reset_lane(LaneState& state) {
-  std::vector<ChunkOp> others;
-  for (auto& [id, op] : state.ops)
-    if (!op.work->ended) others.push_back(std::move(op));
+  std::vector<ChunkOp> carried;
+  std::vector<WorkPtr> exposed;
+  for (auto& [id, op] : state.ops) {
+    if (op.work->ended) continue;
+    const bool is_write = op.work->job->operation == Operation::write;
+    if (is_write && state.lane->withdraw(id) != Lane::Withdrawn::unsent) exposed.push_back(op.work);
+    carried.push_back(std::move(op));
+  }
   state.ops.clear();
   state.outstanding_bytes = 0;
   state.lane->close(true);
+  for (const WorkPtr& work : exposed) ++work->unfenced;
+  if (!exposed.empty())
+    source_.fence_lane(state.lane->id(), [this, alive = alive_, exposed] {
+      if (!*alive) return;
+      for (const WorkPtr& work : exposed) on_fenced(work);
+    });
   // Perhaps called from within the lane: destroyed in a later turn.
   std::shared_ptr<Lane> keep = std::move(state.lane);
   loop_.defer([keep] {});
-  return others;
+  return carried;
+}
+
+void TcpPath::on_fenced(const WorkPtr& work) {
+  if (--work->unfenced > 0) return;
+  if (work->far_quiet)
+    std::exchange(work->far_quiet, nullptr)();
+  else if (!work->ended)
+    end_if_complete(work);
 }
 
 void TcpPath::on_lost(Lane& lane, Error error) {
@@ -338,10 +356,12 @@ void TcpPath::send_again(std::vector<ChunkOp> ops, const Error& error) {
 }
 
 void TcpPath::fail_all(const Error& error) {
-  const std::unordered_map<const Job*, WorkPtr> all = works_;
-  for (const auto& [job, work] : all) {
+  std::vector<WorkPtr> all;
+  for (const auto& [job, work] : works_) all.push_back(work);
+  std::sort(all.begin(), all.end(), [](const WorkPtr& a, const WorkPtr& b) { return a->number < b->number; });
+  for (const WorkPtr& work : all) {
     if (work->ended) continue;
-    work->job->far_quiet = drop_chunks(work, {});
+    drop_chunks(work);
     end_work(work, error);
   }
 }

@@ -50,10 +50,13 @@ class TcpPath final : public Path, private LaneHandler {
   // One job under way.
   struct Work {
     std::shared_ptr<Job> job;
+    uint64_t number;  // in the order of start()
     Chunker chunker;
     size_t outstanding = 0;  // chunks cut and not answered
+    size_t unfenced = 0;     // of a write: lanes reset under it that the peer may still apply
     bool ended = false;      // done or cancelled: what still arrives for it goes to waste
     Status failure;
+    Task far_quiet;  // of a cancelled write: called when `unfenced` falls to zero
   };
   using WorkPtr = std::shared_ptr<Work>;
   struct ChunkOp {
@@ -85,7 +88,9 @@ class TcpPath final : public Path, private LaneHandler {
   void finish_read(ChunkOp op);
   void finish_chunk(ChunkOp op, Status status);
   void end_work(const WorkPtr& work, Status status);
-  bool drop_chunks(const WorkPtr& work, const Task& far_quiet);
+  void end_if_complete(const WorkPtr& work);
+  void on_fenced(const WorkPtr& work);
+  void drop_chunks(const WorkPtr& work);
   std::vector<ChunkOp> reset_lane(LaneState& state);
   void send_again(std::vector<ChunkOp> ops, const Error& error);
   void fail_all(const Error& error);
@@ -102,6 +107,7 @@ class TcpPath final : public Path, private LaneHandler {
   std::deque<ChunkOp> again_;     // chunks whose lane broke
   std::unordered_map<const Job*, WorkPtr> works_;
   uint64_t next_op_ = 1;
+  uint64_t next_work_ = 1;
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // callbacks outlive the path
 };
 
