@@ -70,7 +70,8 @@ asio::awaitable<http::Response> Service::release(const http::Request& request, c
 
 asio::awaitable<http::Response> Service::release_here(const std::string& id, bool force) {
   if (parcels_ == nullptr) co_return http::error_response(404, "no parcels are kept here");
-  switch (co_await ask_control(id, force)) {
+  const ReleaseState state = co_await ask_control(id, force);
+  switch (state) {
     case ReleaseState::acknowledged:
       co_return reply(200, R"({"status":"released"})");
     case ReleaseState::unknown:
@@ -89,14 +90,14 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
     if (!audience.mute.empty()) co_return http::error_response(404, "these workers keep no parcels");
     co_return http::error_response(503, "no worker is registered here");
   }
-  bool here = true;
-  if (parcels_ != nullptr) here = co_await ask_control(id, force) != ReleaseState::pending;
+  ReleaseState here = ReleaseState::unknown;
+  if (parcels_ != nullptr) here = co_await ask_control(id, force);
   const FanOut work{id, force, config_.token, std::move(audience.urls), config_.release_limit};
   const std::vector<bool> acknowledged = co_await release_at_all(loop_, deadlines_, work);
 
   std::string waiting;
   const auto add = [&](const std::string& who) { waiting += (waiting.empty() ? "" : ",") + who; };
-  if (!here) add(R"({"this_worker":true})");
+  if (here == ReleaseState::pending) add(R"({"this_worker":true})");
   for (size_t i = 0; i < acknowledged.size(); ++i) {
     if (!acknowledged[i]) add(rank_json(audience.remote[i]));
   }

@@ -1,0 +1,3 @@
+kvferry_test(bootstrap_parts_test WHOLE SOURCES bootstrap_directory_test.cc bootstrap_formats_test.cc
+  LINKS kvferry_bootstrap_config)
+kvferry_test(bootstrap_server_test SOURCES bootstrap_server_test.cc LINKS kvferry_bootstrap)
