@@ -4,7 +4,6 @@
 #include <mutex>
 #include <thread>
 
-#include "bootstrap/bodies.h"
 #include "bootstrap/bootstrap.h"
 #include "test/support/eventually.h"
 #include "test/support/http_call.h"
@@ -270,15 +269,6 @@ TEST(BootstrapClient, WorkersComeBackAfterTheServersRestart) {
   base = start(again);
   EXPECT_TRUE(
       eventually([&] { return call(port, "GET", "/query").body.find("inst") != std::string::npos; }, seconds(5)));
-}
-
-TEST(BootstrapClient, ReadsVllmsOwnServerToo) {
-  ServerSettings with = settings();
-  const auto server = start(with);
-  ASSERT_EQ(call(server->port(), "POST", "/register", kPlain).status, 200);
-  const auto parsed = parse_query(call(server->port(), "GET", "/query").body);
-  ASSERT_TRUE(parsed.ok());
-  EXPECT_EQ(parsed->front().addr, "tcp://10.0.0.2:41234");
 }
 
 }  // namespace
