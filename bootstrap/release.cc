@@ -52,6 +52,14 @@ Audience audience_of(const std::vector<const Registration*>& workers, uint64_t o
 
 }  // namespace
 
+// A release that was handed to the engine. On the loop; only its answer comes from elsewhere.
+struct Service::Question {
+  Question(asio::io_context& loop, Duration limit) : timer(loop, limit) {}
+  asio::steady_timer timer;
+  bool answered = false;
+  ReleaseState answer = ReleaseState::pending;
+};
+
 asio::awaitable<http::Response> Service::release(const http::Request& request, const Path& path) {
   const auto flag = request.query("force");
   const bool force = flag && *flag != "0" && *flag != "false";
@@ -70,7 +78,8 @@ asio::awaitable<http::Response> Service::release(const http::Request& request, c
 
 asio::awaitable<http::Response> Service::release_here(const std::string& id, bool force) {
   if (parcels_ == nullptr) co_return http::error_response(404, "no parcels are kept here");
-  switch (co_await ask_control(id, force)) {
+  const ReleaseState state = co_await answer_of(ask_control(id, force));
+  switch (state) {
     case ReleaseState::acknowledged:
       co_return reply(200, R"({"status":"released"})");
     case ReleaseState::unknown:
@@ -89,14 +98,16 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
     if (!audience.mute.empty()) co_return http::error_response(404, "these workers keep no parcels");
     co_return http::error_response(503, "no worker is registered here");
   }
-  bool here = true;
-  if (parcels_ != nullptr) here = co_await ask_control(id, force) != ReleaseState::pending;
+  std::shared_ptr<Question> question;  // goes on while the others are told
+  if (parcels_ != nullptr) question = ask_control(id, force);
   const FanOut work{id, force, config_.token, std::move(audience.urls), config_.release_limit};
   const std::vector<bool> acknowledged = co_await release_at_all(loop_, deadlines_, work);
+  ReleaseState here = ReleaseState::unknown;
+  if (question) here = co_await answer_of(question);
 
   std::string waiting;
   const auto add = [&](const std::string& who) { waiting += (waiting.empty() ? "" : ",") + who; };
-  if (!here) add(R"({"this_worker":true})");
+  if (here == ReleaseState::pending) add(R"({"this_worker":true})");
   for (size_t i = 0; i < acknowledged.size(); ++i) {
     if (!acknowledged[i]) add(rank_json(audience.remote[i]));
   }
@@ -106,25 +117,24 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
   co_return reply(200, fmt::format(R"({{"status":"released","ranks":{}}})", ranks));
 }
 
-asio::awaitable<ReleaseState> Service::ask_control(const std::string& id, bool force) {
-  struct Question {
-    explicit Question(asio::io_context& loop) : timer(loop) {}
-    asio::steady_timer timer;
-    ReleaseState answer = ReleaseState::pending;
-  };
-  const auto question = std::make_shared<Question>(loop_);
-  question->timer.expires_after(config_.release_limit);
+std::shared_ptr<Service::Question> Service::ask_control(const std::string& id, bool force) {
+  const auto question = std::make_shared<Question>(loop_, config_.release_limit);
   // Only the loop looks behind the weak pointer.
   const auto done = [mailbox = mailbox_, asked = std::weak_ptr(question)](ReleaseState state) {
     mailbox->post([asked, state] {
       if (const auto waiting = asked.lock()) {
+        waiting->answered = true;
         waiting->answer = state;
         waiting->timer.cancel();
       }
     });
   };
   parcels_->release(id, force, done);
-  co_await question->timer.async_wait(asio::as_tuple(asio::use_awaitable));
+  return question;
+}
+
+asio::awaitable<ReleaseState> Service::answer_of(std::shared_ptr<Question> question) {
+  if (!question->answered) co_await question->timer.async_wait(asio::as_tuple(asio::use_awaitable));
   co_return question->answer;
 }
 

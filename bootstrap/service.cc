@@ -138,9 +138,11 @@ asio::awaitable<http::Response> Service::answer(const http::Request& request, co
       co_return cacheable(format_workers(directory_.workers(path.space)));
     case Endpoint::worker:
       co_return describe_worker(request);
-    case Endpoint::parcel:
-      if (request.method == "DELETE") co_return co_await release(request, path);
-      co_return describe_parcel(path.id);
+    case Endpoint::parcel: {
+      if (request.method != "DELETE") co_return describe_parcel(path.id);
+      http::Response released = co_await release(request, path);
+      co_return released;
+    }
     case Endpoint::health:
       co_return json(R"({"status":"ok"})");
     case Endpoint::metrics:

@@ -52,7 +52,10 @@ class Service {
   boost::asio::awaitable<http::Response> release_here(const std::string& id, bool force);
   boost::asio::awaitable<http::Response> release_everywhere(const std::string& space, const std::string& id,
                                                             bool force);
-  boost::asio::awaitable<ReleaseState> ask_control(const std::string& id, bool force);
+  struct Question;
+  // Hands a release to the engine; its answer, or `pending` when release_limit has passed.
+  std::shared_ptr<Question> ask_control(const std::string& id, bool force);
+  boost::asio::awaitable<ReleaseState> answer_of(std::shared_ptr<Question> question);
   http::Response cacheable(std::string body) const;
   void refresh_gauges();
 

@@ -75,7 +75,8 @@ asio::awaitable<void> client(Load& load, size_t number) {
       due = load.deadlines.now();
     }
     // From when it was due: a server that falls behind is not flattered.
-    if (!co_await query(**wire, request)) {
+    const bool answered = co_await query(**wire, request);
+    if (!answered) {
       ++load.failed;
       co_return;
     }

@@ -1,0 +1,1 @@
+kvferry_fuzzer(bootstrap SOURCES bootstrap_fuzz.cc LINKS kvferry_bootstrap_core)

@@ -1,0 +1,3 @@
+kvferry_test(bootstrap_abuse_test SOURCES bootstrap_abuse_test.cc LINKS kvferry_test_process LABEL system TIMEOUT 120)
+target_compile_definitions(bootstrap_abuse_test PRIVATE KVF_BOOTSTRAP="$<TARGET_FILE:kvferry-bootstrap>")
+add_dependencies(bootstrap_abuse_test kvferry-bootstrap)
