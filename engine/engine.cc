@@ -53,6 +53,11 @@ Result<std::shared_ptr<TransferTask>> make_task(EngineState& engine, const std::
     return Error{ErrorCode::resource_exhausted,
                  fmt::format("max_transfers ({}) are in flight", engine.config.max_transfers)};
   }
+  if (engine.hub->untaken() >= engine.config.max_transfers) {
+    engine.in_flight.fetch_sub(1, std::memory_order_relaxed);
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("{} ended transfers were not taken from the completion queue", engine.hub->untaken())};
+  }
   auto task = std::make_shared<TransferTask>();
   task->id = engine.next_transfer.fetch_add(1, std::memory_order_relaxed);
   task->submitted = engine.clock->now();

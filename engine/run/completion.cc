@@ -15,6 +15,7 @@ std::vector<TransferId> CompletionHub::take() {
   if (event_) event_->drain();
   std::vector<TransferId> taken(finished_.begin(), finished_.end());
   finished_.clear();
+  untaken_.store(0, std::memory_order_relaxed);
   return taken;
 }
 
@@ -22,6 +23,7 @@ void CompletionHub::tell(TransferId id) {
   const std::lock_guard lock(mutex_);
   if (!event_) return;
   finished_.push_back(id);
+  untaken_.store(finished_.size(), std::memory_order_relaxed);
   event_->signal();
 }
 

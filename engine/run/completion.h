@@ -28,6 +28,8 @@ class CompletionHub {
   // From the first call on, ended transfers are queued for take(). Readable while the queue is not empty.
   Result<int> fd();
   std::vector<TransferId> take();
+  // Ended and not taken; 0 as long as nobody asked for the descriptor.
+  size_t untaken() const { return untaken_.load(std::memory_order_relaxed); }
 
   void ended(TransferId id);
   // Puts an id before take() that is no transfer's end.
@@ -37,7 +39,8 @@ class CompletionHub {
   const std::function<void()> transfer_ended_;
   std::mutex mutex_;
   std::optional<EventFd> event_;     // GUARDED_BY(mutex_)
-  std::deque<TransferId> finished_;  // GUARDED_BY(mutex_); at most max_transfers, as each is counted until taken
+  std::deque<TransferId> finished_;  // GUARDED_BY(mutex_); submissions are refused at max_transfers of them (I6)
+  std::atomic<size_t> untaken_{0};   // its size
 };
 
 // The end of one transfer, from whichever thread brings it about. Thread-safe.
