@@ -15,9 +15,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 # name -> (options of kvferry-proxy-load, options of kvferry-proxy-mock, which figure counts)
 CASES: dict[str, tuple[str, str, str]] = {
@@ -82,22 +82,25 @@ def main() -> None:
     print("| case | through | figure | value | first p50/p99 us | total p50/p99 us | per s | failed | RSS KiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for case in options.cases.split(","):
-        load, mock, figure = CASES[case]
+        _, mock, _ = CASES[case]
         mock_words = shlex.split(
             f"{options.bin}/kvferry-proxy-mock --prefill-port {ports['prefill']} --decode-port {ports['decode']} "
             f"--bootstrap-port {ports['bootstrap']} {mock}"
         )
         with running(mock_words, ports["decode"]) as mock_pid:
             if case == "one":
-                report(options.bin, case, "the mock itself", figure, load, ports["decode"], mock_pid)
+                report(options.bin, case, "the mock itself", (ports["decode"], mock_pid))
             for name, command in proxies.items():
                 if case in ("rude", "large", "open") and name.startswith("relay"):
                     continue
                 with running(shlex.split(command.format(**ports)), ports["port"]) as pid:
-                    report(options.bin, case, name, figure, load, ports["port"], pid)
+                    report(options.bin, case, name, (ports["port"], pid))
 
 
-def report(binaries: Path, case: str, name: str, figure: str, load: str, port: int, pid: int) -> None:
+def report(binaries: Path, case: str, name: str, server: tuple[int, int]) -> None:
+    """Prints one row: the load of `case` on the server with this port and process id."""
+    port, pid = server
+    load, _, figure = CASES[case]
     words = [f"{binaries}/kvferry-proxy-load", "--port", str(port), "--pid", str(pid), *shlex.split(load)]
     answer = subprocess.run(words, capture_output=True, check=True, timeout=600)
     seen = json.loads(answer.stdout)
