@@ -30,7 +30,7 @@ void Metrics::leg(std::string_view leg, int status, std::string_view cause, std:
                                          {"status", std::to_string(status)},
                                          {"cause", std::string(cause)},
                                          {"backend", std::string(backend)}});
-    if (legs_.size() >= Registry::kMaxSeries) return counter.add();
+    if (legs_.size() >= MetricsRegistry::kMaxSeries) return counter.add();
     found = legs_.emplace(std::make_tuple(std::string(leg), status, std::string(cause), std::string(backend)), &counter)
                 .first;
   }

@@ -17,7 +17,7 @@ class Metrics {
   // One leg ended. `leg`: prefill, decode, alone, pass or front; `status`: HTTP's, 0 without one; `cause`: ok, or why.
   void leg(std::string_view leg, int status, std::string_view cause, std::string_view backend);
 
-  Registry registry;
+  MetricsRegistry registry;
   Histogram& prefill_seconds;
   Histogram& handover_seconds;    // the prefiller's answer -> the decoder's first byte
   Histogram& first_byte_seconds;  // the request's last byte -> the first byte of its answer

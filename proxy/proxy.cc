@@ -99,7 +99,7 @@ Status Proxy::Core::listen() {
 }
 
 void Proxy::Core::publish_gauges() {
-  Registry& registry = metrics.registry;
+  MetricsRegistry& registry = metrics.registry;
   const ReleaseCounts parcels = releases.counts();
   const auto set = [&](const char* name, const char* help, int64_t value, const Labels& labels = {}) {
     registry.gauge(name, help, labels).set(value);

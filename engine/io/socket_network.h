@@ -11,8 +11,8 @@ namespace kvferry {
 
 struct SocketOptions {
   int backlog = 1024;
-  int buffer_bytes = 0;    // SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's own tuning
-  std::string congestion;  // TCP_CONGESTION; empty leaves the system's
+  int buffer_bytes = 0;              // SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's own tuning
+  std::string congestion;            // TCP_CONGESTION; empty leaves the system's
   std::chrono::seconds silence{12};  // without a sign of the other side's kernel: the connection is lost
 };
 

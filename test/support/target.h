@@ -14,6 +14,9 @@
 
 namespace kvferry::test {
 
+// The path of kvf-test-target in the build folder.
+const char* target_program();
+
 // A process that runs kvf-test-target (target_main.cc). Its memory is read from outside, so also when it is stopped.
 class Target {
  public:
@@ -31,7 +34,7 @@ class Target {
     process.arguments = {options.id, options.listen, options.fabric, std::to_string(options.bytes),
                          std::to_string(options.heartbeat_ms)};
     process.network_namespace = options.network_namespace;
-    auto spawned = Process::spawn(KVF_TEST_TARGET, process);
+    auto spawned = Process::spawn(target_program(), process);
     KVF_CHECK(spawned.ok());
     Target target(std::move(*spawned), options);
     auto line = target.process_.read_line(std::chrono::seconds(30));

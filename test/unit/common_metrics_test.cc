@@ -14,7 +14,7 @@ using testing::HasSubstr;
 using testing::Not;
 
 TEST(Registry, ExposesCountersAndGaugesInPrometheusText) {
-  Registry registry;
+  MetricsRegistry registry;
   registry.counter("kvferry_bytes_total", "Bytes moved", {{"fabric", "tcp"}, {"way", "read"}}).add(3);
   registry.gauge("kvferry_sessions", "Open sessions").set(-2);
   EXPECT_EQ(registry.expose(),
@@ -27,13 +27,13 @@ TEST(Registry, ExposesCountersAndGaugesInPrometheusText) {
 }
 
 TEST(Registry, EscapesLabelValues) {
-  Registry registry;
+  MetricsRegistry registry;
   registry.counter("c_total", "help", {{"peer", "a\\b\"c\nd"}}).add();
   EXPECT_THAT(registry.expose(), HasSubstr("c_total{peer=\"a\\\\b\\\"c\\nd\"} 1\n"));
 }
 
 TEST(Registry, GivesTheSameObjectForTheSameNameAndLabels) {
-  Registry registry;
+  MetricsRegistry registry;
   Counter& first = registry.counter("c_total", "help", {{"a", "1"}});
   EXPECT_EQ(&first, &registry.counter("c_total", "other help", {{"a", "1"}}));
   EXPECT_NE(&first, &registry.counter("c_total", "help", {{"a", "2"}}));
@@ -42,8 +42,8 @@ TEST(Registry, GivesTheSameObjectForTheSameNameAndLabels) {
 }
 
 TEST(Registry, SharesOneSeriesAboveItsLimit) {
-  Registry registry;
-  for (size_t i = 0; i < Registry::kMaxSeries; ++i)
+  MetricsRegistry registry;
+  for (size_t i = 0; i < MetricsRegistry::kMaxSeries; ++i)
     registry.counter("c_total", "help", {{"peer", std::to_string(i)}}).add();
   Counter& overflow = registry.counter("c_total", "help", {{"peer", "one too many"}});
   overflow.add(5);
@@ -66,7 +66,7 @@ TEST(Histogram, CountsABoundIntoItsOwnBucket) {
 }
 
 TEST(Histogram, IsExposedWithCumulativeBuckets) {
-  Registry registry;
+  MetricsRegistry registry;
   Histogram& histogram = registry.histogram("h_seconds", "help", {0.001, 1}, {{"fabric", "local"}});
   histogram.observe(0.0005);
   histogram.observe(0.5);
@@ -82,13 +82,13 @@ TEST(Histogram, IsExposedWithCumulativeBuckets) {
 }
 
 TEST(Histogram, WithoutLabelsHasOnlyTheBound) {
-  Registry registry;
+  MetricsRegistry registry;
   registry.histogram("h_seconds", "help", {1});
   EXPECT_THAT(registry.expose(), HasSubstr("h_seconds_bucket{le=\"+Inf\"} 0\nh_seconds_sum 0\nh_seconds_count 0\n"));
 }
 
 TEST(Registry, RefreshesDerivedGaugesBeforeEachExposition) {
-  Registry registry;
+  MetricsRegistry registry;
   int64_t state = 1;
   Gauge& gauge = registry.gauge("g", "help");
   registry.on_collect([&] { gauge.set(state); });
@@ -98,7 +98,7 @@ TEST(Registry, RefreshesDerivedGaugesBeforeEachExposition) {
 }
 
 TEST(Registry, LosesNoCountFromManyThreads) {
-  Registry registry;
+  MetricsRegistry registry;
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&] {
