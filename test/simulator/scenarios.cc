@@ -74,8 +74,11 @@ void draw_caches(Random& random, Parcels::Options& options) {
   }
   reader.blocks = 60;
   if (random.below(10) == 0) {  // parcels of many slices
-    owner.head_size = reader.head_size = 4096;
+    owner.head_size = reader.head_size = 8192;
     owner.block_tokens = reader.block_tokens = 4;
+    owner.layers = reader.layers = 1;
+    owner.blocks = 8;
+    reader.blocks = 16;
   }
 }
 
