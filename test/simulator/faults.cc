@@ -73,8 +73,8 @@ void Faults::restart_later(SimEngine& engine) {
 void Faults::pause() {
   SimEngine* engine = draw_running();
   if (engine == nullptr) return;
-  const Duration length = world_.chance(50) ? world_.draw(milliseconds(1), milliseconds(500))
-                                            : world_.draw(milliseconds(500), seconds(6));
+  const Duration length =
+      world_.chance(50) ? world_.draw(milliseconds(1), milliseconds(500)) : world_.draw(milliseconds(500), seconds(6));
   world_.history().say("{} is stopped for {:.3f} s", engine->name(), kvferry::seconds(length));
   engine->loop().pause_until(world_.now() + length);
 }
@@ -103,9 +103,8 @@ void Faults::isolate() {
       if (other != lone) change(lone, other), change(other, lone);
   };
   each([this](HostIndex from, HostIndex to) { world_.wires().block(from, to); });
-  world_.timeline().in(length, [this, each] {
-    each([this](HostIndex from, HostIndex to) { world_.wires().unblock(from, to); });
-  });
+  world_.timeline().in(
+      length, [this, each] { each([this](HostIndex from, HostIndex to) { world_.wires().unblock(from, to); }); });
 }
 
 void Faults::slow_link() {

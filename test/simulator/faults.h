@@ -14,8 +14,20 @@ class Faults {
   void end();
 
  private:
-  enum class Kind : uint8_t { kill, power, pause, partition, one_way, isolate, reset, half_reset, swallow, slow_link,
-                              slow_engine, count };
+  enum class Kind : uint8_t {
+    kill,
+    power,
+    pause,
+    partition,
+    one_way,
+    isolate,
+    reset,
+    half_reset,
+    swallow,
+    slow_link,
+    slow_engine,
+    count
+  };
   void kill(bool silently);
   void pause();
   void partition(bool one_way);

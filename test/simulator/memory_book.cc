@@ -51,8 +51,7 @@ void MemoryBook::watch(const SimEngine& engine, const std::byte* at, size_t leng
 }
 
 void MemoryBook::forget(const SimEngine& engine, const std::byte* at, size_t length) {
-  std::erase_if(watches_[engine.host()],
-                [&](const Watch& watch) { return watch.at >= at && watch.at < at + length; });
+  std::erase_if(watches_[engine.host()], [&](const Watch& watch) { return watch.at >= at && watch.at < at + length; });
 }
 
 void MemoryBook::check(const SimEngine& engine) {

@@ -112,8 +112,7 @@ void Parcels::new_request() {
     publish(request);
   else
     world_.timeline().in(computing, [this, request] { publish(request); });
-  if (world_.chance(92))
-    world_.timeline().in(routing, [this, request] { read_all(request, request->reader, false); });
+  if (world_.chance(92)) world_.timeline().in(routing, [this, request] { read_all(request, request->reader, false); });
 }
 
 void Parcels::publish(const RequestPtr& request) {
@@ -196,21 +195,21 @@ Parcels::ReadingPtr Parcels::read(const RequestPtr& request, size_t instance, si
   asked.more = more;
   asked.deadline = reading->deadline =
       engine.loop().now() +
-      (request->must_work ? seconds(15)
-                          : world_.draw(milliseconds(world_.chance(20) ? 1 : 200), milliseconds(15000)));
+      (request->must_work ? seconds(15) : world_.draw(milliseconds(world_.chance(20) ? 1 : 200), milliseconds(15000)));
   world_.history().mark(300, request->serial);
   world_.history().say("{} of decoder {} reads {} from token {}{}", engine.name(), instance, request->id,
                        reading->first, more ? ", more to come" : "");
   const uint64_t serial = next_serial_++;
   ++request->readings;
   machine.readings.emplace(serial, reading);
-  reading->id = engine.parcel_reader().read(std::move(asked), [this, weak = std::weak_ptr(reading)](
-                                                                  const ParcelOutcome& outcome) {
-    const ReadingPtr held = weak.lock();
-    if (!held || held->done) return;
-    if (held->outcome) return world_.fail("a read of {} ended twice", held->request->id);
-    held->outcome = outcome;
-  });
+  reading->id = engine.parcel_reader().read(std::move(asked),
+                                            [this, weak = std::weak_ptr(reading)](const ParcelOutcome& outcome) {
+                                              const ReadingPtr held = weak.lock();
+                                              if (!held || held->done) return;
+                                              if (held->outcome)
+                                                return world_.fail("a read of {} ended twice", held->request->id);
+                                              held->outcome = outcome;
+                                            });
   return reading;
 }
 

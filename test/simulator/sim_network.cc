@@ -35,8 +35,8 @@ Address Wires::address_of(HostIndex host) {
 void Wires::send(const ConnectionPtr& connection, int from, Kind kind, std::string bytes) {
   Connection::End& end = connection->ends[from];
   const Link& way = link(end.host, connection->ends[1 - from].host);
-  Duration delay = options_.least_delay + Duration(static_cast<int64_t>(random_.below(
-                                              static_cast<uint64_t>(options_.jitter.count()) + 1)));
+  Duration delay = options_.least_delay +
+                   Duration(static_cast<int64_t>(random_.below(static_cast<uint64_t>(options_.jitter.count()) + 1)));
   delay += way.per_byte * static_cast<int64_t>(bytes.size());
   TimePoint when = timeline_.now() + delay;
   // A reset overtakes the bytes that wait for a slow link: they die with the sender's end.

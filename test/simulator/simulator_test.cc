@@ -38,7 +38,8 @@ struct Found {
 TEST(Simulator, SeedsThatFoundBugsHold) {
   constexpr Found kFound[] = {
       {run_transfers, 19, "a cancelled write outlived its session and used the session's path"},
-      {run_transfers, 36, "a write sent again on a second lane was called quiet while the first lane's bytes still landed"},
+      {run_transfers, 36,
+       "a write sent again on a second lane was called quiet while the first lane's bytes still landed"},
       {run_transfers, 53, "a swallowed lane was waited on by every later transfer"},
       {run_transfers, 254, "a read that named a region of a dead incarnation was served by its successor"},
       {run_parcels, 47, "a stream that did not fit into its lane at once was never gone on with"},

@@ -249,7 +249,8 @@ void Transfers::unregister_one() {
     fill_poison(area->base, area->bytes());
     book_.watch(*engine, area->base, area->bytes(), kNever, fmt::format("region {}, unregistered", area->region.id),
                 {});
-    world_.timeline().in(world_.draw(milliseconds(0), seconds(2)), [this, engine, area, life] { register_again(*engine, area, life); });
+    world_.timeline().in(world_.draw(milliseconds(0), seconds(2)),
+                         [this, engine, area, life] { register_again(*engine, area, life); });
   };
   engine->core().unregister(area->region.id, engine->loop().now() + patience, quiet,
                             [this, engine] { world_.fail("{} had a region in quarantine", engine->name()); });

@@ -52,7 +52,8 @@ void Transfers::check_live(SimEngine& engine, Live& live) {
 void Transfers::ended(const LivePtr& live) {
   machines_[live->initiator->host()].live.erase(live->serial);
   const Outcome& outcome = live->task->completion->outcome();
-  world_.history().mark(201, live->serial * 64 + (outcome.status.ok() ? 0u : static_cast<uint64_t>(outcome.status.error().code)));
+  world_.history().mark(
+      201, live->serial * 64 + (outcome.status.ok() ? 0u : static_cast<uint64_t>(outcome.status.error().code)));
   world_.history().say("#{} ends: {}{}", live->serial, outcome.status.ok() ? "ok" : outcome.status.error().to_string(),
                        outcome.remote == RemoteQuiet::quiet ? "" : ", far side unknown");
   ++(outcome.status.ok() ? tally_.ok : tally_.failed);

@@ -29,7 +29,7 @@ class Workload {
 
 struct Shape {
   size_t engines = 3;
-  Duration length = std::chrono::seconds(20);         // of the part with faults
+  Duration length = std::chrono::seconds(20);  // of the part with faults
   Duration between_actions = std::chrono::milliseconds(50);
   Duration between_faults = std::chrono::milliseconds(800);
   Wires::Options wires;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kQueuedPieces = 2;  // of one lane: one being sent, one ready
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
-constexpr size_t kTurnPieces = 4;  // into a lane that takes them all, before the others get their turn (I7)
+constexpr size_t kTurnPieces = 4;    // into a lane that takes them all, before the others get their turn (I7)
 constexpr size_t kMaxStreams = 256;  // of one lane, with the fetches that wait for their answer (I6)
 
 OutFrame frame_of(FrameType type, uint64_t op, uint16_t code, const std::string& table, std::vector<iovec> payload) {

@@ -52,8 +52,8 @@ TcpPath::~TcpPath() {
 void TcpPath::start(std::shared_ptr<Job> job) {
   const bool small = is_small(*job);
   const uint64_t chunk_bytes = small ? kMaxPayload : options_.chunk_bytes;
-  auto work = std::make_shared<Work>(
-      Work{job, next_work_++, Chunker(job->pairs, chunk_bytes, kMaxSpans), 0, 0, false, {}, {}});
+  auto work =
+      std::make_shared<Work>(Work{job, next_work_++, Chunker(job->pairs, chunk_bytes, kMaxSpans), 0, 0, false, {}, {}});
   works_.emplace(job.get(), work);
   if (small) {
     ++work->outstanding;
