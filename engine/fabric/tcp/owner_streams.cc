@@ -65,10 +65,9 @@ void Owner::pump(const ServedPtr& served) {
       });
       break;
     }
-    if (!send_next(*served, streams.front()))
-      streams.pop_front();
-    else
-      streams.splice(streams.end(), streams, streams.begin());
+    Streaming next = std::move(streams.front());
+    streams.pop_front();  // sending may lose the lane, and its streams with it
+    if (send_next(*served, next)) streams.push_back(std::move(next));
   }
   served->pumping = false;
 }
