@@ -90,7 +90,9 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     auto operator<=>(const ClaimKey&) const = default;
   };
   struct Reader {
-    OwnerSession* session = nullptr;  // null: between sessions, within the grace
+    // Those that stand, the one that spoke last at the end; none: within the grace. An old connection's hello may be
+    // handled after a new one's, and its end then says nothing about the reader.
+    std::vector<OwnerSession*> sessions;
     std::unique_ptr<Timer> grace;
     size_t waiting = 0;
   };

@@ -18,6 +18,11 @@ uint32_t rank_index(const RankId& rank, uint32_t tp_size) {
 
 void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& frame) {
   const ReaderKey reader{session.engine_id(), session.incarnation()};
+  if (const auto known = readers_.find(reader);
+      known != readers_.end() && !known->second.sessions.empty() && known->second.sessions.back() != &session) {
+    std::erase(known->second.sessions, &session);
+    known->second.sessions.push_back(&session);
+  }
   switch (frame.body_case()) {
     case proto::Frame::kClaim:
       return on_claim(reader, frame.claim(),
@@ -60,15 +65,15 @@ void ParcelOwner::on_reader_came(OwnerSession& session) {
     if (known.engine_id == key.engine_id && known.incarnation != key.incarnation) former.push_back(known);
   for (const ReaderKey& dead : former) fail_reader(dead);
   Reader& reader = readers_[key];
-  reader.session = &session;
+  reader.sessions.push_back(&session);
   reader.grace.reset();
 }
 
 void ParcelOwner::on_reader_left(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
   const auto found = readers_.find(key);
-  if (found == readers_.end() || found->second.session != &session) return;
-  found->second.session = nullptr;
+  if (found == readers_.end() || std::erase(found->second.sessions, &session) == 0) return;
+  if (!found->second.sessions.empty()) return;
   found->second.grace = std::make_unique<Timer>(parts_.loop);
   found->second.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, key] { fail_reader(key); });
 }
@@ -329,7 +334,7 @@ proto::Ticket ParcelOwner::ticket_of(const Claim& claim, const Parcel& parcel) c
 
 void ParcelOwner::send_ticket(const ReaderKey& key, uint64_t number, const Result<ClaimPtr>& granted) {
   const auto reader = readers_.find(key);
-  if (reader == readers_.end() || reader->second.session == nullptr) return;  // it asks again when it is back
+  if (reader == readers_.end() || reader->second.sessions.empty()) return;  // it asks again when it is back
   proto::Frame frame;
   if (granted) {
     *frame.mutable_ticket() = ticket_of(**granted, *(*granted)->parcel);
@@ -338,7 +343,7 @@ void ParcelOwner::send_ticket(const ReaderKey& key, uint64_t number, const Resul
     frame.mutable_ticket()->set_code(static_cast<uint32_t>(granted.error().code));
     frame.mutable_ticket()->set_message(granted.error().message);
   }
-  reader->second.session->send(frame);
+  reader->second.sessions.back()->send(frame);
 }
 
 }  // namespace kvferry

@@ -53,7 +53,8 @@ class Parcels final : public Workload {
     std::vector<uint32_t> blocks;
     bool published = false;
     bool given_back = false;
-    TimePoint expires;  // by the owner's clock
+    std::optional<size_t> group;  // the reader instance that accepted it
+    TimePoint expires;            // by the owner's clock
   };
   // What one request leaves at a prefiller, under one transfer id.
   struct Request {
@@ -64,11 +65,10 @@ class Parcels final : public Workload {
     uint32_t tokens = 0;
     Duration lease{0};
     std::string fingerprint;
-    std::vector<Share> shares;       // by owner rank
-    std::optional<size_t> accepted;  // by this reader instance
-    size_t readings = 0;             // that were begun
-    size_t died = 0;                 // of them, with their process
-    TimePoint last_death;            // of the timeline
+    std::vector<Share> shares;  // by owner rank
+    size_t readings = 0;        // that were begun
+    size_t died = 0;            // of them, with their process
+    TimePoint last_death;       // of the timeline
     bool must_work = false;
   };
   using RequestPtr = std::shared_ptr<Request>;

@@ -94,7 +94,6 @@ void Parcels::ended(SimEngine& engine, Reading& reading) {
     ++tally_.accepted;
     check_accepted(reading);
     if (world_.failed()) return;
-    request.accepted = reading.instance;
   } else {
     ++tally_.refused;
     if (request.must_work)
@@ -109,7 +108,7 @@ void Parcels::ended(SimEngine& engine, Reading& reading) {
 }
 
 void Parcels::check_accepted(const Reading& reading) {
-  const Request& request = *reading.request;
+  Request& request = *reading.request;
   const Cache& cache = *machines_[reading.engine->host()].cache;
   if (reading.fingerprint != request.fingerprint)
     return world_.fail("I1: {} was accepted under another fingerprint", request.id);
@@ -117,10 +116,14 @@ void Parcels::check_accepted(const Reading& reading) {
   if (!where.empty())
     return world_.fail("I1: {} accepted {} and does not hold what was published: {}", reading.engine->name(),
                        request.id, where);
-  if (request.accepted && *request.accepted != reading.instance)
-    return world_.fail("{} was accepted by decoders {} and {}", request.id, *request.accepted, reading.instance);
-  for (const Share& share : request.shares)
+  for (const RankId owner : owners_to_settle(cache.layout().rank, options_.owner_cache.tp_size, 1)) {
+    Share& share = request.shares[owner.tp];
     if (!share.published) return world_.fail("I1: {} was accepted before it was published", request.id);
+    if (share.group && *share.group != reading.instance)
+      return world_.fail("{} of {} was accepted by decoders {} and {}", request.id, share.engine->name(), *share.group,
+                         reading.instance);
+    share.group = reading.instance;
+  }
 }
 
 // ---- the end
@@ -156,7 +159,7 @@ void Parcels::check_reach() {
         SimEngine& engine = world_.engine(owner_machine(owner, rank));
         auto blocks = machines_[engine.host()].cache->take(1);
         if (blocks.empty()) return world_.fail("I2: {} has lost all its blocks", engine.name());
-        request->shares.push_back(Share{&engine, engine.life(), std::move(blocks), false, false, {}});
+        request->shares.push_back(Share{&engine, engine.life(), std::move(blocks), false, false, {}, {}});
       }
       publish(request);
       for (size_t rank = 0; rank < options_.reader_cache.tp_size; ++rank) {

@@ -74,8 +74,11 @@ void draw_caches(Random& random, Parcels::Options& options) {
   }
   reader.blocks = 60;
   if (random.below(10) == 0) {  // parcels of many slices
-    owner.head_size = reader.head_size = 4096;
+    owner.head_size = reader.head_size = 8192;
     owner.block_tokens = reader.block_tokens = 4;
+    owner.layers = reader.layers = 1;
+    owner.blocks = 8;
+    reader.blocks = 16;
   }
 }
 
@@ -89,6 +92,8 @@ Verdict run_parcels(uint64_t seed, bool recording) {
   shape.between_actions = milliseconds(100 + static_cast<int64_t>(random.below(200)));
   Parcels::Options options;
   draw_caches(random, options);
+  // Small windows over long wires are for small parcels: large ones would not arrive by any deadline.
+  if (options.owner_cache.head_size >= 32) shape.wires.buffer_bytes = size_t{256} << 10;
   options.owners = 1 + random.below(2);
   options.readers = 1 + random.below(3);
   if (random.below(40) == 0) {

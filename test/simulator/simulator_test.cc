@@ -13,13 +13,14 @@ std::string told(const Verdict& verdict) {
 }
 
 TEST(Simulator, ASeedRunsTwiceInTheSameWay) {
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
-    const Verdict first = run_transfers(seed, false);
-    const Verdict again = run_transfers(seed, true);
-    ASSERT_EQ(first.digest, again.digest) << "seed " << seed;
-    ASSERT_EQ(first.events, again.events) << "seed " << seed;
-    ASSERT_GT(again.history.size(), 20u);
-  }
+  for (const Scenario scenario : {run_transfers, run_parcels})
+    for (uint64_t seed = 1; seed <= 25; ++seed) {
+      const Verdict first = scenario(seed, false);
+      const Verdict again = scenario(seed, true);
+      ASSERT_EQ(first.digest, again.digest) << "seed " << seed;
+      ASSERT_EQ(first.events, again.events) << "seed " << seed;
+      ASSERT_GT(again.history.size(), 10u);
+    }
 }
 
 TEST(Simulator, DifferentSeedsAreDifferentRuns) {
@@ -29,19 +30,22 @@ TEST(Simulator, DifferentSeedsAreDifferentRuns) {
 // Seeds that found something, each with what it was. A change to the simulator changes what a seed does: they guard the
 // engine as long as nobody touches the scenario, and cost little after that.
 struct Found {
+  Scenario scenario;
   uint64_t seed;
   const char* what;
 };
 
 TEST(Simulator, SeedsThatFoundBugsHold) {
   constexpr Found kFound[] = {
-      {19, "a cancelled write outlived its session and used the session's path"},
-      {36, "a write sent again on a second lane was called quiet while the first lane's bytes still landed"},
-      {53, "a swallowed lane was waited on by every later transfer"},
-      {254, "a read that named a region of a dead incarnation was served by its successor"},
+      {run_transfers, 19, "a cancelled write outlived its session and used the session's path"},
+      {run_transfers, 36,
+       "a write sent again on a second lane was called quiet while the first lane's bytes still landed"},
+      {run_transfers, 53, "a swallowed lane was waited on by every later transfer"},
+      {run_transfers, 254, "a read that named a region of a dead incarnation was served by its successor"},
+      {run_parcels, 47, "a stream that did not fit into its lane at once was never gone on with"},
   };
   for (const Found& found : kFound) {
-    const Verdict verdict = run_transfers(found.seed, true);
+    const Verdict verdict = found.scenario(found.seed, true);
     EXPECT_TRUE(verdict.failure.empty()) << "seed " << found.seed << " (" << found.what << "): " << told(verdict);
   }
 }

@@ -162,6 +162,8 @@ Result<std::vector<iovec>> Owner::on_frame(Lane& lane, const Header& header, Byt
 
 void Owner::on_drained(Lane& lane) {
   lane.pause_input(false);
+  const ServedPtr served = find(lane);
+  pump(served);
 }
 
 void Owner::serve_read(const ServedPtr& served, const Header& header, Spans spans) {

@@ -83,6 +83,7 @@ class Owner final : private LaneHandler {
     Staging::Buffer staging;  // where it arrives, for memory that the CPU cannot touch
     std::list<Streaming> streams;
     size_t fetches_asked = 0;  // not answered by the desk yet
+    bool pumping = false;      // in pump(), which drains the lane, which asks for more
   };
   using ServedPtr = std::shared_ptr<Served>;
 
@@ -100,7 +101,7 @@ class Owner final : private LaneHandler {
   void reply(Served& served, FrameType type, uint64_t op, const Status& status);
   ServedPtr find(const Lane& lane) const;
   Result<std::vector<iovec>> accept_fetch(const ServedPtr& served, const Header& header, ByteSpan table);
-  void pump(Served& served);
+  void pump(const ServedPtr& served);
   bool send_next(Served& served, Streaming& streaming);
   // A copy in the order of adopt(), so that lanes may be retired while it is walked.
   std::vector<ServedPtr> all() const;

@@ -7,6 +7,7 @@ namespace {
 
 constexpr size_t kQueuedPieces = 2;  // of one lane: one being sent, one ready
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+constexpr size_t kTurnPieces = 4;    // into a lane that takes them all, before the others get their turn (I7)
 constexpr size_t kMaxStreams = 256;  // of one lane, with the fetches that wait for their answer (I6)
 
 OutFrame frame_of(FrameType type, uint64_t op, uint16_t code, const std::string& table, std::vector<iovec> payload) {
@@ -46,19 +47,29 @@ Result<std::vector<iovec>> Owner::accept_fetch(const ServedPtr& served, const He
     --asker->fetches_asked;
     if (!source) return refuse(*asker, source.error());
     asker->streams.push_back(Streaming{op, std::move(*source)});
-    pump(*asker);
+    pump(asker);
   });
   return std::vector<iovec>{};
 }
 
 // Fills the lane's queue with the next pieces of its streams, each in turn.
-void Owner::pump(Served& served) {
-  while (!served.streams.empty() && !served.lane->closed() && served.lane->queued_frames() < kQueuedPieces) {
-    if (!send_next(served, served.streams.front()))
-      served.streams.pop_front();
-    else if (served.streams.size() > 1)
-      served.streams.splice(served.streams.end(), served.streams, served.streams.begin());
+void Owner::pump(const ServedPtr& served) {
+  if (served->pumping) return;
+  served->pumping = true;
+  std::list<Streaming>& streams = served->streams;
+  for (size_t pieces = 0; !streams.empty() && !served->lane->closed(); ++pieces) {
+    if (served->lane->queued_frames() >= kQueuedPieces) break;  // on_drained() comes back here
+    if (pieces == kTurnPieces) {
+      loop_.defer([this, weak = std::weak_ptr<Served>(served)] {
+        if (const ServedPtr later = weak.lock(); later && later->guest != nullptr) pump(later);
+      });
+      break;
+    }
+    Streaming next = std::move(streams.front());
+    streams.pop_front();  // sending may lose the lane, and its streams with it
+    if (send_next(*served, next)) streams.push_back(std::move(next));
   }
+  served->pumping = false;
 }
 
 // Queues a piece; false: the trailer is queued too, and the stream is all handed over. A small stream leaves in one go.
