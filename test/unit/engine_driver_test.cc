@@ -1,0 +1,105 @@
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "engine/run/driver.h"
+#include "test/support/eventually.h"
+
+namespace kvferry {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+class DriverTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<EpollLoop> loop_ = std::move(EpollLoop::create(std::make_shared<SystemClock>())).value();
+  std::unique_ptr<LoopDriver> driver_ = std::move(LoopDriver::create(*loop_)).value();
+};
+
+TEST_F(DriverTest, RunsWhatIsPostedWithoutAWaiter) {
+  for (int i = 0; i < 200; ++i) {
+    std::atomic<bool> ran{false};
+    driver_->post([&] { ran.store(driver_->owned_here()); });
+    ASSERT_TRUE(test::eventually([&] { return ran.load(); }));
+  }
+}
+
+TEST_F(DriverTest, LetsTheWaiterRunTheLoop) {
+  int here = 0;
+  for (int i = 0; i < 200; ++i) {
+    std::atomic<bool> done{false};
+    std::thread::id ran_in;
+    driver_->post(
+        [&] {
+          ran_in = std::this_thread::get_id();
+          done.store(true);
+          driver_->wake_waiters();
+        },
+        true);
+    driver_->wait(done, kNever);
+    here += ran_in == std::this_thread::get_id();
+  }
+  EXPECT_GT(here, 100);  // not all: the progress thread may be quicker
+}
+
+TEST_F(DriverTest, StopsWaitingAtTheDeadline) {
+  const std::atomic<bool> never{false};
+  const TimePoint began = loop_->now();
+  driver_->wait(never, began + milliseconds(50));
+  EXPECT_GE(loop_->now() - began, milliseconds(50));
+  EXPECT_LT(loop_->now() - began, seconds(5));
+}
+
+TEST_F(DriverTest, RunsTimersWhoeverOwnsTheLoop) {
+  std::atomic<bool> early{false};
+  std::atomic<bool> late{false};
+  driver_->post([&] {
+    loop_->call_at(loop_->now() + milliseconds(20), [&] { early.store(true), driver_->wake_waiters(); });
+    loop_->call_at(loop_->now() + milliseconds(120), [&] { late.store(true); });
+  });
+  driver_->wait(early, kNever);
+  EXPECT_TRUE(test::eventually([&] { return late.load(); }));
+}
+
+// Threads wait, post and leave at once, in every order: everything runs, once, in one thread at a time.
+TEST_F(DriverTest, RunsEverythingOnceWhenManyThreadsPostAndWait) {
+  constexpr int kThreads = 6;
+  constexpr int kRounds = 500;
+  int unguarded = 0;  // only the loop's owner may touch it: ThreadSanitizer watches
+  std::atomic<int> loose{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kRounds; ++i) {
+        if ((i + t) % 3 == 0) {
+          driver_->post([&] { ++unguarded, ++loose; });
+          continue;
+        }
+        std::atomic<bool> done{false};
+        driver_->post(
+            [&] {
+              ++unguarded;
+              ++loose;
+              done.store(true);
+              driver_->wake_waiters();
+            },
+            i % 2 == 0);
+        driver_->wait(done, kNever);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(test::eventually([&] { return loose.load() == kThreads * kRounds; }));
+  driver_->stop();
+  EXPECT_EQ(unguarded, kThreads * kRounds);
+}
+
+TEST_F(DriverTest, RunsWhatIsPostedBeforeItStops) {
+  std::atomic<int> ran{0};
+  for (int i = 0; i < 100; ++i) driver_->post([&] { ++ran; });
+  driver_->stop();
+  EXPECT_EQ(ran.load(), 100);
+}
+
+}  // namespace
+}  // namespace kvferry
