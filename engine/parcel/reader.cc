@@ -287,7 +287,7 @@ void ParcelReader::stop_share(Share& share) {
 }
 
 void ParcelReader::give_up(const ReadPtr& read, ReadState state, const Error& why) {
-  if (read->over) return;
+  if (std::exchange(read->over, true)) return;  // from here on: a session that breaks below must not take it up again
   for (Share& share : read->shares) {
     stop_share(share);
     by_number_.erase(share.number);

@@ -194,8 +194,10 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
   share.state = transition(share.state, ReadEvent::read_done);
   read->bytes += share.plan.pairs.bytes();
   const bool one_way = !digest.has_value();
+  // Before the owner is told: the session may break over it, and shares without a verdict are read again then.
+  if (one_way) share.state = transition(share.state, ReadEvent::verdict_valid);
   settle(read, share, one_way, digest.value_or(0));
-  if (one_way) accept_share(read, index);
+  if (one_way && !read->over) accept_share(read, index);
 }
 
 uint64_t ParcelReader::digest_of_share(const Read& read, const Share& share) const {

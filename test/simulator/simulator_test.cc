@@ -43,6 +43,9 @@ TEST(Simulator, SeedsThatFoundBugsHold) {
       {run_transfers, 53, "a swallowed lane was waited on by every later transfer"},
       {run_transfers, 254, "a read that named a region of a dead incarnation was served by its successor"},
       {run_parcels, 47, "a stream that did not fit into its lane at once was never gone on with"},
+      {run_parcels, 97, "an old connection's hello, handled late, made the owner forget a living reader"},
+      {run_parcels, 137, "a lane that broke under a stream took the stream's list with it"},
+      {run_parcels, 483, "a session that broke over a settle aborted the reader"},
   };
   for (const Found& found : kFound) {
     const Verdict verdict = found.scenario(found.seed, true);
