@@ -20,6 +20,11 @@ class Acceptor::Pending final : public StreamHandler {
   }
 
   const Stream& stream() const { return *stream_; }
+  // It is destroyed in a later turn; nothing happens to it until then.
+  void stop() {
+    expiry_.cancel();
+    if (stream_) stream_->set_handler(nullptr);
+  }
 
  private:
   void on_stream_ready(bool, bool) override {
@@ -87,6 +92,7 @@ void Acceptor::accepted(std::unique_ptr<Stream> stream) {
 
 // Called from within the pending connection: it is destroyed in a later turn.
 void Acceptor::settled(Pending& pending) {
+  pending.stop();
   auto entry = pending_.extract(&pending);
   if (!entry.empty()) loop_.defer([keep = std::move(entry.mapped())] {});
 }

@@ -45,6 +45,7 @@ TEST(Simulator, SeedsThatFoundBugsHold) {
       {run_parcels, 47, "a stream that did not fit into its lane at once was never gone on with"},
       {run_parcels, 97, "an old connection's hello, handled late, made the owner forget a living reader"},
       {run_parcels, 137, "a lane that broke under a stream took the stream's list with it"},
+      {run_parcels, 1410, "a connection's patience ended in the turn in which it became a lane"},
       {run_parcels, 483, "a session that broke over a settle aborted the reader"},
   };
   for (const Found& found : kFound) {
