@@ -137,6 +137,8 @@ bool Parcels::at_rest() {
 
 void Parcels::check_recovered() {
   world_.run_until(seconds(14), [] { return false; });
+  // An idle engine has no turns, and so nobody has looked.
+  for (size_t i = 0; i < world_.engines() && !world_.failed(); ++i) book_.check(world_.engine(i));
   if (!world_.failed()) check_reach();
   if (!world_.failed()) check_tables();
 }
@@ -185,6 +187,7 @@ void Parcels::check_tables() {
   world_.run_until(seconds(8), [] { return false; });
   for (size_t i = 0; i < world_.engines() && !world_.failed(); ++i) {
     SimEngine& engine = world_.engine(i);
+    book_.check(engine);
     if (engine.gauge("kvferry_parcels") != 0 || engine.gauge("kvferry_parcel_claims") != 0)
       world_.fail("I6: {} keeps {} parcels and {} claims", engine.name(), engine.gauge("kvferry_parcels"),
                   engine.gauge("kvferry_parcel_claims"));

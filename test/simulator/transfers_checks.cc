@@ -171,6 +171,7 @@ bool Transfers::at_rest() {
 void Transfers::check_recovered() {
   // Memory is not watched any more, and connections that were swallowed are noticed.
   world_.run_until(seconds(14), [] { return false; });
+  for (size_t i = 0; i < world_.engines() && !world_.failed(); ++i) book_.check(world_.engine(i));
   if (!world_.failed()) check_reach();
   if (!world_.failed()) check_tables();
 }
