@@ -26,6 +26,7 @@ OwnerSession::OwnerSession(Context context, std::unique_ptr<Stream> stream)
 }
 
 OwnerSession::~OwnerSession() {
+  if (over_) return;  // and perhaps the lanes before it: it is destroyed in a later turn than it ends
   over_ = true;
   context_.lanes.drop_guest(*this);
   if (context_.local != nullptr) context_.local->detach(*this);

@@ -78,7 +78,7 @@ TEST_P(Completions, CallBackOnceEach) {
   std::atomic<int> called{0};
   for (int i = 0; i < kCount; ++i) {
     const Transfer transfer =
-        must(initiator_->submit(request(Operation::read, {pair(0, 0, i % 2 == 0 ? 100 : size_t{1} << 20)})));
+        must(initiator_->submit(request(Operation::write, {pair(0, 0, i % 2 == 0 ? 100 : size_t{1} << 20)})));
     const auto count = [&](const Outcome& outcome) { called += outcome.status.ok() ? 1 : 1000; };
     transfer.on_done(count);
     transfer.on_done(count);
@@ -141,7 +141,7 @@ TEST_P(Completions, WakeAnEventLoop) {
   std::vector<uint64_t> wanted;
   for (int i = 0; i < 50; ++i)
     wanted.push_back(
-        must(initiator_->submit(request(Operation::read, {pair(0, 0, i % 2 == 0 ? 100 : size_t{1} << 20)}))).id());
+        must(initiator_->submit(request(Operation::write, {pair(0, 0, i % 2 == 0 ? 100 : size_t{1} << 20)}))).id());
   std::vector<uint64_t> got;
   while (got.size() < wanted.size()) {
     pollfd event{fd, POLLIN, 0};
