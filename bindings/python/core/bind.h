@@ -9,6 +9,7 @@ void bind_handles(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 void bind_layout(nanobind::module_& module);
 void bind_parcels(nanobind::module_& module);
+void bind_bootstrap(nanobind::module_& module);
 void bind_completion_queue(nanobind::module_& module);
 
 }  // namespace kvferry::python

@@ -53,6 +53,16 @@ class PyBootstrapServer {
   std::unique_ptr<bootstrap::Server> server_;
 };
 
+class PyBootstrapClient {
+ public:
+  PyBootstrapClient(double timeout, std::string token)
+      : client_(take(BlockingClient::create({std::move(token), to_duration(timeout)}))) {}
+  BlockingClient& get() const { return *client_; }
+
+ private:
+  std::unique_ptr<BlockingClient> client_;
+};
+
 // host:port of the engine, out of the URL that vLLM's own workers would be reached by.
 std::string address_of(const Registration& worker) {
   const size_t scheme = worker.addr.find("://");
@@ -91,24 +101,19 @@ void bind_client(nb::module_& module) {
       .def_prop_ro("pp_rank", [](const Registration& self) { return self.rank.pp; })
       .def_prop_ro("address", &address_of, "host:port of its engine.")
       .def_ro("http", &Registration::http, "URL of its own server; empty: it has none.");
-  nb::class_<BlockingClient>(module, "BootstrapClient", "Asks bootstrap servers, by \"http://host:port\". Thread-safe.")
-      .def(
-          "__init__",
-          [](BlockingClient* self, double timeout, std::string token) {
-            auto made = take(BlockingClient::create({std::move(token), to_duration(timeout)}));
-            new (self) BlockingClient(std::move(*made));
-          },
-          "timeout"_a = 5.0, "token"_a = "")
+  nb::class_<PyBootstrapClient>(module, "BootstrapClient",
+                                "Asks bootstrap servers, by \"http://host:port\". Thread-safe.")
+      .def(nb::init<double, std::string>(), "timeout"_a = 5.0, "token"_a = "")
       .def(
           "workers",
-          [](BlockingClient& self, const std::string& base) {
-            return *take(without_gil([&] { return self.workers(base); }));
+          [](const PyBootstrapClient& self, const std::string& base) {
+            return *take(without_gil([&] { return self.get().workers(base); }));
           },
           "base"_a, "Who is registered there.")
       .def(
           "release",
-          [](BlockingClient& self, const std::string& base, const std::string& transfer_id, bool force) {
-            return name_of(take(without_gil([&] { return self.release(base, transfer_id, force); })));
+          [](const PyBootstrapClient& self, const std::string& base, const std::string& transfer_id, bool force) {
+            return name_of(take(without_gil([&] { return self.get().release(base, transfer_id, force); })));
           },
           "base"_a, "transfer_id"_a, "force"_a = false,
           "Releases a parcel at every rank: acknowledged, pending (ask again) or unknown.");

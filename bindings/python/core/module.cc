@@ -15,6 +15,7 @@ NB_MODULE(_core, module) {
   kvferry::python::bind_engine(module);
   kvferry::python::bind_layout(module);
   kvferry::python::bind_parcels(module);
+  kvferry::python::bind_bootstrap(module);
   kvferry::python::bind_completion_queue(module);
   module.def(
       "choose_fabrics",

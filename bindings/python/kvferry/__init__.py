@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 from kvferry._core import (
     NO_BLOCK,
+    BootstrapClient,
+    BootstrapServer,
     CompletionQueue,
     Engine,
     KvGroup,
@@ -22,6 +24,7 @@ from kvferry._core import (
     ParcelStatus,
     Peer,
     Region,
+    RegisteredWorker,
     RemoteRegion,
     Transfer,
     owners_to_settle,
@@ -32,6 +35,8 @@ __version__ = version("kvferry")
 
 __all__ = [
     "NO_BLOCK",
+    "BootstrapClient",
+    "BootstrapServer",
     "CompletionQueue",
     "Engine",
     "Error",
@@ -48,6 +53,7 @@ __all__ = [
     "Parcels",
     "Peer",
     "Region",
+    "RegisteredWorker",
     "ReleasedParcel",
     "RemoteRegion",
     "Span",
