@@ -28,7 +28,7 @@ def eventually(holds: Callable[[], bool], seconds: float, what: str) -> float:
     began = time.monotonic()
     while not holds():
         check(time.monotonic() - began < seconds, f"not within {seconds} s: {what}")
-        time.sleep(0.02)
+        time.sleep(0.02)  # pause of a wait
     return time.monotonic() - began
 
 
@@ -94,6 +94,4 @@ def check_equal(got: Sequence[Answer], wanted: Sequence[Answer]) -> None:
 
 def forget_prefixes(server: Server) -> None:
     """The server's prefix cache is empty afterwards."""
-    eventually(
-        lambda: get(server.port, "/reset_prefix_cache", "POST")[0] == 200, 10, "the prefix cache can be reset"
-    )
+    eventually(lambda: get(server.port, "/reset_prefix_cache", "POST")[0] == 200, 10, "the prefix cache can be reset")

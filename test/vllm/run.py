@@ -1,4 +1,4 @@
-"""Runs cases on real vLLM servers: run.py [--case NAME ...] [--json]. scripts/test_vllm calls it and says what is there."""
+"""Runs cases on real vLLM servers: run.py [--case NAME ...] [--json]. scripts/test_vllm sets up what it needs."""
 
 from __future__ import annotations
 

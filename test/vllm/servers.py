@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,8 +41,8 @@ def get(port: int, path: str, method: str = "GET", timeout: float = 10.0) -> tup
 class Server:
     """A process with a port that answers GET `health` with 200 when it is up."""
 
-    def __init__(self, name: str, command: list[str], port: int, log: Path, env: dict[str, str], health: str) -> None:
-        self.name, self.port, self.log = name, port, log
+    def __init__(self, command: list[str], port: int, log: Path, env: dict[str, str], health: str) -> None:
+        self.name, self.port, self.log = log.stem, port, log
         self._health = health
         with log.open("ab") as out:
             # A session of its own: the workers of vLLM end with it.
@@ -59,7 +60,7 @@ class Server:
                     return
             except OSError:
                 pass
-            time.sleep(0.2)
+            time.sleep(0.2)  # pause of a wait
         raise RuntimeError(f"{self.name} did not start within {START_SECONDS:.0f} s:\n{self.tail()}")
 
     def tail(self) -> str:
@@ -67,10 +68,8 @@ class Server:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """All of its processes; returns when they are gone."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
         self.process.wait(30)
         # vLLM's workers make sessions of their own: they end when their parent does.
 
@@ -139,7 +138,7 @@ class Deployment:
         command += ["--prefill", f"http://127.0.0.1:{self.prefiller.port}", str(self.bootstrap_port)]
         command += ["--decode", f"http://127.0.0.1:{self.decoder.port}", "--connector", self.setup.connector]
         command += ["--min-prompt-bytes", "1", "--health-interval", "200ms"]
-        server = Server("proxy", command, port, self.folder / "proxy.log", {}, "/readiness")
+        server = Server(command, port, self.folder / "proxy.log", {}, "/readiness")
         self._all.append(server)
         server.wait_until_up()
         return server
@@ -173,7 +172,7 @@ class Deployment:
             "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), *self.setup.paths]),
             **self.setup.env,
         }
-        server = Server(name, command, port, self.folder / f"{name}.log", env, "/health")
+        server = Server(command, port, self.folder / f"{name}.log", env, "/health")
         self._all.append(server)
         return server
 

@@ -43,7 +43,7 @@ def patch_layout(layout: ModuleType) -> None:
     original = layout.describe
 
     def describe(config: Any, cache: Any, tensors: Any, rank: Any, register: Any) -> Any:  # noqa: ANN401
-        import kvferry  # noqa: PLC0415
+        import kvferry
 
         told = original(config, cache, tensors, rank, register)
         whole = told.layout

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):  # noqa: PLR0904, the interface is vLLM's
+class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
     """One instance in the scheduler's process, one in each worker's; they share nothing but each step's metadata."""
 
     _cache_hit_source = CacheHitSource.P2P

@@ -88,7 +88,7 @@ def _own_base(parallel: ParallelConfig) -> tuple[str, int]:
 
 def rank_of_this_worker(parallel: ParallelConfig) -> kvferry.ParallelRank:
     """REQUIRES: vLLM's process groups are set up."""
-    from vllm.distributed.parallel_state import (  # noqa: PLC0415, loads the model executor
+    from vllm.distributed.parallel_state import (
         get_pp_group,
         get_tensor_model_parallel_rank,
     )
