@@ -15,7 +15,7 @@ from typing import Any
 
 from asking import Answer, AskError, ask, ask_all, body_of, post, prompts
 from checking import BLOCK_TOKENS, Ledger, blocks_of, check, check_equal, eventually, forget_prefixes
-from servers import Deployment, get, used_blocks
+from servers import Deployment, Server, get, running, used_blocks
 
 Result = dict[str, Any]
 Case = Callable[[Deployment], Result]
@@ -83,12 +83,21 @@ def _free(deployment: Deployment, seconds: float = 1.0) -> float:
     )
 
 
-def _hang_up(deployment: Deployment, prompt: list[int], after: float, stream: bool) -> None:
-    """A client that leaves in the middle."""
-    connection = post_only(deployment.proxy.port, body_of(prompt, stream, max_tokens=200, min_tokens=200))
-    # The stage at which it leaves is what differs from case to case: nothing tells of most of them.
-    time.sleep(after)  # not a pause of a wait
-    connection.close()
+def _count(server: Server, metric: str) -> Callable[[], bool]:
+    """Whether it has grown since now."""
+    before = server.metric(metric)
+    return lambda: server.metric(metric) > before
+
+
+def _stages(deployment: Deployment) -> dict[str, Callable[[], bool]]:
+    """When a client leaves."""
+    return {
+        "sent": lambda: True,
+        "computing": lambda: used_blocks(deployment.prefiller) > 0,
+        "published": _count(deployment.prefiller, "vllm:kvferry_parcels_published_total"),
+        "read": _count(deployment.decoder, "vllm:kvferry_read_bytes_total"),
+        "decoding": _count(deployment.decoder, "vllm:generation_tokens_total"),
+    }
 
 
 def post_only(port: int, body: bytes) -> http.client.HTTPConnection:
@@ -98,18 +107,18 @@ def post_only(port: int, body: bytes) -> http.client.HTTPConnection:
 
 
 def client_gone(deployment: Deployment) -> Result:
-    """At each stage: while the prompt is computed, handed over, decoded."""
+    """A client that leaves at each stage: the prefiller has its blocks back."""
     longest = 0.0
-    for number, after in enumerate((0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)):
+    for number, stage in enumerate(_stages(deployment)):
         for stream in (False, True):
             (prompt,) = prompts(1, seed=100 + 2 * number + stream, shortest=1700)
-            _hang_up(deployment, prompt, after, stream)
-            eventually(
-                lambda: deployment.prefiller.metric("vllm:num_requests_running") == 0,
-                20,
-                "the prefiller has ended the request",
-            )
+            reached = _stages(deployment)[stage]
+            connection = post_only(deployment.proxy.port, body_of(prompt, stream, max_tokens=200, min_tokens=200))
+            eventually(reached, 20, f"the request gets as far as {stage}")
+            connection.close()
+            eventually(lambda: running(deployment.prefiller) == 0, 20, "the prefiller has ended the request")
             longest = max(longest, _free(deployment))
+            eventually(lambda: running(deployment.decoder) == 0, 20, "the decoder has ended the request")
     (prompt,) = prompts(1, seed=99, shortest=600)
     check_equal([ask(deployment.proxy.port, prompt)], local(deployment, [prompt]))
     return {"seconds_until_free": round(longest, 3)}

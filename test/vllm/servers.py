@@ -182,6 +182,10 @@ def used_blocks(server: Server) -> float:
     return server.metric("vllm:kv_cache_usage_perc")
 
 
+def running(server: Server) -> float:
+    return server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting")
+
+
 def versions() -> dict[str, str]:
     """What runs here, for reports."""
     listed = subprocess.run([sys.executable, "-m", "pip", "list"], capture_output=True, text=True, check=False).stdout

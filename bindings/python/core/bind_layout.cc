@@ -19,9 +19,8 @@ void bind_rank(nb::module_& module) {
       .def(
           "__init__",
           [](ParallelRank* self, uint32_t tp_size, uint32_t tp_rank, uint32_t pp_size, uint32_t pp_rank,
-             uint32_t dp_size, uint32_t dp_rank) {
-            new (self) ParallelRank{tp_size, tp_rank, pp_size, pp_rank, dp_size, dp_rank};
-          },
+             uint32_t dp_size,
+             uint32_t dp_rank) { new (self) ParallelRank{tp_size, tp_rank, pp_size, pp_rank, dp_size, dp_rank}; },
           nb::kw_only(), "tp_size"_a = 1, "tp_rank"_a = 0, "pp_size"_a = 1, "pp_rank"_a = 0, "dp_size"_a = 1,
           "dp_rank"_a = 0)
       .def_ro("tp_size", &ParallelRank::tp_size)
@@ -41,8 +40,9 @@ void bind_group(nb::module_& module) {
           [](KvGroup* self, uint32_t block_tokens, uint32_t block_count, uint32_t heads_total, uint32_t heads_local,
              uint32_t head_size_k, uint32_t head_size_v, uint32_t element_bits, uint32_t window_tokens,
              bool replicated) {
-            new (self) KvGroup{block_tokens, block_count,  heads_total,   heads_local, head_size_k,
-                               head_size_v,  element_bits, window_tokens, HeadSharing(replicated ? 1 : 0)};
+            new (self) KvGroup{block_tokens, block_count,   heads_total,
+                               heads_local,  head_size_k,   head_size_v,
+                               element_bits, window_tokens, HeadSharing(replicated ? 1 : 0)};
           },
           nb::kw_only(), "block_tokens"_a, "block_count"_a, "heads_total"_a, "heads_local"_a, "head_size_k"_a,
           "head_size_v"_a, "element_bits"_a, "window_tokens"_a = 0, "replicated"_a = false)
@@ -64,7 +64,9 @@ void bind_layer(nb::module_& module) {
       .def(
           "__init__",
           [](KvPlane* self, uint64_t region, uint64_t base, uint64_t block_stride, uint64_t head_stride,
-             uint64_t token_stride) { new (self) KvPlane{region, base, block_stride, head_stride, token_stride}; },
+             uint64_t token_stride) {
+            new (self) KvPlane{region, base, block_stride, head_stride, token_stride};
+          },
           nb::kw_only(), "region"_a, "base"_a, "block_stride"_a, "head_stride"_a, "token_stride"_a)
       .def_ro("region", &KvPlane::region)
       .def_ro("base", &KvPlane::base)

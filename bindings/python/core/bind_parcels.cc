@@ -32,7 +32,7 @@ std::vector<BlockList> to_blocks(nb::handle given) {
 
 void publish(const PyParcels& self, std::string transfer_id, nb::handle blocks, uint64_t tokens,
              std::string fingerprint, double lease, bool digest) {
-  ParcelSpec spec{std::move(transfer_id), to_blocks(blocks),    tokens,
+  ParcelSpec spec{std::move(transfer_id), to_blocks(blocks),  tokens,
                   std::move(fingerprint), to_duration(lease), digest};
   Parcels& parcels = self.get();
   check(without_gil([&] { return parcels.publish(std::move(spec)); }));
@@ -65,9 +65,10 @@ nb::list to_released(const std::vector<ParcelReleased>& released) {
 }
 
 void bind_outcome(nb::module_& module) {
-  nb::class_<ParcelReadOutcome>(module, "ParcelOutcome",
-                                "How the read of a parcel ended. The blocks hold the parcel if and only if it is ok; in "
-                                "every other case they must not be used. They are quiet in all of them.")
+  nb::class_<ParcelReadOutcome>(
+      module, "ParcelOutcome",
+      "How the read of a parcel ended. The blocks hold the parcel if and only if it is ok; in "
+      "every other case they must not be used. They are quiet in all of them.")
       .def_prop_ro("ok", [](const ParcelReadOutcome& self) { return self.state == ReadState::accepted; })
       .def_prop_ro(
           "state", [](const ParcelReadOutcome& self) { return std::string(to_string(self.state)); },
@@ -87,9 +88,10 @@ void bind_outcome(nb::module_& module) {
 }
 
 void bind_reading(nb::module_& module) {
-  nb::class_<ParcelReading>(module, "ParcelReading",
-                            "A read of a parcel: wait() for it, poll() it, or await it in asyncio. Dropping it does not "
-                            "cancel it; cancelling a task that awaits it does.")
+  nb::class_<ParcelReading>(
+      module, "ParcelReading",
+      "A read of a parcel: wait() for it, poll() it, or await it in asyncio. Dropping it does not "
+      "cancel it; cancelling a task that awaits it does.")
       .def_prop_ro("id", &ParcelReading::id)
       .def("done", &ParcelReading::done)
       .def("poll", &ParcelReading::poll, "The outcome if there is one.")
@@ -102,7 +104,8 @@ void bind_reading(nb::module_& module) {
             return *outcome;
           },
           "timeout"_a = nb::none(),
-          "Waits for the outcome and returns it; raises kvferry.Error when the parcel was not accepted. It comes by the "
+          "Waits for the outcome and returns it; raises kvferry.Error when the parcel was not accepted. It comes by "
+          "the "
           "read's own deadline; `timeout` (seconds) gives up waiting earlier.")
       .def(
           "wait_for",
@@ -175,15 +178,16 @@ void bind_owner(nb::class_<PyParcels>& parcels) {
 
 void bind_reader(nb::class_<PyParcels>& parcels) {
   parcels
-      .def("read", &read, "transfer_id"_a, "owners"_a, "blocks"_a, nb::kw_only(), "fingerprint"_a = "", "group"_a = "",
-           "expected_instance"_a = "", "first_token"_a = 0, "end_token"_a = 0, "more"_a = false, "timeout"_a = 30.0,
-           nb::sig("def read(self, transfer_id: str, owners: collections.abc.Sequence[Peer], blocks: "
-                   "collections.abc.Sequence[kvferry.types.Integers], *, fingerprint: str = \"\", group: str = \"\", "
-                   "expected_instance: str = \"\", first_token: int = 0, end_token: int = 0, more: bool = False, "
-                   "timeout: float = 30.0) -> ParcelReading"),
-           "Starts to read a parcel into blocks of this engine's cache. `owners`: every rank that owners_to_settle "
-           "names; `group`: this reader's instance; `first_token`: what lies before is here already; `end_token` 0: all "
-           "that the parcel covers; `more`: this instance will claim the parcel again.")
+      .def(
+          "read", &read, "transfer_id"_a, "owners"_a, "blocks"_a, nb::kw_only(), "fingerprint"_a = "", "group"_a = "",
+          "expected_instance"_a = "", "first_token"_a = 0, "end_token"_a = 0, "more"_a = false, "timeout"_a = 30.0,
+          nb::sig("def read(self, transfer_id: str, owners: collections.abc.Sequence[Peer], blocks: "
+                  "collections.abc.Sequence[kvferry.types.Integers], *, fingerprint: str = \"\", group: str = \"\", "
+                  "expected_instance: str = \"\", first_token: int = 0, end_token: int = 0, more: bool = False, "
+                  "timeout: float = 30.0) -> ParcelReading"),
+          "Starts to read a parcel into blocks of this engine's cache. `owners`: every rank that owners_to_settle "
+          "names; `group`: this reader's instance; `first_token`: what lies before is here already; `end_token` 0: all "
+          "that the parcel covers; `more`: this instance will claim the parcel again.")
       .def(
           "release_at",
           [](const PyParcels& self, const PeerRef& owner, const std::string& transfer_id, bool force, double timeout) {
@@ -200,8 +204,9 @@ void bind_reader(nb::class_<PyParcels>& parcels) {
 void bind_parcels(nb::module_& module) {
   bind_outcome(module);
   bind_reading(module);
-  nb::class_<PyParcels> parcels(module, "Parcels", nb::is_weak_referenceable(),
-                                "The parcels of one engine: KV that is right or refused, and never pinned. Thread-safe.");
+  nb::class_<PyParcels> parcels(
+      module, "Parcels", nb::is_weak_referenceable(),
+      "The parcels of one engine: KV that is right or refused, and never pinned. Thread-safe.");
   parcels.def(nb::init<const PyEngine&>(), "engine"_a)
       .def(
           "set_cache",
@@ -209,7 +214,8 @@ void bind_parcels(nb::module_& module) {
             Parcels& used = self.get();
             check(without_gil([&] { return used.set_cache(std::move(instance_id), std::move(layout)); }));
           },
-          "instance_id"_a, "layout"_a, "How this rank's KV cache lies in regions of the engine. Once, before the rest.");
+          "instance_id"_a, "layout"_a,
+          "How this rank's KV cache lies in regions of the engine. Once, before the rest.");
   bind_owner(parcels);
   bind_reader(parcels);
 }
