@@ -32,9 +32,6 @@ def check_config(config: VllmConfig) -> None:
         raise Unsupported("prefill context parallelism: tokens are dealt out among the ranks")
     if config.speculative_config is not None and config.speculative_config.use_eagle():
         raise Unsupported("speculation with a draft model that has a KV cache of its own")
-    assert config.kv_transfer_config is not None
-    if config.kv_transfer_config.kv_buffer_device not in ("cuda", "cpu"):
-        raise Unsupported(f"kv_buffer_device {config.kv_transfer_config.kv_buffer_device}")
 
 
 def check_cache(cache: KVCacheConfig) -> None:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 WHOLE = {RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_REPETITION}
 
 
+def has_plain_prompt(request: Request) -> bool:
+    """Embeddings have no ids that could be compared."""
+    return bool(request.prompt_token_ids) and request.prompt_embeds is None
+
+
 class Scheduler:
     def __init__(self, config: VllmConfig, cache: KVCacheConfig) -> None:
         check_config(config)
@@ -60,7 +65,7 @@ class Scheduler:
 
     def matched_tokens(self, request: Request, computed: int) -> tuple[int, bool]:
         """Without side effects: it is asked in every step while blocks are short."""
-        if self._source(request) is None or not request.prompt_token_ids:
+        if self._source(request) is None or not has_plain_prompt(request):
             return 0, False
         count = request.num_prompt_tokens - computed
         return (count, True) if count > 0 else (0, False)
@@ -123,7 +128,7 @@ class Scheduler:
             return False
         tokens = request.num_prompt_tokens
         whole = request.status in WHOLE and request.num_computed_tokens >= tokens
-        if not whole or not request.prompt_token_ids or not any(block_ids):
+        if not whole or not has_plain_prompt(request) or not any(block_ids):
             self._meta.withdrawn.append(transfer_id)
             return False
         self._meta.published.append(

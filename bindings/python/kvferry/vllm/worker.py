@@ -38,6 +38,7 @@ class _Loading:
     owners: Future[Prefiller]
     began: float
     reading: kvferry.ParcelReading | None = None
+    cancelled: bool = False
 
 
 class Worker:
@@ -196,13 +197,14 @@ class Worker:
             self._releases.append((loading.load.source, loading.owners))
             self._report(request_id, failed=False)
         else:
+            loading.cancelled = True
             loading.reading.cancel()  # quiet when it returns; results() reports it
 
     def _end_load(self, request_id: str, loading: _Loading, outcome: kvferry.ParcelOutcome) -> None:
         if outcome.ok:
             self._stats.read(time.monotonic() - loading.began, outcome.bytes)
             self._report(request_id, failed=False)
-        elif outcome.state == "cancelled":
+        elif loading.cancelled:  # of no interest any more, however it ended
             self._report(request_id, failed=False)
         else:
             self._fail_load(request_id, loading, outcome.error)
