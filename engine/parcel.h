@@ -53,6 +53,8 @@ class KVFERRY_API ParcelReading {
   std::optional<ParcelReadOutcome> poll() const;
   // By the request's timeout (I3). Must not be called in a callback.
   ParcelReadOutcome wait() const;
+  // As wait(), but gives up waiting, not the read, after `patience`.
+  std::optional<ParcelReadOutcome> wait_for(Duration patience) const;
   // Once, on the engine's loop, or here when it is done already. Must not block.
   void on_done(std::function<void(const ParcelReadOutcome&)> callback) const;
   // When this returns the blocks are quiet and the outcome is there.

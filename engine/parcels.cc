@@ -60,6 +60,13 @@ ParcelReadOutcome ParcelReading::wait() const {
   return *handle_->outcome;
 }
 
+std::optional<ParcelReadOutcome> ParcelReading::wait_for(Duration patience) const {
+  EngineState& engine = *handle_->engine;
+  if (!done() && !engine.driver->owned_here() && engine.usable().ok())
+    engine.driver->wait(handle_->done, after(engine.clock->now(), patience));
+  return poll();
+}
+
 void ParcelReading::on_done(std::function<void(const ParcelReadOutcome&)> callback) const {
   {
     const std::lock_guard lock(handle_->mutex);
