@@ -152,6 +152,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.core->set_parcel_desk(s.parcel_owner.get());
   KVF_RETURN_IF_ERROR(s.core->listen());
   s.engine_id = s.core->identity().engine_id;
+  s.incarnation = s.core->identity().incarnation;
   s.address = s.core->address().to_string();
   KVF_ASSIGN_OR_RETURN(s.driver, LoopDriver::create(*s.loop));
   return std::unique_ptr<Engine>(new Engine(std::move(state)));
@@ -188,6 +189,18 @@ const std::string& Engine::engine_id() const {
 
 std::string Engine::address() const {
   return state_->address;
+}
+
+EngineSelf Engine::self() const {
+  EngineSelf self;
+  self.engine_id = state_->engine_id;
+  self.incarnation = state_->incarnation;
+  self.address = state_->address;
+  self.fabrics = state_->config.fabrics;
+  self.protocol_min = kProtocolMin;
+  self.protocol_max = kProtocolMax;
+  self.regions = state_->registry->snapshot();
+  return self;
 }
 
 Result<Region> Engine::register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions) {

@@ -82,6 +82,10 @@ class KVFERRY_API Parcels {
   // the last live claim; then the answer is false.
   bool release(const std::string& transfer_id, bool force);
   std::optional<ParcelStatus> status(const std::string& transfer_id) const;
+  // The same without waiting, for threads that serve others: `done` is called once, on the engine's loop, or here when
+  // the engine has ended. It must not block.
+  void release(const std::string& transfer_id, bool force, std::function<void(ReleaseAnswer)> done);
+  void status(const std::string& transfer_id, std::function<void(std::optional<ParcelStatus>)> done) const;
   std::vector<ParcelReleased> take_released();
 
   // ---- as reader

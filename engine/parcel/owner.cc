@@ -165,12 +165,13 @@ Status ParcelOwner::publish(ParcelSpec spec) {
 
 // ---- the end of a parcel
 
-ParcelOwner::ReleaseAnswer ParcelOwner::release(const std::string& transfer_id, bool force) {
+ReleaseAnswer ParcelOwner::release(const std::string& transfer_id, bool force) {
   const auto found = parcels_.find(transfer_id);
   if (found == parcels_.end()) {
-    if (check_id(transfer_id).ok() && !buried(transfer_id)) bury(transfer_id, std::chrono::seconds(480));
+    if (buried(transfer_id)) return ReleaseAnswer::done;
+    if (check_id(transfer_id).ok()) bury(transfer_id, std::chrono::seconds(480));
     refuse_waiting(transfer_id, Error{ErrorCode::gone, "released before it was published"});
-    return ReleaseAnswer::done;
+    return ReleaseAnswer::unknown;
   }
   Parcel& parcel = *found->second;
   if (!force && !parcel.live.empty()) {

@@ -58,7 +58,6 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   // From here to `released` the blocks belong to the parcel. An Error: they never did.
   Status publish(ParcelSpec spec);
 
-  enum class ReleaseAnswer { done, waits_for_readers };
   // Idempotent, also for ids that never were; not forced, it takes effect after the last live claim.
   ReleaseAnswer release(const std::string& transfer_id, bool force);
   std::optional<ParcelStatus> status(const std::string& transfer_id) const;

@@ -33,6 +33,9 @@ enum class ReleaseReason : uint8_t {
 };
 std::string_view to_string(ReleaseReason reason);
 
+// How far a release got. `unknown`: nobody has heard of this id here, and a later publish of it will be refused.
+enum class ReleaseAnswer : uint8_t { done, waits_for_readers, unknown };
+
 // The blocks of this parcel belong to the caller again. Once a parcel that was published.
 struct ParcelReleased {
   std::string transfer_id;
