@@ -152,7 +152,7 @@ asio::awaitable<void> Face::complete(http::Request& request, http::ResponseWrite
 std::shared_ptr<Face::Answer> Face::submit(const CompletionRequest& request) {
   auto answer = std::make_shared<Answer>();
   answer->id = parts_.serving.submit(request.generation, [&loop = parts_.loop, answer](const GenerationUpdate& update) {
-    asio::post(loop, [answer, update]() mutable {
+    asio::post(loop, [answer, update = GenerationUpdate(update)]() mutable {
       tell_of_shutdown(update);
       answer->updates.push_back(std::move(update));
       answer->came.set();

@@ -1,4 +1,4 @@
-"""scripts/demo, behind the build: starts a whole chain, shows that its answers are those of one server, and stays up."""
+"""scripts/demo, behind the build: starts a chain, shows that its answers are those of one server, and stays up."""
 
 import argparse
 import asyncio
@@ -165,7 +165,9 @@ class Demo:
         self.tell_moved(pages)
         self.show.line(f"left    {pinned:.0f} blocks pinned, on all servers together")
         same = sum(result.same for result in results)
-        verdict = f"{same} of {len(results)} answers are the same, token by token and log-probability by log-probability"
+        verdict = (
+            f"{same} of {len(results)} answers are the same, token by token and log-probability by log-probability"
+        )
         self.show.line(self.show.verdict(same == len(results), verdict))
         return same == len(results) and pinned == 0
 

@@ -1,7 +1,6 @@
 """Server processes that end with whoever started them."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,16 +10,12 @@ from pathlib import Path
 
 from chain.client import BrokenAnswerError, fetch
 
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None, use_errno=True)
+# The kernel ends the program when whoever started it is gone, however that came.
+ENDS_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"]
 
 
 class StartError(Exception):
     """A server that did not come up, with what it said last."""
-
-
-def die_with_parent() -> None:
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -38,12 +33,11 @@ class Server:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, *self.command],
+                [*self.prefix, *ENDS_WITH_PARENT, *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C is for whoever started it, who then ends it in order
-                preexec_fn=die_with_parent,
             )
         self.starts += 1
 

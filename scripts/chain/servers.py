@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chain.metrics import Page
 from chain.client import fetch
+from chain.metrics import Page
 from chain.ports import Ports
 from chain.processes import Server
 
