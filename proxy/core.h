@@ -45,7 +45,7 @@ struct Proxy::Core {
   Backends backends;
   Router router;
   Pool pool;
-  HttpBootstrapClient bootstrap;
+  bootstrap::Client bootstrap;
   Health health_watch;
   Releases releases;
   std::unique_ptr<AccessLog> access_log;

@@ -73,7 +73,7 @@ struct Releases::Job {
 };
 
 Releases::Releases(asio::io_context& loop, http::Deadlines& deadlines, const Backends& backends,
-                   BootstrapClient& bootstrap, std::shared_ptr<Logger> log, Config config)
+                   bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Config config)
     : loop_(loop),
       deadlines_(deadlines),
       backends_(backends),
@@ -136,14 +136,14 @@ asio::awaitable<bool> Releases::attempt(const HeldParcel::Record& record) {
   const bool by_delete =
       config_.dialect != Dialect::nixl && prefiller.bootstrap && prefiller.release_face != ReleaseFace::none;
   if (by_delete) {
-    const auto answer = co_await bootstrap_.release(*prefiller.bootstrap, record.handover.transfer_id);
-    if (!answer.ok()) {
+    const auto answer = co_await bootstrap_.release(*prefiller.bootstrap, record.handover.transfer_id, true);
+    if (answer.ok()) {
+      prefiller.release_face = ReleaseFace::parcels;
+      co_return *answer != bootstrap::ReleaseState::pending;
+    }
+    if (answer.error().code != ErrorCode::not_found) {
       log_->debug("release of {} failed: {}", record.handover.transfer_id, answer.error().to_string());
       co_return false;
-    }
-    if (*answer != BootstrapClient::Released::unknown_face) {
-      prefiller.release_face = ReleaseFace::parcels;
-      co_return *answer == BootstrapClient::Released::done;
     }
     prefiller.release_face = ReleaseFace::none;
   }

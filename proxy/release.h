@@ -6,10 +6,10 @@
 #include <memory>
 #include <string>
 
+#include "bootstrap/client.h"
 #include "common/log.h"
 #include "http/client.h"
 #include "proxy/backends.h"
-#include "proxy/bootstrap_client.h"
 #include "proxy/legs.h"
 
 namespace kvferry::proxy {
@@ -52,7 +52,7 @@ class HeldParcel {
 
 // Releases parcels until acknowledged or until the owner's lease has ended anyway.
 //   bootstrap server knows parcels -> DELETE, again on 202 and errors
-//   it does not (vLLM's own)       -> release ping to a decoder, if the prefiller had answered; else nothing is pinned
+//   it does not (vLLM's workers)   -> release ping to a decoder, if the prefiller had answered; else nothing is pinned
 // On the loop.
 class Releases {
  public:
@@ -62,7 +62,7 @@ class Releases {
     std::string api_key;
   };
   Releases(boost::asio::io_context& loop, http::Deadlines& deadlines, const Backends& backends,
-           BootstrapClient& bootstrap, std::shared_ptr<Logger> log, Config config);
+           bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Config config);
   ~Releases();
 
   // Before the prefiller is sent the request. `authorization`: the client's own header, for a ping in its name.
@@ -81,7 +81,7 @@ class Releases {
   boost::asio::io_context& loop_;
   http::Deadlines& deadlines_;
   const Backends& backends_;
-  BootstrapClient& bootstrap_;
+  bootstrap::Client& bootstrap_;
   const std::shared_ptr<Logger> log_;
   const Config config_;
   const HeldParcel::Owner self_;
