@@ -103,6 +103,16 @@ ReleaseCounts Releases::counts() const {
   return counts;
 }
 
+std::vector<PinnedParcel> Releases::pinned(size_t limit) const {
+  std::vector<PinnedParcel> list;
+  for (const HeldParcel::Record* record : pinned_) {
+    if (list.size() == limit) break;
+    list.push_back({record->handover.transfer_id, record->prefiller->name,
+                    record->decoder ? record->decoder->name : std::string(), deadlines_.now() - record->since});
+  }
+  return list;
+}
+
 void Releases::start(std::unique_ptr<HeldParcel::Record> record) {
   ++releasing_;
   auto job = std::make_shared<Job>(Job{std::move(record)});

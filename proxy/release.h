@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "bootstrap/client.h"
 #include "common/log.h"
@@ -20,6 +21,14 @@ struct ReleaseCounts {
   Duration oldest{0};    // age of the oldest pinned one
   uint64_t released = 0;
   uint64_t given_up = 0;  // the lease ended first
+};
+
+// One parcel that is held, or whose release is not acknowledged.
+struct PinnedParcel {
+  std::string transfer_id;
+  std::string prefiller;
+  std::string decoder;  // empty: none was told yet
+  Duration age{0};
 };
 
 class Releases;
@@ -68,6 +77,8 @@ class Releases {
   // Before the prefiller is sent the request. `authorization`: the client's own header, for a ping in its name.
   HeldParcel hold(std::shared_ptr<Backend> prefiller, std::string transfer_id, std::string authorization);
   ReleaseCounts counts() const;
+  // The oldest first, at most `limit`.
+  std::vector<PinnedParcel> pinned(size_t limit) const;
 
  private:
   friend class HeldParcel;
