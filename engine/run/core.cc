@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "common/text.h"
+#include "engine/io/tls.h"
+#include "engine/session/messages.h"
 
 namespace kvferry {
 namespace {
@@ -17,6 +19,7 @@ Identity make_identity(const EngineConfig& config, Random& random, const HostIde
   Identity identity;
   identity.engine_id = config.engine_id.empty() ? "engine-" + to_hex(random.token(4)) : config.engine_id;
   identity.incarnation = random.next();
+  identity.auth = config.auth.mode;
   identity.host = host;
   identity.features = known_features();
   identity.heartbeat = config.heartbeat;
@@ -60,8 +63,10 @@ EngineCore::EngineCore(Parts parts, const EngineConfig& config)
       strangers_(parts_.metrics.counter("kvferry_strangers_total", "Connections refused before they became a session")),
       sessions_gauge_(parts_.metrics.gauge("kvferry_sessions", "Sessions that peers hold with this engine")),
       quiet_poll_(parts_.loop) {
+  Acceptor::Options options;
+  options.plain_refusal = plain_refusal(config.auth.mode);
   acceptor_ = std::make_unique<Acceptor>(
-      parts_.loop, Acceptor::Options{}, parts_.logger, strangers_,
+      parts_.loop, std::move(options), parts_.logger, strangers_,
       [this](std::unique_ptr<Stream> stream) { session_came(std::move(stream)); },
       [this](std::unique_ptr<Stream> stream, const LanePreface& lane) { lane_came(std::move(stream), lane); });
 }
@@ -73,7 +78,13 @@ EngineCore::~EngineCore() {
 Status EngineCore::listen() {
   KVF_ASSIGN_OR_RETURN(const Address wanted, parse_address(config_.listen, false));
   KVF_RETURN_IF_ERROR(acceptor_->listen(parts_.network, wanted));
-  address_ = acceptor_->address();
+  address_ = identity_.address = acceptor_->address();
+  parts_.metrics
+      .gauge("kvferry_auth_mode", "1 for the engine's auth mode", {{"mode", std::string(to_string(config_.auth.mode))}})
+      .set(1);
+  if (config_.auth.mode == AuthMode::open && !address_.is_loopback())
+    parts_.logger->info("auth mode open on {}: whoever reaches that port may use what this engine registers",
+                        address_.to_string());
   if (config_.loopback)
     config_.loopback->add(identity_.engine_id, identity_.incarnation, parts_.registry, parts_.words);
   return {};
@@ -211,9 +222,11 @@ void EngineCore::check_closing() {
 }
 
 std::string EngineCore::describe() const {
-  std::string out = fmt::format(R"({{"engine_id":{},"incarnation":"{:016x}","address":{},"auth":"open","regions":{})",
+  std::string out = fmt::format(R"({{"engine_id":{},"incarnation":"{:016x}","address":{},"auth":"{}","strict":{},)"
+                                R"("kernel_tls":{},"regions":{})",
                                 json_quote(identity_.engine_id), identity_.incarnation,
-                                json_quote(address_.to_string()), parts_.registry.snapshot().size());
+                                json_quote(address_.to_string()), to_string(config_.auth.mode), config_.strict,
+                                json_quote(kernel_tls()), parts_.registry.snapshot().size());
   out += fmt::format(R"(,"sessions":{},"quarantined":[)", sessions_.size());
   for (const Closing& closing : closing_)
     out += fmt::format(R"({}{{"region":{},"base":"0x{:x}","length":{}}})", &closing == &closing_.front() ? "" : ",",

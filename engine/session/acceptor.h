@@ -1,9 +1,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
-#include <unordered_map>
 
 #include "common/log.h"
 #include "common/metrics.h"
@@ -18,8 +18,11 @@ namespace kvferry {
 class Acceptor {
  public:
   struct Options {
-    size_t max_pending = 512;                     // connections without a preface
-    Duration patience = std::chrono::seconds(5);  // for the preface
+    // Connections without a preface, and with TLS in the middle of its handshake; about 40 KiB each. One more costs the
+    // oldest its place: who is honest needs it for a few round trips, who is silent for ever.
+    size_t max_pending = 512;
+    Duration patience = std::chrono::seconds(5);  // for handshake and preface
+    std::string plain_refusal;                    // said in mode open to a peer that begins with TLS
   };
   using SessionCame = std::function<void(std::unique_ptr<Stream>)>;
   using LaneCame = std::function<void(std::unique_ptr<Stream>, const LanePreface&)>;
@@ -36,6 +39,8 @@ class Acceptor {
   void accepted(std::unique_ptr<Stream> stream);
   void settled(Pending& pending);
   void refuse(Pending& pending, const Error& error);
+  void drop_oldest();
+  void report(const std::string& address, const Error& error);
 
   Loop& loop_;
   const Options options_;
@@ -43,7 +48,10 @@ class Acceptor {
   Counter& strangers_;
   const SessionCame session_came_;
   const LaneCame lane_came_;
-  std::unordered_map<Pending*, std::shared_ptr<Pending>> pending_;
+  std::map<uint64_t, std::shared_ptr<Pending>> pending_;  // by the order in which they came
+  uint64_t next_number_ = 1;
+  TimePoint next_report_{};
+  uint64_t unreported_ = 0;
   std::unique_ptr<Listener> listener_;
 };
 

@@ -31,7 +31,8 @@ inline void PrintTo(const Case& c, std::ostream* out) {
 inline const auto kAllCases = ::testing::Values(
     Case{"tcp", MemoryKind::host, MemoryKind::host}, Case{"tcp", MemoryKind::fake, MemoryKind::host},
     Case{"tcp", MemoryKind::host, MemoryKind::fake}, Case{"tcp", MemoryKind::fake, MemoryKind::fake},
-    Case{"local", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::host});
+    Case{"local", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::host},
+    Case{"loopback", MemoryKind::host, MemoryKind::fake});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
