@@ -10,20 +10,8 @@
 namespace kvferry {
 namespace {
 
-constexpr size_t kMaxName = 256;  // of a transfer or an instance, as a claim may give it
-constexpr size_t kMaxFingerprint = 4096;
-
 uint32_t rank_index(const RankId& rank, uint32_t tp_size) {
   return rank.pp * tp_size + rank.tp;
-}
-
-// I6: answers quote what a claim says, and must fit a frame.
-Status check_claim(const proto::Claim& asked) {
-  if (asked.transfer_id().size() <= kMaxName && asked.expected_instance_id().size() <= kMaxName &&
-      asked.group().instance_id().size() <= kMaxName && asked.fingerprint().size() <= kMaxFingerprint)
-    return {};
-  return Error{ErrorCode::invalid_argument,
-               fmt::format("a claim's names have at most {} bytes, its fingerprint {}", kMaxName, kMaxFingerprint)};
 }
 
 }  // namespace
@@ -100,7 +88,10 @@ void ParcelOwner::fail_reader(const ReaderKey& reader) {
 
 void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
   const ClaimKey key{reader, asked.number()};
-  if (Status status = check_claim(asked); !status.ok()) return granted(status.error());
+  if (Status status = check_names(asked.transfer_id(), asked.expected_instance_id(), asked.group().instance_id(),
+                                  asked.fingerprint());
+      !status.ok())
+    return granted(status.error());
   if (const auto kept = verdicts_.find(key); kept != verdicts_.end())
     return granted(Error{ErrorCode::gone, "this claim has ended: " + kept->second.message});
   if (const auto known = claims_.find(key); known != claims_.end()) {

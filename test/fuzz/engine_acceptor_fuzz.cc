@@ -1,6 +1,6 @@
 // The engine's port: two connections at once, cut anywhere. Each is handed over once, with exactly the bytes behind its
-// preface, or counted as a stranger. The first byte says how many bytes arrive at once, the second where the input is cut
-// in two.
+// preface, or counted as a stranger. The first byte says how many bytes arrive at once, the second where the input is
+// cut in two.
 #include "engine/session/acceptor.h"
 #include "test/support/manual_loop.h"
 
