@@ -9,6 +9,7 @@
 
 #include "engine/bench/cases.h"
 #include "engine/bench/channel.h"
+#include "engine/bench/parcel_target.h"
 #include "engine/bench/pool.h"
 #include "engine/bench/raw.h"
 #include "engine/engine.h"
@@ -47,6 +48,7 @@ class Target {
     if (verb == "fill") return fill(rest);
     if (verb == "check") return check(rest);
     if (verb == "regions") return regions(rest);
+    if (verb == "parcel") return parcel(rest);
     if (verb == "take") return std::to_string(engine_->notifications().size());
     return Error{ErrorCode::invalid_argument, "unknown verb " + verb};
   }
@@ -106,6 +108,13 @@ class Target {
     return fmt::format("{} {}", many_->address(), many_regions_[count / 2].id());
   }
 
+  Result<std::string> parcel(const std::string& line) {
+    if (!parcels_) {
+      KVF_ASSIGN_OR_RETURN(parcels_, ParcelTarget::create(host_, *pool_));
+    }
+    return parcels_->answer(line);
+  }
+
   std::string host_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<RawServer> raw_;
@@ -114,6 +123,7 @@ class Target {
   Case plan_;
   std::unique_ptr<Engine> many_;
   std::vector<Region> many_regions_;
+  std::unique_ptr<ParcelTarget> parcels_;
 };
 
 }  // namespace

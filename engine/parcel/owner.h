@@ -159,10 +159,10 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void schedule_expiry();
   void expire_due();
 
-  // What a selection takes of a parcel: places in memory of one kind, in canonical order.
+  // What a selection takes of a parcel.
   struct Bytes {
     MemoryOps* ops = nullptr;  // null: nothing is selected
-    std::vector<iovec> pieces;
+    CacheWalk walk;
     std::vector<RegionPin> pins;
   };
   Result<Bytes> bytes_of(const Parcel& parcel, const std::string& selection) const;
