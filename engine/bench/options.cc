@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <map>
 
 #include "common/config.h"
 #include "engine/bench/controls.h"
@@ -65,6 +66,9 @@ void add_measuring(CLI::App& app, Options& options, Words& words) {
   app.add_option("--burst", options.runner.burst, "Samples in a row before the raw limit has its turn")
       ->check(CLI::Range(1, 1000));
   app.add_flag("--verify", options.runner.verify, "Check every byte of both pools after one transfer of each case");
+  app.add_option("--auth", options.auth, "open, psk, mtls: with keys made for this run (tcp only)")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, AuthMode>{
+          {"open", AuthMode::open}, {"psk", AuthMode::psk}, {"mtls", AuthMode::mtls}}));
   app.add_flag("--check", options.check, "Exit with status 1 when a goal is missed");
   app.add_option("--slow-us", words.slow_us, "Add this to each transfer: proves that the check can fail")
       ->check(CLI::Range(0, 10'000'000));
