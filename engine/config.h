@@ -14,6 +14,20 @@ namespace loopback {
 class Hub;
 }
 
+// I6, DESIGN.md. About 1 KiB and 4 bytes a block id for a parcel; a full table refuses with `resource_exhausted`.
+struct ParcelLimits {
+  size_t parcels = 200'000;
+  size_t claims_per_parcel = 4096;
+  size_t waiting_per_reader = 4096;
+  size_t spans_per_claim = size_t{1} << 20;
+  size_t kept_verdicts = 65'536;
+  size_t tombstones = 200'000;
+  Duration unknown_grace = std::chrono::seconds(30);  // a claim for an id that nobody announced
+  Duration reader_grace = std::chrono::seconds(5);    // a reader without a session
+  Duration verdict_life = std::chrono::seconds(120);  // the longest settle deadline
+  Duration longest_lease = std::chrono::hours(1);     // with extensions, from publish on
+};
+
 // Who may talk (docs/security.md).
 enum class AuthMode : uint8_t {
   open,  // whoever reaches the port
@@ -71,6 +85,7 @@ struct EngineConfig {
   size_t max_notifications = 65536;                  // that the application has not taken
   size_t max_notification_bytes = size_t{64} << 20;  // of them all
   size_t staging_bytes = size_t{64} << 20;           // for memory that the CPU cannot touch
+  ParcelLimits parcels;
 
   // For tests: lets the fabric "loopback" be named, between the engines of one process that hold the same hub.
   std::shared_ptr<loopback::Hub> loopback;

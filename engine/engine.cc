@@ -86,7 +86,7 @@ void finish_directly(EngineState& engine, const std::string& address, const std:
 // owner's gate and without the loop. False: the loop has to take it.
 bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const std::shared_ptr<TransferTask>& task,
                    bool any_size) {
-  if (task->notification || task->job->local_ops->kind() != MemoryKind::host) return false;
+  if (task->notification || task->awaited != 0 || task->job->local_ops->kind() != MemoryKind::host) return false;
   if (!any_size && task->job->bytes > local::Copier::kInlineBytes) return false;
   const PeerView::Snapshot view = peer.view->get();
   if (!view.link || view.link->closed()) return false;
@@ -154,11 +154,12 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.parcel_events = std::make_unique<ParcelEvents>(*s.hub);
   s.parcel_owner = std::make_unique<ParcelOwner>(
       ParcelOwner::Parts{*s.loop, *s.words, *s.registry, s.core->lanes(), s.random, s.metrics, *s.parcel_events},
-      ParcelLimits{});
+      s.config.parcels);
   s.parcel_reader = std::make_unique<ParcelReader>(*s.core, *s.loop, *s.registry);
   s.core->set_parcel_desk(s.parcel_owner.get());
   KVF_RETURN_IF_ERROR(s.core->listen());
   s.engine_id = s.core->identity().engine_id;
+  s.incarnation = s.core->identity().incarnation;
   s.address = s.core->address().to_string();
   KVF_ASSIGN_OR_RETURN(s.driver, LoopDriver::create(*s.loop));
   return std::unique_ptr<Engine>(new Engine(std::move(state)));
@@ -195,6 +196,18 @@ const std::string& Engine::engine_id() const {
 
 std::string Engine::address() const {
   return state_->address;
+}
+
+EngineSelf Engine::self() const {
+  EngineSelf self;
+  self.engine_id = state_->engine_id;
+  self.incarnation = state_->incarnation;
+  self.address = state_->address;
+  self.fabrics = state_->config.fabrics;
+  self.protocol_min = kProtocolMin;
+  self.protocol_max = kProtocolMax;
+  self.regions = state_->registry->snapshot();
+  return self;
 }
 
 Result<Region> Engine::register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions) {
@@ -268,6 +281,14 @@ Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
     return std::move(status).error();
   }
   task->job = std::move(job);
+  if (request.event != 0) {
+    const auto happened = task->job->local_ops->event_done(request.event);
+    if (!happened) {
+      engine->in_flight.fetch_sub(1, std::memory_order_relaxed);
+      return happened.error();
+    }
+    task->awaited = *happened ? 0 : request.event;
+  }
   if (copy_directly(*engine, *peer, task, sync)) return Submitted{std::move(task), true};
   engine->driver->post([raw = engine.get(), index = peer->index, task] { raw->core->submit(index, task); }, sync);
   return Submitted{std::move(task), false};

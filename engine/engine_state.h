@@ -42,6 +42,7 @@ struct EngineState {
   std::unique_ptr<ParcelReader> parcel_reader;
   std::optional<TransferMetrics> transfer_metrics;
   std::string engine_id;
+  uint64_t incarnation = 0;
   std::string address;
   std::atomic<uint64_t> next_transfer{1};
   std::atomic<size_t> in_flight{0};

@@ -108,6 +108,7 @@ class Peer {
   void on_session_ended(const Error& why);
   void publish_view();
   void begin(const TaskPtr& task);
+  void on_event(const TaskPtr& task, const Status& status);
   void begin_move(const TaskPtr& task);
   void on_moved(const TaskPtr& task, Status status);
   void begin_notify(const TaskPtr& task);

@@ -36,7 +36,8 @@ inline const auto kAllCases = ::testing::Values(
     Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::psk},
     Case{"tcp", MemoryKind::fake, MemoryKind::host, AuthMode::psk},
     Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::mtls}, Case{"local", MemoryKind::host, MemoryKind::host},
-    Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk}, Case{"loopback", MemoryKind::host, MemoryKind::host});
+    Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk},
+    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +

@@ -1,0 +1,81 @@
+#include "engine/parcel/digest_run.h"
+
+#include <algorithm>
+
+namespace kvferry {
+namespace {
+
+constexpr uint64_t kTurnBytes = uint64_t{2} << 20;    // about 0.2 ms
+constexpr uint64_t kStagedBytes = uint64_t{1} << 20;  // through one buffer
+
+}  // namespace
+
+std::shared_ptr<DigestRun> DigestRun::start(Loop& loop, Staging& staging, MemoryOps& ops, std::vector<iovec> pieces,
+                                            Done done) {
+  std::shared_ptr<DigestRun> run(new DigestRun(loop, staging, ops, std::move(pieces), std::move(done)));
+  run->step();
+  return run;
+}
+
+void DigestRun::stop() {
+  over_ = true;
+  done_ = nullptr;
+  if (copying_) staging_.drain();
+}
+
+std::vector<iovec> DigestRun::take(uint64_t max_bytes) {
+  std::vector<iovec> taken;
+  while (max_bytes > 0 && index_ < pieces_.size()) {
+    iovec& rest = pieces_[index_];
+    const size_t count = std::min<uint64_t>(max_bytes, rest.iov_len);
+    taken.push_back({rest.iov_base, count});
+    rest.iov_base = static_cast<char*>(rest.iov_base) + count;
+    rest.iov_len -= count;
+    max_bytes -= count;
+    if (rest.iov_len == 0) ++index_;
+  }
+  return taken;
+}
+
+void DigestRun::step() {
+  if (over_) return;
+  if (index_ == pieces_.size()) return finish(digest_.value());
+  if (!ops_.host_addressable()) return step_staged();
+  digest_.add(take(kTurnBytes));
+  if (index_ == pieces_.size()) return finish(digest_.value());
+  loop_.defer([self = shared_from_this()] { self->step(); });
+}
+
+void DigestRun::step_staged() {
+  auto parts = std::make_shared<std::vector<iovec>>(take(kStagedBytes));
+  uint64_t bytes = 0;
+  for (const iovec& part : *parts) bytes += part.iov_len;
+  staging_.acquire(ops_, bytes, [this, self = shared_from_this(), parts](Result<Staging::Buffer> acquired) {
+    if (over_) return;
+    if (!acquired) return finish(std::move(acquired).error());
+    auto buffer = std::make_shared<Staging::Buffer>(std::move(*acquired));
+    std::vector<CopySpan> copies;
+    std::byte* into = buffer->data();
+    for (const iovec& part : *parts) {
+      copies.push_back({static_cast<std::byte*>(part.iov_base), into, part.iov_len});
+      into += part.iov_len;
+    }
+    copying_ = true;
+    staging_.copy(ops_, CopyDirection::to_host, copies, [this, self, buffer](const Status& status) {
+      copying_ = false;
+      if (over_) return;
+      if (!status.ok()) return finish(status.error());
+      const iovec piece{buffer->data(), buffer->size()};
+      digest_.add({&piece, 1});
+      buffer->release();
+      step();
+    });
+  });
+}
+
+void DigestRun::finish(Result<uint64_t> result) {
+  over_ = true;
+  std::exchange(done_, nullptr)(std::move(result));
+}
+
+}  // namespace kvferry
