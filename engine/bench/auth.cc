@@ -12,9 +12,12 @@ Result<std::unique_ptr<TrialKeys>> use_trial_keys(AuthMode mode) {
   KVF_ASSIGN_OR_RETURN(auto keys, TrialKeys::create());
   KVF_ASSIGN_OR_RETURN(const AuthConfig auth, keys->of(mode));
   const std::pair<const char*, std::string> settings[] = {
-      {"KVFERRY_AUTH", std::string(to_string(mode))}, {"KVFERRY_PSK_FILE", auth.psk_file},
-      {"KVFERRY_TLS_CERT", auth.certificate_file},    {"KVFERRY_TLS_KEY", auth.key_file},
-      {"KVFERRY_TLS_CA", auth.ca_file},               {"KVFERRY_TLS_PEERS", mode == AuthMode::mtls ? "engine.trial" : ""}};
+      {"KVFERRY_AUTH", std::string(to_string(mode))},
+      {"KVFERRY_PSK_FILE", auth.psk_file},
+      {"KVFERRY_TLS_CERT", auth.certificate_file},
+      {"KVFERRY_TLS_KEY", auth.key_file},
+      {"KVFERRY_TLS_CA", auth.ca_file},
+      {"KVFERRY_TLS_PEERS", mode == AuthMode::mtls ? "engine.trial" : ""}};
   for (const auto& [name, value] : settings) ::setenv(name, value.c_str(), 1);
   return keys;
 }

@@ -77,8 +77,8 @@ class Acceptor::Pending final : public StreamHandler {
   bool is_lane_ = false;
 };
 
-Acceptor::Acceptor(Loop& loop, Options options, Complaints& complaints, Counter& strangers,
-                   SessionCame session_came, LaneCame lane_came)
+Acceptor::Acceptor(Loop& loop, Options options, Complaints& complaints, Counter& strangers, SessionCame session_came,
+                   LaneCame lane_came)
     : loop_(loop),
       options_(std::move(options)),
       complaints_(complaints),

@@ -359,9 +359,7 @@ TEST_F(Locked, AHerdOfNewcomersDoesNotHoldUpTheOthers) {
   std::atomic<int> connected{0};
   std::vector<std::thread> threads;
   for (const auto& engine : herd)
-    threads.emplace_back([&] {
-      connected += must(engine->peer(honest_.owner().address())).connect(seconds(20)).ok();
-    });
+    threads.emplace_back([&] { connected += must(engine->peer(honest_.owner().address())).connect(seconds(20)).ok(); });
   const Duration longest = honest_.longest_wait(50);
   for (std::thread& thread : threads) thread.join();
   std::printf("24 newcomers: the longest of 50 round trips of another peer took %.1f ms\n",

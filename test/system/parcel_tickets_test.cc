@@ -9,8 +9,8 @@
 #include "test/support/engines.h"
 #include "test/support/raw_peer.h"
 
-// What a ticket opens: the blocks of its parcel, to the reader whose claim was granted, for as long as the lease. Spoken
-// by hand, so that the reader can ask for more.
+// What a ticket opens: the blocks of its parcel, to the reader whose claim was granted, for as long as the lease.
+// Spoken by hand, so that the reader can ask for more.
 
 namespace kvferry::test {
 namespace {

@@ -201,8 +201,8 @@ INSTANTIATE_TEST_SUITE_P(Tcp, StoppedPeers,
 INSTANTIATE_TEST_SUITE_P(Fabrics, PeerFaults,
                          ::testing::Values(Case{"tcp", Operation::read}, Case{"tcp", Operation::write},
                                            Case{"tcp", Operation::write, AuthMode::psk},
-                                           Case{"tcp", Operation::read, AuthMode::mtls},
-                                           Case{"local", Operation::read}, Case{"local", Operation::write}),
+                                           Case{"tcp", Operation::read, AuthMode::mtls}, Case{"local", Operation::read},
+                                           Case{"local", Operation::write}),
                          case_name);
 
 }  // namespace
