@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-START_SECONDS = 600.0
+START_SECONDS = 900.0
 
 
 def free_port() -> int:
