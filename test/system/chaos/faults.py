@@ -12,7 +12,9 @@ from chain.processes import Server, StartError
 from chaos.load import DEADLINE_S, Load, until, workers_of
 from chaos.stage import LEASE_S, Stage
 
-USUAL_LINK = ("rate 6M", "delay 1ms")  # slow enough for a transfer to take longer than a look at it
+# Slow enough for a transfer to take longer than a look at it, and with short queues, so that most of a parcel is still
+# the prefiller's memory while it is read.
+USUAL_LINK = ("rate 6M", "queue 128K", "delay 1ms")
 AIM_S = 3.0
 
 
