@@ -113,11 +113,15 @@ class Faults:
         """Prefills that nobody reads pin all blocks of a prefiller until their leases end."""
         target = self.stage.prefillers[0]
         stem = f"fill-{self.drawn.getrandbits(48):x}"
-        prompt = "x" * 1000
 
         async def pin(number: int) -> None:
             params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": f"{stem}-{number}"}
-            body = {"prompt": prompt, "max_tokens": 1, "ignore_eos": True, "kv_transfer_params": params}
+            body = {
+                "prompt": f"{number} " + "x" * 1000,
+                "max_tokens": 1,
+                "ignore_eos": True,
+                "kv_transfer_params": params,
+            }
             await ask(target.url, "/v1/completions", body, Manners(LEASE_S + 2))
 
         pins = [asyncio.create_task(pin(number)) for number in range(12)]  # of 63 blocks each, out of 512
