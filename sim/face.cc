@@ -138,7 +138,7 @@ asio::awaitable<void> Face::complete(http::Request& request, http::ResponseWrite
     ~Leaving() { --count; }
   } const leaving{answering_};
   const auto id = request.headers.get("x-request-id");
-  const ResponseHead head{.id = (chat ? "chatcmpl-" : "cmpl-") + (id ? std::string(*id) : random_.token(12)),
+  const ResponseHead head{.id = (chat ? "chatcmpl-" : "cmpl-") + (id ? std::string(*id) : fmt::format("{:016x}", random_.next())),
                           .model = parts_.options.model_name,
                           .created = unix_seconds()};
   const auto submitted = submit(*parsed);
