@@ -80,6 +80,8 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
   KVF_ASSIGN_OR_RETURN(const int64_t lanes, environment.integer("KVFERRY_BULK_LANES", config.bulk_lanes, 1, 8));
   config.bulk_lanes = static_cast<int>(lanes);
   KVF_ASSIGN_OR_RETURN(config.staging_bytes, environment.size("KVFERRY_STAGING_BYTES", config.staging_bytes));
+  KVF_ASSIGN_OR_RETURN(config.parcels.longest_lease,
+                       environment.duration("KVFERRY_LONGEST_LEASE", config.parcels.longest_lease));
   KVF_ASSIGN_OR_RETURN(const LogLevel level, parse_log_level(environment.get("KVFERRY_LOG").value_or("warning")));
   config.logger = make_stderr_logger(level, "kvferry");
   return config;

@@ -81,6 +81,7 @@ struct EngineConfig {
   size_t max_regions = 65536;                        // of this engine, and of each peer; about 200 bytes each
   size_t max_peers = 16384;                          // that this engine dials; about 10 KiB each
   size_t max_sessions = 16384;                       // that dial this engine; about 20 KiB each
+  size_t max_sessions_per_host = 2048;               // of them
   size_t max_notifications = 65536;                  // that the application has not taken
   size_t max_notification_bytes = size_t{64} << 20;  // of them all
   size_t staging_bytes = size_t{64} << 20;           // for memory that the CPU cannot touch

@@ -105,15 +105,14 @@ http::Response Face::page(const http::Request& request) {
 }
 
 Result<CompletionRequest> Face::read(const http::Request& request, bool chat) {
-  const ParseContext context{.model = parts_.options.model_name,
-                             .max_model_len = parts_.options.model.max_model_len,
-                             .seed = random_.next()};
-  Result<CompletionRequest> read =
-      chat ? parse_chat(request.body, context) : parse_completion(request.body, context);
+  const ParseContext context{
+      .model = parts_.options.model_name, .max_model_len = parts_.options.model.max_model_len, .seed = random_.next()};
+  Result<CompletionRequest> read = chat ? parse_chat(request.body, context) : parse_completion(request.body, context);
   if (!read.ok()) return read;
   const KvRole role = read->generation.role;
   const ServerRole own = parts_.options.role;
-  if ((role == KvRole::produce && own == ServerRole::decode) || (role == KvRole::consume && own == ServerRole::prefill)) {
+  if ((role == KvRole::produce && own == ServerRole::decode) ||
+      (role == KvRole::consume && own == ServerRole::prefill)) {
     return Error{ErrorCode::invalid_argument, "kv_transfer_params ask for what this server's role does not do", "", "",
                  "request"};
   }
@@ -139,7 +138,7 @@ asio::awaitable<void> Face::complete(http::Request& request, http::ResponseWrite
     ~Leaving() { --count; }
   } const leaving{answering_};
   const auto id = request.headers.get("x-request-id");
-  const ResponseHead head{.id = (chat ? "chatcmpl-" : "cmpl-") + (id ? std::string(*id) : random_.token(12)),
+  const ResponseHead head{.id = (chat ? "chatcmpl-" : "cmpl-") + (id ? std::string(*id) : fmt::format("{:016x}", random_.next())),
                           .model = parts_.options.model_name,
                           .created = unix_seconds()};
   const auto submitted = submit(*parsed);

@@ -56,7 +56,8 @@ void Fetches::start(uint64_t id, KvFetch what, std::function<void(Status)> done)
 
 void Fetches::cancel(uint64_t id) {
   const auto found = fetches_.find(id);
-  if (found != fetches_.end()) stop(found->second, Error{ErrorCode::cancelled, "the request was aborted", "", "", "sim"});
+  if (found != fetches_.end())
+    stop(found->second, Error{ErrorCode::cancelled, "the request was aborted", "", "", "sim"});
 }
 
 asio::awaitable<void> Fetches::run(FetchPtr fetch) {
@@ -84,7 +85,8 @@ Status Fetches::read_on(const FetchPtr& fetch, RankEngine& rank, const Owners& o
   request.fingerprint = kv_fingerprint(config_.model_fingerprint, what.cache_salt, what.prompt);
   request.first_token = static_cast<uint32_t>(what.first_token);
   request.end_token = static_cast<uint32_t>(what.end_token);
-  request.blocks = {BlockList{.first = static_cast<uint32_t>(what.first_token / config_.block_size), .ids = what.blocks}};
+  request.blocks = {
+      BlockList{.first = static_cast<uint32_t>(what.first_token / config_.block_size), .ids = what.blocks}};
   request.timeout = what.deadline - deadlines_.now();
   for (const RankId id : owners_to_settle(rank.rank(), owners.tp_size, owners.pp_size)) {
     KVF_ASSIGN_OR_RETURN(PeerRef peer, rank.engine().peer(owners.addresses.at(id)));

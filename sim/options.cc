@@ -39,7 +39,8 @@ void add_handover_flags(CLI::App& app, SimOptions& options) {
   app.add_flag("--allow-open", options.engine.allow_open, "Engines may listen where strangers reach them");
   add_duration(app, "--lease", options.lease,
                "How long KV is held for a reader; default: $VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT or 480 s");
-  add_duration(app, "--kv-load-timeout", options.serving.load_timeout, "Longest wait for a prefiller's KV; default 60 s");
+  add_duration(app, "--kv-load-timeout", options.serving.load_timeout,
+               "Longest wait for a prefiller's KV; default 60 s");
 }
 
 void add_model_flags(CLI::App& app, SimOptions& options) {

@@ -18,13 +18,13 @@ struct SimOptions {
   ServerRole role = ServerRole::both;
   std::string host = "127.0.0.1";
   uint16_t port = 8100;
-  bool hands_over = true;         // false: neither gives nor takes KV
+  bool hands_over = true;  // false: neither gives nor takes KV
   uint16_t bootstrap_port = 8998;
-  std::string bootstrap_url;      // a directory outside this process
+  std::string bootstrap_url;  // a directory outside this process
   Duration lease = std::chrono::seconds(480);
   Duration request_timeout = std::chrono::seconds(600);
   Duration drain_limit = std::chrono::seconds(5);
-  EngineConfig engine;            // of each rank
+  EngineConfig engine;  // of each rank
   LogLevel log_level = LogLevel::info;
   std::string model_name = "kvferry-sim";
   ModelConfig model;

@@ -50,7 +50,7 @@ asio::awaitable<Result<std::shared_ptr<const Owners>>> OwnerFinder::find(Transfe
 }
 
 asio::awaitable<Result<std::shared_ptr<const Owners>>> OwnerFinder::ask(const http::Url& base,
-                                                                         const std::string& instance) {
+                                                                        const std::string& instance) {
   auto workers = co_await client_.workers(base);
   if (!workers.ok()) co_return workers.error();
   auto owners = std::make_shared<Owners>();
@@ -73,9 +73,9 @@ asio::awaitable<Result<std::shared_ptr<const Owners>>> OwnerFinder::ask(const ht
   owners->tp_size = (*info)->rank.tp_size;
   owners->pp_size = (*info)->rank.pp_size;
   if (owners->addresses.size() != size_t{owners->tp_size} * owners->pp_size) {
-    co_return not_there(ErrorCode::unavailable, instance,
-                        fmt::format("{} of its {} ranks are registered", owners->addresses.size(),
-                                    owners->tp_size * owners->pp_size));
+    co_return not_there(
+        ErrorCode::unavailable, instance,
+        fmt::format("{} of its {} ranks are registered", owners->addresses.size(), owners->tp_size * owners->pp_size));
   }
   co_return owners;
 }

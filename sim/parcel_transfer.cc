@@ -177,8 +177,9 @@ asio::awaitable<void> ParcelTransfer::Core::release(TransferRef from) {
 asio::awaitable<void> ParcelTransfer::Core::see_registration() {
   TransferRef self;
   self.remote_engine_id = config.instance_id;
-  self.remote_bootstrap_addr =
-      config.bootstrap_url.empty() ? http::Url{config.host, config.bootstrap_port, ""}.to_string() : config.bootstrap_url;
+  self.remote_bootstrap_addr = config.bootstrap_url.empty()
+                                   ? http::Url{config.host, config.bootstrap_port, ""}.to_string()
+                                   : config.bootstrap_url;
   asio::steady_timer timer(loop);
   for (;;) {
     const auto found = co_await finder.find(self, after(clock.now(), kReleaseLimit));
@@ -231,8 +232,7 @@ void ParcelTransfer::cancel(uint64_t fetch_id) {
 }
 
 void ParcelTransfer::release(const TransferRef& from) {
-  core_->mailbox->post(
-      [core = core_.get(), from] { asio::co_spawn(core->loop, core->release(from), asio::detached); });
+  core_->mailbox->post([core = core_.get(), from] { asio::co_spawn(core->loop, core->release(from), asio::detached); });
 }
 
 bool ParcelTransfer::ready() const {

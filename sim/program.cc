@@ -1,5 +1,7 @@
 #include "sim/program.h"
 
+#include <fmt/format.h>
+
 #include <atomic>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -26,7 +28,7 @@ HandoverConfig handover_config(const SimOptions& options, std::shared_ptr<Logger
   HandoverConfig config;
   config.gives = options.role != ServerRole::decode;
   config.takes = options.role != ServerRole::prefill;
-  config.instance_id = options.model_name + "-" + random.token(8);
+  config.instance_id = fmt::format("{}-{:016x}", options.model_name, random.next());
   config.model_fingerprint = options.model.fingerprint();
   config.block_size = options.model.block_size;
   config.host = options.host;

@@ -12,16 +12,16 @@ namespace kvferry::sim {
 
 // What all ranks of one server's hand-over are told.
 struct HandoverConfig {
-  bool gives = true;                         // prefiller: publishes parcels and serves bootstrap
-  bool takes = true;                         // decoder: reads parcels
-  std::string instance_id;                   // new at every start
-  std::string model_fingerprint;             // ModelConfig::fingerprint()
-  size_t block_size = 16;                    // tokens
-  std::string host = "127.0.0.1";            // of the engines and the bootstrap servers
-  uint16_t bootstrap_port = 8998;            // the base: rank r listens on base + r
-  std::string bootstrap_url;                 // of a directory outside this process; then ranks take free ports
+  bool gives = true;               // prefiller: publishes parcels and serves bootstrap
+  bool takes = true;               // decoder: reads parcels
+  std::string instance_id;         // new at every start
+  std::string model_fingerprint;   // ModelConfig::fingerprint()
+  size_t block_size = 16;          // tokens
+  std::string host = "127.0.0.1";  // of the engines and the bootstrap servers
+  uint16_t bootstrap_port = 8998;  // the base: rank r listens on base + r
+  std::string bootstrap_url;       // of a directory outside this process; then ranks take free ports
   Duration lease = std::chrono::seconds(480);
-  EngineConfig engine;                       // of each rank, but for its id and address
+  EngineConfig engine;  // of each rank, but for its id and address
 };
 
 // The name that the engine of one rank has.

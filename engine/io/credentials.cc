@@ -10,8 +10,10 @@ constexpr Duration kBetweenLooks = std::chrono::seconds(1);
 Credentials::Credentials(AuthConfig config, std::shared_ptr<Logger> logger, MetricsRegistry& metrics)
     : config_(std::move(config)),
       logger_(std::move(logger)),
-      reloaded_(metrics.counter("kvferry_credentials_reloaded_total", "Times that changed keys were read", {{"result", "ok"}})),
-      failed_(metrics.counter("kvferry_credentials_reloaded_total", "Times that changed keys were read", {{"result", "failed"}})) {}
+      reloaded_(metrics.counter("kvferry_credentials_reloaded_total", "Times that changed keys were read",
+                                {{"result", "ok"}})),
+      failed_(metrics.counter("kvferry_credentials_reloaded_total", "Times that changed keys were read",
+                              {{"result", "failed"}})) {}
 
 Result<std::unique_ptr<Credentials>> Credentials::load(const AuthConfig& config, std::shared_ptr<Logger> logger,
                                                        MetricsRegistry& metrics) {

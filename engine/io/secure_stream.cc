@@ -4,7 +4,8 @@
 #include <openssl/err.h>
 
 #include <algorithm>
-#include <cstring>
+
+#include "engine/io/span_cursor.h"
 
 namespace kvferry {
 namespace {
@@ -13,69 +14,12 @@ constexpr unsigned char kHandshakeRecord = 22;
 constexpr unsigned char kAlertRecord = 21;
 constexpr size_t kMaxOutgoing = size_t{1} << 20;  // of what OpenSSL sends by itself; more is no peer of ours
 
-// Where spans smaller than a record are gathered and scattered. On loop only, and engines' loops are of one thread each.
+// Where spans smaller than a record are gathered and scattered. On loop only, and engines' loops are of one thread
+// each.
 std::array<std::byte, size_t{16} << 10>& scratch() {
   static thread_local std::array<std::byte, size_t{16} << 10> bytes;
   return bytes;
 }
-
-size_t total(std::span<const iovec> parts) {
-  size_t bytes = 0;
-  for (const iovec& part : parts) bytes += part.iov_len;
-  return bytes;
-}
-
-// A place in a list of spans.
-struct Cursor {
-  std::span<const iovec> parts;
-  size_t index = 0;
-  size_t offset = 0;
-
-  std::byte* at() const { return static_cast<std::byte*>(parts[index].iov_base) + offset; }
-  size_t here() const { return parts[index].iov_len - offset; }
-  bool end() {
-    while (index < parts.size() && here() == 0) {
-      ++index;
-      offset = 0;
-    }
-    return index == parts.size();
-  }
-  void advance(size_t count) {
-    while (count > 0 && !end()) {
-      const size_t step = std::min(count, here());
-      offset += step;
-      count -= step;
-    }
-  }
-  // The length of the run of small spans that begins here, at most `limit`.
-  size_t small_run(size_t limit, size_t small) const {
-    size_t bytes = here();
-    for (size_t i = index + 1; i < parts.size() && bytes < limit && parts[i].iov_len < small; ++i)
-      bytes += parts[i].iov_len;
-    return std::min(bytes, limit);
-  }
-  // Copies up to `limit` bytes out of, or into, the spans from here on.
-  size_t gather(std::byte* to, size_t limit) const {
-    Cursor walk = *this;
-    size_t done = 0;
-    while (done < limit && !walk.end()) {
-      const size_t step = std::min(limit - done, walk.here());
-      std::memcpy(to + done, walk.at(), step);
-      done += step;
-      walk.advance(step);
-    }
-    return done;
-  }
-  void scatter(const std::byte* from, size_t count) {
-    while (count > 0 && !end()) {
-      const size_t step = std::min(count, here());
-      std::memcpy(at(), from, step);
-      from += step;
-      count -= step;
-      advance(step);
-    }
-  }
-};
 
 }  // namespace
 
@@ -156,15 +100,15 @@ bool SecureStream::looks_like_tls(unsigned char first) {
   if (first == kHandshakeRecord || first == kAlertRecord) return true;
   if (is_server_ && first == 'K') {
     out_ += parts_.plain_refusal;
-    raw_error_ = Error{ErrorCode::permission_denied,
-                       fmt::format("the peer's auth mode is open, this engine's is {}", to_string(parts_.context->mode()))};
+    raw_error_ = Error{ErrorCode::permission_denied, fmt::format("the peer's auth mode is open, this engine's is {}",
+                                                                 to_string(parts_.context->mode()))};
   } else if (is_server_) {
     raw_error_ = Error{ErrorCode::protocol, "a stranger: it does not speak kvferry's protocol"};
   } else {
-    raw_error_ =
-        Error{ErrorCode::permission_denied, fmt::format("the peer answers in the clear: its auth mode is open, or it is "
-                                                        "no kvferry engine; this engine's is {}",
-                                                        to_string(parts_.context->mode()))};
+    raw_error_ = Error{ErrorCode::permission_denied,
+                       fmt::format("the peer answers in the clear: its auth mode is open, or it is "
+                                   "no kvferry engine; this engine's is {}",
+                                   to_string(parts_.context->mode()))};
   }
   return false;
 }
@@ -286,8 +230,8 @@ Error SecureStream::handshake_error(int) {
     return Error{ErrorCode::permission_denied, "the peer's certificate is not accepted",
                  X509_verify_cert_error_string(verdict)};
   if (is_server_ && ERR_GET_LIB(code) == ERR_LIB_SSL && reason == SSL_R_CALLBACK_FAILED)
-    return Error{ErrorCode::permission_denied, fmt::format("the peer's auth mode is not {}",
-                                                           to_string(parts_.context->mode()))};
+    return Error{ErrorCode::permission_denied,
+                 fmt::format("the peer's auth mode is not {}", to_string(parts_.context->mode()))};
   return Error{ErrorCode::permission_denied, "the handshake failed", cause};
 }
 
@@ -329,7 +273,7 @@ std::optional<size_t> SecureStream::decrypt(void* into, size_t length) {
 Result<size_t> SecureStream::read(std::span<const iovec> into) {
   if (failure_) return *failure_;
   if (!established_) return size_t{0};
-  Cursor cursor{into};
+  SpanCursor cursor{into};
   size_t moved = 0;
   while (!cursor.end()) {
     const bool scattered = cursor.here() < kSmallSpan && cursor.index + 1 < into.size();
@@ -361,7 +305,7 @@ bool SecureStream::encrypt(const void* from, size_t length, size_t& moved) {
 Result<size_t> SecureStream::write(std::span<const iovec> from) {
   if (failure_) return *failure_;
   if (!established_) return size_t{0};
-  Cursor cursor{from};
+  SpanCursor cursor{from};
   size_t moved = 0;
   while (!cursor.end() && !failure_) {
     if (queued() >= kMaxQueued) {

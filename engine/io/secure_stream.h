@@ -88,7 +88,9 @@ class SecureStream final : public Stream, private StreamHandler {
   void flush();
   size_t queued() const { return out_.size() - out_sent_; }
   // Whether read() would move something without a byte from beneath.
-  bool holds_input() const { return failure_.has_value() || (established_ && !starved_ && SSL_has_pending(ssl_.get())); }
+  bool holds_input() const {
+    return failure_.has_value() || (established_ && !starved_ && SSL_has_pending(ssl_.get()));
+  }
   void update_interest();
   bool has_news() const;
   void poke_if_needed();

@@ -34,8 +34,7 @@ Secret derive(std::string_view secret, std::string_view purpose, size_t bytes) {
   Secret out;
   auto* const room = reinterpret_cast<unsigned char*>(out.resize(bytes));
   size_t length = bytes;
-  KVF_CHECK(hkdf && EVP_PKEY_derive_init(hkdf.get()) == 1 &&
-            EVP_PKEY_CTX_set_hkdf_md(hkdf.get(), EVP_sha256()) == 1 &&
+  KVF_CHECK(hkdf && EVP_PKEY_derive_init(hkdf.get()) == 1 && EVP_PKEY_CTX_set_hkdf_md(hkdf.get(), EVP_sha256()) == 1 &&
             EVP_PKEY_CTX_set1_hkdf_salt(hkdf.get(), raw(kSalt), size(kSalt)) == 1 &&
             EVP_PKEY_CTX_set1_hkdf_key(hkdf.get(), raw(secret), size(secret)) == 1 &&
             EVP_PKEY_CTX_add1_hkdf_info(hkdf.get(), raw(purpose), size(purpose)) == 1 &&
@@ -221,7 +220,8 @@ std::string kernel_tls() {
   std::string names;
   std::getline(file, names);
   const bool offered = (" " + names + " ").find(" tls ") != std::string::npos;
-  return offered ? "offered by this kernel, not used: OpenSSL encrypts" : "not offered by this kernel: OpenSSL encrypts";
+  return offered ? "offered by this kernel, not used: OpenSSL encrypts"
+                 : "not offered by this kernel: OpenSSL encrypts";
 }
 
 // ---- connections
@@ -236,7 +236,7 @@ int TlsContext::on_client_hello(SSL* ssl, int* alert, void* self) {
     return SSL_CLIENT_HELLO_ERROR;
   const std::string_view offered(reinterpret_cast<const char*>(bytes), length);
   return offered.size() == wanted.size() + 2 && offered.substr(2) == wanted ? SSL_CLIENT_HELLO_SUCCESS
-                                                                           : SSL_CLIENT_HELLO_ERROR;
+                                                                            : SSL_CLIENT_HELLO_ERROR;
 }
 
 SslPtr TlsContext::new_connection(bool is_server) const {

@@ -1,7 +1,5 @@
 #include "engine/parcel/digest_run.h"
 
-#include <algorithm>
-
 namespace kvferry {
 namespace {
 
@@ -10,9 +8,8 @@ constexpr uint64_t kStagedBytes = uint64_t{1} << 20;  // through one buffer
 
 }  // namespace
 
-std::shared_ptr<DigestRun> DigestRun::start(Loop& loop, Staging& staging, MemoryOps& ops, std::vector<iovec> pieces,
-                                            Done done) {
-  std::shared_ptr<DigestRun> run(new DigestRun(loop, staging, ops, std::move(pieces), std::move(done)));
+std::shared_ptr<DigestRun> DigestRun::start(Loop& loop, Staging& staging, MemoryOps& ops, CacheWalk bytes, Done done) {
+  std::shared_ptr<DigestRun> run(new DigestRun(loop, staging, ops, std::move(bytes), std::move(done)));
   run->step();
   return run;
 }
@@ -23,31 +20,21 @@ void DigestRun::stop() {
   if (copying_) staging_.drain();
 }
 
-std::vector<iovec> DigestRun::take(uint64_t max_bytes) {
-  std::vector<iovec> taken;
-  while (max_bytes > 0 && index_ < pieces_.size()) {
-    iovec& rest = pieces_[index_];
-    const size_t count = std::min<uint64_t>(max_bytes, rest.iov_len);
-    taken.push_back({rest.iov_base, count});
-    rest.iov_base = static_cast<char*>(rest.iov_base) + count;
-    rest.iov_len -= count;
-    max_bytes -= count;
-    if (rest.iov_len == 0) ++index_;
-  }
-  return taken;
-}
-
 void DigestRun::step() {
   if (over_) return;
-  if (index_ == pieces_.size()) return finish(digest_.value());
+  if (bytes_.at_end()) return finish(digest_.value());
   if (!ops_.host_addressable()) return step_staged();
-  digest_.add(take(kTurnBytes));
-  if (index_ == pieces_.size()) return finish(digest_.value());
+  auto pieces = bytes_.take(kTurnBytes);
+  if (!pieces) return finish(std::move(pieces).error());
+  digest_.add(*pieces);
+  if (bytes_.at_end()) return finish(digest_.value());
   loop_.defer([self = shared_from_this()] { self->step(); });
 }
 
 void DigestRun::step_staged() {
-  auto parts = std::make_shared<std::vector<iovec>>(take(kStagedBytes));
+  auto taken = bytes_.take(kStagedBytes);
+  if (!taken) return finish(std::move(taken).error());
+  auto parts = std::make_shared<std::vector<iovec>>(std::move(*taken));
   uint64_t bytes = 0;
   for (const iovec& part : *parts) bytes += part.iov_len;
   staging_.acquire(ops_, bytes, [this, self = shared_from_this(), parts](Result<Staging::Buffer> acquired) {

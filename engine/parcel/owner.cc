@@ -17,6 +17,27 @@ uint64_t fresh_generation(Random& random) {
   return (random.next() >> 2) | (uint64_t{1} << 62);
 }
 
+// Whether every block of the cache lies in its region.
+Status check_fits(const KvLayout& layout, const std::map<RegionId, RegionInfo>& regions) {
+  for (const KvLayer& layer : layout.layers) {
+    const KvGroup& group = layout.groups[layer.group];
+    for (const KvPlane* plane : {&layer.k, &layer.v}) {
+      const uint32_t row = plane == &layer.k ? group.k_row_bytes() : group.v_row_bytes();
+      if (row == 0) continue;
+      const auto region = regions.find(plane->region);
+      if (region == regions.end())
+        return Error{ErrorCode::not_found,
+                     fmt::format("the cache lies in region {}, which is not registered", plane->region)};
+      const uint64_t last = plane->row(uint64_t{group.block_count} - 1, uint64_t{group.heads_local} - 1,
+                                       uint64_t{group.block_tokens} - 1);
+      if (!check_span(region->second, last, row).ok())
+        return Error{ErrorCode::invalid_argument,
+                     fmt::format("layer {} reaches beyond region {}", layer.index, plane->region)};
+    }
+  }
+  return {};
+}
+
 Status check_id(const std::string& transfer_id) {
   if (!transfer_id.empty() && transfer_id.size() <= kMaxParcelName) return {};
   return Error{ErrorCode::invalid_argument, fmt::format("a transfer id has 1 to {} bytes", kMaxParcelName)};
@@ -96,16 +117,14 @@ Status ParcelOwner::set_cache(std::string instance_id, KvLayout layout) {
   KVF_RETURN_IF_ERROR(validate(layout));
   std::map<RegionId, RegionInfo> regions;
   for (const RegionInfo& region : parts_.registry.snapshot()) regions.emplace(region.id, region);
+  KVF_RETURN_IF_ERROR(check_fits(layout, regions));
   std::set<RegionId> used;
   for (const KvLayer& layer : layout.layers) {
     used.insert(layer.k.region);
     if (layout.groups[layer.group].head_size_v > 0) used.insert(layer.v.region);
   }
   for (const RegionId id : used) {
-    const auto found = regions.find(id);
-    if (found == regions.end())
-      return Error{ErrorCode::not_found, fmt::format("the cache lies in region {}, which is not registered", id)};
-    cache_regions_.push_back(found->second);
+    cache_regions_.push_back(regions.at(id));
     KVF_ASSIGN_OR_RETURN(const RegionPin pin, parts_.registry.pin_remote(id, kPrivate));
     if (cache_ops_ != nullptr && cache_ops_ != pin->ops)
       return Error{ErrorCode::unsupported, "the cache lies in several memory kinds"};

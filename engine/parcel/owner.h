@@ -146,6 +146,8 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void stop_checking(const ClaimPtr& claim);
   void fail_claim(const ClaimPtr& claim, bool replaced);
   void fail_reader(const ReaderKey& reader);
+  // Every incarnation that is known of a reader, and whether it has a session.
+  std::vector<std::pair<ReaderKey, bool>> incarnations_of(const std::string& engine_id) const;
   void leave_parcel(const ClaimPtr& claim);
   void review(Parcel& parcel);
   void keep_verdict(const ClaimKey& key, const Status& verdict);
@@ -159,10 +161,10 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void schedule_expiry();
   void expire_due();
 
-  // What a selection takes of a parcel: places in memory of one kind, in canonical order.
+  // What a selection takes of a parcel.
   struct Bytes {
     MemoryOps* ops = nullptr;  // null: nothing is selected
-    std::vector<iovec> pieces;
+    CacheWalk walk;
     std::vector<RegionPin> pins;
   };
   Result<Bytes> bytes_of(const Parcel& parcel, const std::string& selection) const;

@@ -12,30 +12,20 @@ Result<ParcelOwner::Bytes> ParcelOwner::bytes_of(const Parcel& parcel, const std
     if (part.end_token > parcel.tokens)
       return Error{ErrorCode::invalid_argument,
                    fmt::format("the selection ends at token {}, the parcel covers {}", part.end_token, parcel.tokens)};
-  const auto spans = owner_spans(wanted, CacheSide{&layout_, parcel.blocks}, limits_.spans_per_claim);
+  auto spans = owner_spans(wanted, CacheSide{&layout_, parcel.blocks}, limits_.spans_per_claim);
   if (!spans) {
     if (spans.error().code == ErrorCode::resource_exhausted) refused("spans_per_claim");
-    return spans.error();
+    return std::move(spans).error();
   }
   Bytes bytes;
-  Status status;
-  bytes.pieces.reserve(spans->max_spans());
-  spans->for_each([&](const CacheSpans::Span& span) {
-    if (!status.ok()) return;
-    if (bytes.pins.empty() || bytes.pins.back()->info.id != span.region[0]) {
-      auto pin = parts_.registry.pin_remote(span.region[0], kPrivate);
-      if (!pin) {
-        status = std::move(pin).error();
-        return;
-      }
-      bytes.pins.push_back(std::move(*pin));
-      bytes.ops = bytes.pins.back()->ops;  // the same for the whole cache
-    }
-    const RegionState& region = *bytes.pins.back().get();
-    status = check_span(region.info, span.offset[0], span.length);
-    bytes.pieces.push_back({region.at(span.offset[0]), span.length});
-  });
-  if (!status.ok()) return std::move(status).error();
+  std::vector<const RegionState*> regions;
+  for (const RegionId region : spans->regions(0)) {
+    KVF_ASSIGN_OR_RETURN(RegionPin pin, parts_.registry.pin_remote(region, kPrivate));
+    regions.push_back(pin.get());
+    bytes.pins.push_back(std::move(pin));
+    bytes.ops = cache_ops_;
+  }
+  bytes.walk = CacheWalk(std::move(*spans), std::move(regions));
   return bytes;
 }
 
@@ -47,7 +37,7 @@ void ParcelOwner::check_digest(const ClaimPtr& claim, const proto::Settle& asked
   if (!bytes) return settle(claim, asked, std::move(bytes).error());
   if (bytes->ops == nullptr) return settle(claim, asked, {});  // nothing was read
   const auto pins = std::make_shared<std::vector<RegionPin>>(std::move(bytes->pins));
-  auto run = DigestRun::start(parts_.loop, parts_.lanes.staging(), *bytes->ops, std::move(bytes->pieces),
+  auto run = DigestRun::start(parts_.loop, parts_.lanes.staging(), *bytes->ops, std::move(bytes->walk),
                               [this, weak = std::weak_ptr<Claim>(claim), asked, pins](const Result<uint64_t>& digest) {
                                 const ClaimPtr held = weak.lock();
                                 if (held == nullptr || held->state != ClaimState::granted) return;

@@ -137,7 +137,7 @@ class ParcelReader {
   void retry_share(const ReadPtr& read, size_t index, const Error& why);
 
   Result<std::vector<Pair>> local_pairs(const Read& read, const CachePairs& pairs) const;
-  Result<std::vector<iovec>> targets(const Read& read, const CacheSpans& spans) const;
+  static Result<CacheWalk> target_of(const Read& read, const Share& share);
   static uint64_t digest_of_share(const Read& read, const Share& share);
   Status pin_cache(Read& read);
   void stop_share(Share& share);

@@ -41,20 +41,12 @@ Status ParcelReader::pin_cache(Read& read) {
   return {};
 }
 
-Result<std::vector<iovec>> ParcelReader::targets(const Read& read, const CacheSpans& spans) const {
-  std::vector<iovec> out;
-  Status status;
-  spans.for_each([&](const CacheSpans::Span& span) {
-    for (const RegionPin& pin : read.pins) {
-      if (pin->info.id != span.region[0]) continue;
-      if (status.ok()) status = check_span(pin->info, span.offset[0], span.length);
-      out.push_back({pin->at(span.offset[0]), span.length});
-      return;
-    }
-    status = Error{ErrorCode::not_found, fmt::format("region {} of this cache is not registered", span.region[0])};
-  });
-  if (!status.ok()) return std::move(status).error();
-  return out;
+Result<CacheWalk> ParcelReader::target_of(const Read& read, const Share& share) {
+  KVF_ASSIGN_OR_RETURN(CacheSpans spans,
+                       reader_spans(share.plan.selection, CacheSide{read.request.layout.get(), read.request.blocks}));
+  std::vector<const RegionState*> regions;
+  for (const RegionPin& pin : read.pins) regions.push_back(pin.get());
+  return CacheWalk(std::move(spans), std::move(regions));
 }
 
 Result<std::vector<Pair>> ParcelReader::local_pairs(const Read& read, const CachePairs& pairs) const {
@@ -138,22 +130,23 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
 void ParcelReader::on_copied(const ReadPtr& read, size_t index, Status status) {
   Share& share = read->shares[index];
   if (!status.ok() || !share.digest) return on_share_read(read, index, std::move(status), std::nullopt);
-  std::vector<iovec> pieces;
-  pieces.reserve(share.job->pairs.size());
-  for (const Pair& pair : share.job->pairs) pieces.push_back({pair.local, pair.length});
-  auto run = DigestRun::start(loop_, core_.lanes().staging(), *read->ops, std::move(pieces),
-                              [this, weak = std::weak_ptr(read), index](Result<uint64_t> digest) {
+  auto bytes = target_of(*read, share);
+  if (!bytes) return on_share_read(read, index, std::move(bytes).error(), std::nullopt);
+  auto run = DigestRun::start(loop_, core_.lanes().staging(), *read->ops, std::move(*bytes),
+                              [this, weak = std::weak_ptr(read), index](const Result<uint64_t>& digest) {
                                 const ReadPtr held = weak.lock();
-                                if (held && !held->over) on_share_read(held, index, {}, *digest);
+                                if (!held || held->over) return;
+                                if (digest)
+                                  on_share_read(held, index, {}, *digest);
+                                else
+                                  on_share_read(held, index, digest.error(), std::nullopt);
                               });
   if (!run->over()) share.digesting = std::move(run);
 }
 
 void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
-  auto spans = reader_spans(share.plan.selection, CacheSide{read->request.layout.get(), read->request.blocks});
-  if (!spans) return give_up(read, ReadState::failed, spans.error());
-  auto target = targets(*read, *spans);
+  auto target = target_of(*read, share);
   if (!target) return give_up(read, ReadState::failed, target.error());
   read->fabric = "tcp";
   proto::Claim claim = claim_of(*read, share);

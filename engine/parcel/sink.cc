@@ -1,7 +1,5 @@
 #include "engine/parcel/sink.h"
 
-#include <algorithm>
-
 namespace kvferry {
 
 void ParcelSink::stop() {
@@ -15,18 +13,9 @@ void ParcelSink::on_head(ByteSpan head) {
 }
 
 Result<std::vector<iovec>> ParcelSink::place(uint64_t bytes) {
-  placed_.clear();
-  uint64_t left = bytes;
-  while (left > 0 && index_ < parts_.target.size()) {
-    iovec& rest = parts_.target[index_];
-    const size_t count = std::min<uint64_t>(left, rest.iov_len);
-    placed_.push_back({rest.iov_base, count});
-    rest.iov_base = static_cast<char*>(rest.iov_base) + count;
-    rest.iov_len -= count;
-    left -= count;
-    if (rest.iov_len == 0) ++index_;
-  }
-  if (left > 0) return Error{ErrorCode::protocol, "malformed lane frame: a stream longer than what was asked for"};
+  if (bytes > parts_.target.left())
+    return Error{ErrorCode::protocol, "malformed lane frame: a stream longer than what was asked for"};
+  KVF_ASSIGN_OR_RETURN(placed_, parts_.target.take(bytes));
   if (parts_.ops.host_addressable()) return placed_;
   KVF_ASSIGN_OR_RETURN(buffer_, parts_.staging.take_now(parts_.ops, bytes));
   return std::vector<iovec>{{buffer_.data(), buffer_.size()}};

@@ -8,6 +8,7 @@
 
 #include "engine/fabric/tcp/fetch_path.h"
 #include "engine/memory/staging.h"
+#include "engine/parcel/cache_walk.h"
 #include "engine/parcel/digest.h"
 
 namespace kvferry {
@@ -19,7 +20,7 @@ class ParcelSink final : public tcp::FetchSink, public std::enable_shared_from_t
   struct Parts {
     Staging& staging;  // outlives the sink
     MemoryOps& ops;    // of the cache
-    std::vector<iovec> target;
+    CacheWalk target;
     std::function<void(ByteSpan head)> head;
     std::function<void(Result<std::string> trailer)> ended;
     Task go_on;  // lets the fetch go on after on_filled() said no
@@ -45,7 +46,6 @@ class ParcelSink final : public tcp::FetchSink, public std::enable_shared_from_t
   void end();
 
   Parts parts_;
-  size_t index_ = 0;           // into parts_.target
   std::vector<iovec> placed_;  // of the piece that is coming: where it is to be in the cache
   Staging::Buffer buffer_;     // where it comes, if not there
   size_t copying_ = 0;

@@ -17,7 +17,7 @@ ParcelStream::ParcelStream(ParcelOwner& owner, std::string ticket, std::string t
       number_(number),
       generation_(generation),
       ops_(bytes.ops),
-      pieces_(std::move(bytes.pieces)),
+      bytes_(std::move(bytes.walk)),
       pins_(std::move(bytes.pins)) {
   if (digest) digest_.emplace();
 }
@@ -46,20 +46,6 @@ void ParcelStream::stop() {
   });
 }
 
-std::vector<iovec> ParcelStream::take(uint64_t max_bytes) {
-  std::vector<iovec> parts;
-  for (uint64_t taken = 0; index_ < pieces_.size() && taken < max_bytes;) {
-    iovec& rest = pieces_[index_];
-    const size_t count = std::min<uint64_t>(rest.iov_len, max_bytes - taken);
-    parts.push_back({rest.iov_base, count});
-    taken += count;
-    rest.iov_base = static_cast<char*>(rest.iov_base) + count;
-    rest.iov_len -= count;
-    if (rest.iov_len == 0) ++index_;
-  }
-  return parts;
-}
-
 bool ParcelStream::ready() const {
   if (at_end() || ops_ == nullptr || ops_->host_addressable()) return true;
   return !staged_.empty() && staged_.front()->landed;
@@ -69,7 +55,12 @@ ParcelStream::Piece ParcelStream::next(uint64_t max_bytes) {
   Piece piece;
   if (at_end()) return piece;
   if (ops_->host_addressable()) {
-    piece.bytes = take(max_bytes);
+    auto bytes = bytes_.take(max_bytes);
+    if (!bytes) {
+      failure_ = std::move(bytes).error();
+      return piece;
+    }
+    piece.bytes = std::move(*bytes);
   } else {
     piece.staging = std::move(staged_.front()->buffer);
     KVF_CHECK(piece.staging.size() <= max_bytes);
@@ -86,8 +77,13 @@ void ParcelStream::begin() {
 }
 
 void ParcelStream::stage_ahead() {
-  while (failure_.ok() && staged_.size() < kAhead && index_ < pieces_.size()) {
-    const std::vector<iovec> parts = take(tcp::Owner::kPieceBytes);
+  while (failure_.ok() && staged_.size() < kAhead && !bytes_.at_end()) {
+    auto taken = bytes_.take(tcp::Owner::kPieceBytes);
+    if (!taken) {
+      failure_ = std::move(taken).error();
+      return;
+    }
+    const std::vector<iovec> parts = std::move(*taken);
     uint64_t bytes = 0;
     for (const iovec& part : parts) bytes += part.iov_len;
     auto piece = std::make_shared<Staged>();

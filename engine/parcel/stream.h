@@ -25,7 +25,7 @@ class ParcelStream final : public tcp::FetchSource, public std::enable_shared_fr
   std::string head() override { return ticket_; }
   bool ready() const override;
   Piece next(uint64_t max_bytes) override;
-  bool at_end() const override { return stopped_ || !failure_.ok() || (index_ == pieces_.size() && staged_.empty()); }
+  bool at_end() const override { return stopped_ || !failure_.ok() || (bytes_.at_end() && staged_.empty()); }
   std::string trailer() override;
 
   // Starts what makes it ready().
@@ -39,7 +39,6 @@ class ParcelStream final : public tcp::FetchSource, public std::enable_shared_fr
   };
   using StagedPtr = std::shared_ptr<Staged>;
 
-  std::vector<iovec> take(uint64_t max_bytes);
   void stage_ahead();
   void stage(const StagedPtr& piece, const std::vector<iovec>& parts, Staging::Buffer buffer);
   void on_staged(Staged& piece, const Status& status);
@@ -51,9 +50,8 @@ class ParcelStream final : public tcp::FetchSource, public std::enable_shared_fr
   const uint64_t number_;
   const uint64_t generation_;
   MemoryOps* const ops_;  // null: no bytes
-  std::vector<iovec> pieces_;
+  CacheWalk bytes_;
   std::vector<RegionPin> pins_;
-  size_t index_ = 0;
   std::deque<StagedPtr> staged_;  // in the order of the bytes
   bool stopped_ = false;
   Status failure_;

@@ -77,11 +77,11 @@ class Acceptor::Pending final : public StreamHandler {
   bool is_lane_ = false;
 };
 
-Acceptor::Acceptor(Loop& loop, Options options, std::shared_ptr<Logger> logger, Counter& strangers,
-                   SessionCame session_came, LaneCame lane_came)
+Acceptor::Acceptor(Loop& loop, Options options, Complaints& complaints, Counter& strangers, SessionCame session_came,
+                   LaneCame lane_came)
     : loop_(loop),
-      options_(options),
-      logger_(std::move(logger)),
+      options_(std::move(options)),
+      complaints_(complaints),
       strangers_(strangers),
       session_came_(std::move(session_came)),
       lane_came_(std::move(lane_came)) {}
@@ -115,18 +115,8 @@ void Acceptor::settled(Pending& pending) {
 
 void Acceptor::refuse(Pending& pending, const Error& error) {
   strangers_.add();
-  report(pending.stream().peer_address(), error);
+  complaints_.note(pending.stream().peer_address(), error);
   settled(pending);
-}
-
-// One warning for however many in ten seconds.
-void Acceptor::report(const std::string& address, const Error& error) {
-  ++unreported_;
-  logger_->debug("connection from {} refused: {}", address, error.to_string());
-  if (loop_.now() < next_report_) return;
-  next_report_ = after(loop_.now(), std::chrono::seconds(10));
-  logger_->warning("{} connections refused since the last such line, now one from {}: {}",
-                   std::exchange(unreported_, 0), address, error.to_string());
 }
 
 }  // namespace kvferry

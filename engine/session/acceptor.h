@@ -5,10 +5,10 @@
 #include <memory>
 #include <string>
 
-#include "common/log.h"
 #include "common/metrics.h"
 #include "engine/io/loop.h"
 #include "engine/io/stream.h"
+#include "engine/session/complaints.h"
 #include "engine/session/preface.h"
 
 namespace kvferry {
@@ -27,7 +27,7 @@ class Acceptor {
   using SessionCame = std::function<void(std::unique_ptr<Stream>)>;
   using LaneCame = std::function<void(std::unique_ptr<Stream>, const LanePreface&)>;
 
-  Acceptor(Loop& loop, Options options, std::shared_ptr<Logger> logger, Counter& strangers, SessionCame session_came,
+  Acceptor(Loop& loop, Options options, Complaints& complaints, Counter& strangers, SessionCame session_came,
            LaneCame lane_came);
   ~Acceptor();
 
@@ -40,18 +40,15 @@ class Acceptor {
   void settled(Pending& pending);
   void refuse(Pending& pending, const Error& error);
   void drop_oldest();
-  void report(const std::string& address, const Error& error);
 
   Loop& loop_;
   const Options options_;
-  const std::shared_ptr<Logger> logger_;
+  Complaints& complaints_;
   Counter& strangers_;
   const SessionCame session_came_;
   const LaneCame lane_came_;
   std::map<uint64_t, std::shared_ptr<Pending>> pending_;  // by the order in which they came
   uint64_t next_number_ = 1;
-  TimePoint next_report_{};
-  uint64_t unreported_ = 0;
   std::unique_ptr<Listener> listener_;
 };
 

@@ -29,13 +29,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   test::ManualLoop loop;
   OnePort network;
   MetricsRegistry metrics;
+  Complaints complaints(loop, make_null_logger(), metrics);
   Counter& strangers = metrics.counter("strangers", "");
   int sessions = 0;
   int lanes = 0;
   std::vector<std::unique_ptr<Stream>> taken;
   {
     Acceptor acceptor(
-        loop, {}, make_null_logger(), strangers,
+        loop, {}, complaints, strangers,
         [&](std::unique_ptr<Stream> stream) {
           ++sessions;
           taken.push_back(std::move(stream));

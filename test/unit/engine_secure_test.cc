@@ -149,9 +149,10 @@ class SecureStreamTest : public ::testing::Test {
 
 TEST_F(SecureStreamTest, CarriesBytesHoweverTheyAreCut) {
   for (const AuthMode mode : {AuthMode::psk, AuthMode::mtls})
-    for (const auto& [at_once, span, read_span] :
-         {std::tuple{SIZE_MAX, size_t{100}, size_t{1000}}, {size_t{1000}, size_t{50000}, size_t{7}},
-          {size_t{17}, size_t{3000}, size_t{4096}}, {SIZE_MAX, size_t{16384}, size_t{16384}}}) {
+    for (const auto& [at_once, span, read_span] : {std::tuple{SIZE_MAX, size_t{100}, size_t{1000}},
+                                                   {size_t{1000}, size_t{50000}, size_t{7}},
+                                                   {size_t{17}, size_t{3000}, size_t{4096}},
+                                                   {SIZE_MAX, size_t{16384}, size_t{16384}}}) {
       connect(keys_->of(mode), keys_->of(mode));
       client_->pipe->read_at_once = server_->pipe->read_at_once = at_once;
       client_->read_span = server_->read_span = read_span;
@@ -309,8 +310,8 @@ TEST_F(SecureStreamTest, SecretsAreExchangedOneAfterTheOther) {
   const AuthConfig both = with("2", "# the later one is accepted already\n\n" + former + "\r\n" + later + "\n");
   const AuthConfig turned = with("3", later + "\n" + former + "\n");
   const AuthConfig behind = with("4", later);
-  for (const auto& [client, server] : {std::pair{before, both}, {both, before}, {turned, both}, {both, turned},
-                                       {behind, turned}, {turned, behind}}) {
+  for (const auto& [client, server] :
+       {std::pair{before, both}, {both, before}, {turned, both}, {both, turned}, {behind, turned}, {turned, behind}}) {
     connect(client, server);
     client_->send("hello", 5);
     pump();
@@ -329,9 +330,10 @@ TEST_F(SecureStreamTest, CertificatesThatMustNotCount) {
   AuthConfig foreign = *(*other)->mtls();
   foreign.ca_file = keys_->path("ca.crt");  // it believes us; we do not believe its authority
   const auto good = keys_->mtls();
-  for (const auto& [bad, why] :
-       {std::pair{keys_->mtls_with("late"), "expired"}, {keys_->mtls_with("early"), "not yet valid"},
-        {keys_->mtls_with("stranger"), "none of the allowed names"}, {foreign, "certificate"}}) {
+  for (const auto& [bad, why] : {std::pair{keys_->mtls_with("late"), "expired"},
+                                 {keys_->mtls_with("early"), "not yet valid"},
+                                 {keys_->mtls_with("stranger"), "none of the allowed names"},
+                                 {foreign, "certificate"}}) {
     connect(bad, good);
     expect_refused(why, "does not accept this engine's certificate");
     connect(good, bad);

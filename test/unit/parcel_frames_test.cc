@@ -7,6 +7,7 @@
 
 #include "engine/parcel/selection.h"
 #include "engine/run/transfer_task.h"
+#include "engine/session/messages.h"
 #include "test/support/parcel_node.h"
 
 // What an owner answers to single frames, whoever sends them, and what its tables may cost.
@@ -262,7 +263,7 @@ TEST_F(ParcelLimitsTest, AFullTableRefusesParcelsWithItsCauseAndAMetric) {
 
 TEST_F(ParcelLimitsTest, ClaimsOfOneParcelAreBounded) {
   ASSERT_TRUE(publish("t", {5}).ok());
-  for (const uint64_t number : {1, 2}) {
+  for (const uint64_t number : {1u, 2u}) {
     const auto ticket = reader_.ask(FrameReader::claim(number, "t"));
     ASSERT_TRUE(ticket);
     EXPECT_EQ(ticket->code(), 0u);
@@ -276,7 +277,7 @@ TEST_F(ParcelLimitsTest, ClaimsOfOneParcelAreBounded) {
 
 TEST_F(ParcelLimitsTest, WaitingClaimsOfOneReaderAreBoundedAndOthersStillWait) {
   ASSERT_TRUE(owner_.owner().announce("t", 60s).ok());
-  for (const uint64_t number : {1, 2}) {
+  for (const uint64_t number : {1u, 2u}) {
     proto::Frame frame;
     *frame.mutable_claim() = FrameReader::claim(number, "t");
     reader_.send(frame);
@@ -304,7 +305,7 @@ TEST_F(ParcelLimitsTest, SpansOfOneClaimAreBounded) {
 
 TEST_F(ParcelLimitsTest, AnAnswerThatWasEvictedMeansGone) {
   uint64_t generation = 0;
-  for (const uint64_t number : {1, 2}) {
+  for (const uint64_t number : {1u, 2u}) {
     const std::string id = "t" + std::to_string(number);
     ASSERT_TRUE(publish(id, {5}).ok());
     const auto ticket = reader_.ask(FrameReader::claim(number, id));
@@ -343,7 +344,7 @@ TEST_F(ParcelFrames, AHundredThousandParcelsFitInTwoHundredMegabytesAndExpireInT
   double took[2] = {};
   size_t live = 0;
   const size_t before = ::mallinfo2().uordblks;
-  for (const size_t wanted : {10'000, 100'000}) {
+  for (const size_t wanted : {size_t{10'000}, size_t{100'000}}) {
     for (; live < wanted; ++live)
       ASSERT_TRUE(publish(uuid_like(live), std::vector<uint32_t>(16, static_cast<uint32_t>(live % 64)), 1h).ok());
     if (wanted == 100'000) {

@@ -43,6 +43,7 @@ GROUPS = {
     "kvferry_lease": Group(Setup(env={"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}), (cases.lease_ends,)),
     "tp_2_to_1": Group(Setup(prefill_tp=2), (short, cases.several_at_once, cases.prefix_cache)),
     "tp_1_to_2": Group(Setup(decode_tp=2), (short, cases.several_at_once, cases.prefix_cache)),
+    "kvferry_in_multi": Group(Setup(inside_multi=True), (short, cases.several_at_once)),
     "kvferry_planted": Group(Setup(env={"KVF_TEST_PLANT": "drop_layer"}), (short,), must_fail=True),
     "mooncake_planted": Group(
         Setup(connector="mooncake", env={"KVF_TEST_PLANT": "drop_layer"}), (short,), must_fail=True

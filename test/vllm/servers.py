@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-START_SECONDS = 600.0
+START_SECONDS = 900.0
 
 
 def free_port() -> int:
@@ -93,6 +93,8 @@ class Setup:
     """kvferry, or mooncake: vLLM's own on whatever package of that name is found first."""
     prefill_tp: int = 1
     decode_tp: int = 1
+    inside_multi: bool = False
+    """KVFerryConnector as a child of vLLM's MultiConnector."""
     policy: str = "fail"
     env: dict[str, str] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
@@ -147,14 +149,21 @@ class Deployment:
         """Bytes that `mooncake` has moved so far, counted by the shim."""
         return sum(int(line) for file in self.counts.iterdir() for line in file.read_text().split())
 
+    def _transfer_config(self, role: str) -> dict[str, Any]:
+        told: dict[str, Any] = {"kv_role": role, "kv_load_failure_policy": self.setup.policy}
+        if self.setup.connector == "mooncake":
+            return told | {
+                "kv_connector": "MooncakeConnector",
+                "kv_connector_extra_config": {"mooncake_protocol": "tcp"},
+            }
+        ours = told | {"kv_connector": "KVFerryConnector", "kv_connector_module_path": "kvferry.vllm"}
+        if not self.setup.inside_multi:
+            return ours
+        return told | {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [ours]}}
+
     def _start_vllm(self, name: str, role: str, tp: int, port: int | None) -> Server:
         port = port or free_port()
-        transfer: dict[str, Any] = {"kv_role": role, "kv_load_failure_policy": self.setup.policy}
-        if self.setup.connector == "kvferry":
-            transfer |= {"kv_connector": "KVFerryConnector", "kv_connector_module_path": "kvferry.vllm"}
-        else:
-            transfer |= {"kv_connector": "MooncakeConnector"}
-            transfer["kv_connector_extra_config"] = {"mooncake_protocol": "tcp"}
+        transfer = self._transfer_config(role)
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
         command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
         command += ["--enforce-eager", "--max-model-len", "2048", "--seed", "0", "--max-num-seqs", "16"]

@@ -146,6 +146,15 @@ void bind_transfer(nb::module_& module) {
           "The outcome; raises kvferry.Error when the transfer failed.");
 }
 
+}  // namespace
+
+void bind_handles(nb::module_& module) {
+  bind_outcome(module);
+  bind_regions(module);
+  bind_peer(module);
+  bind_transfer(module);
+}
+
 void bind_completion_queue(nb::module_& module) {
   nb::class_<CompletionQueue>(module, "CompletionQueue",
                               "Tells an event loop of the ends of the transfers and reads that it was given.")
@@ -154,15 +163,6 @@ void bind_completion_queue(nb::module_& module) {
       .def("add", &CompletionQueue::add<Transfer>, "awaited"_a)
       .def("add", &CompletionQueue::add<ParcelReading>, "awaited"_a)
       .def("take", &CompletionQueue::take, "The ids of those that have ended since the last call.");
-}
-
-}  // namespace
-
-void bind_handles(nb::module_& module) {
-  bind_outcome(module);
-  bind_regions(module);
-  bind_peer(module);
-  bind_transfer(module);
 }
 
 }  // namespace kvferry::python

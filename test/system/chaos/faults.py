@@ -12,7 +12,9 @@ from chain.processes import Server, StartError
 from chaos.load import DEADLINE_S, Load, until, workers_of
 from chaos.stage import LEASE_S, Stage
 
-USUAL_LINK = ("rate 6M", "delay 1ms")  # slow enough for a transfer to take longer than a look at it
+# Slow enough for a transfer to take longer than a look at it, and with short queues, so that most of a parcel is still
+# the prefiller's memory while it is read.
+USUAL_LINK = ("rate 6M", "queue 128K", "delay 1ms")
 AIM_S = 3.0
 
 
@@ -111,11 +113,15 @@ class Faults:
         """Prefills that nobody reads pin all blocks of a prefiller until their leases end."""
         target = self.stage.prefillers[0]
         stem = f"fill-{self.drawn.getrandbits(48):x}"
-        prompt = "x" * 1000
 
         async def pin(number: int) -> None:
             params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": f"{stem}-{number}"}
-            body = {"prompt": prompt, "max_tokens": 1, "ignore_eos": True, "kv_transfer_params": params}
+            body = {
+                "prompt": f"{number} " + "x" * 1000,
+                "max_tokens": 1,
+                "ignore_eos": True,
+                "kv_transfer_params": params,
+            }
             await ask(target.url, "/v1/completions", body, Manners(LEASE_S + 2))
 
         pins = [asyncio.create_task(pin(number)) for number in range(12)]  # of 63 blocks each, out of 512

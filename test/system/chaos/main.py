@@ -13,10 +13,10 @@ from pathlib import Path
 from chaos.faults import Faults, everybody_up
 from chaos.link import Link
 from chaos.load import Load, until
-from chaos.stage import LEASE_S, Stage, growth, leftovers, why_not
+from chaos.stage import LEASE_S, PATIENCE_S, Stage, growth, leftovers, why_not
 
 CLIENTS = 40
-AT_REST_S = 5 * LEASE_S  # for leases, releases and their repetitions to come to an end
+AT_REST_S = 10 + LEASE_S + PATIENCE_S  # for leases, releases and their repetitions to come to an end
 
 
 def interrupted(_number: int, _frame: object) -> None:

@@ -9,7 +9,8 @@ from chain.metrics import Page
 from chain.processes import Server, open_files, resident_bytes
 from chaos.link import LEFT, RIGHT, Link
 
-LEASE_S = 6
+LEASE_S = 8  # of prefillers
+PATIENCE_S = 20  # of the proxy, until a decoder's first byte
 MODEL = ["--num-blocks", "512", "--max-model-len", "2048", "--drain-limit", "1s", "--request-timeout", "30s"]
 # Both sizes of tensor parallelism on both sides, and a decoder for each fabric and each policy.
 PREFILL_TP = [2, 1]
@@ -41,7 +42,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         proxy = ["--host", RIGHT, "--port", "8000", "--admin-host", RIGHT, "--admin-port", "8009"]
-        proxy += ["--connector", "kvferry", "--lease", f"{LEASE_S}s", "--connect-timeout", "1s"]
+        proxy += ["--connector", "kvferry", "--lease", f"{PATIENCE_S}s", "--connect-timeout", "1s"]
         proxy += ["--stream-idle-timeout", "10s", "--health-interval", "200ms"]
         proxy += ["--slow-start", "0", "--drain-limit", "1s"]
         proxy += ["--policy", "round_robin", "--access-log", str(self.logs / "access.log")]
