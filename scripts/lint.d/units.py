@@ -13,6 +13,7 @@ NAME = re.compile(
     r"(?<!::)(?<!~)\b(\w+)(?: final)?\s*(?:[(={;\[]|: |$)"
 )
 MACRO = re.compile(r"^#\s*define (\w+)")
+USING = re.compile(r"^using [\w:]+(?:::| namespace )\w+;", re.MULTILINE)
 TEST = re.compile(r"^TYPED_TEST|^TEST(?:_[FP])?\((\w+), (\w+)\)")
 
 
@@ -27,17 +28,19 @@ def names_in(source: str) -> set[str]:
 
 
 def units(sources: Iterable[str], most: int) -> list[list[str]]:
-    """The sources, in order, in units of at most `most`."""
-    made: list[tuple[list[str], set[str]]] = []
+    """The sources, in order, in units of at most `most`. What one of them takes from another namespace would mean the
+    same in the others, so all of a unit take the same."""
+    made: list[tuple[list[str], set[str], set[str]]] = []
     for source in sources:
         names = names_in(source)
-        fitting = next((unit for unit in made if len(unit[0]) < most and not names & unit[1]), None)
+        used = set(USING.findall(Path(source).read_text(encoding="utf-8", errors="replace")))
+        fitting = next((unit for unit in made if len(unit[0]) < most and not names & unit[1] and used == unit[2]), None)
         if fitting is None:
-            made.append(([source], set(names)))
+            made.append(([source], set(names), used))
         else:
             fitting[0].append(source)
             fitting[1].update(names)
-    return [members for members, _ in made]
+    return [members for members, _, _ in made]
 
 
 if __name__ == "__main__":
