@@ -92,7 +92,11 @@ void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, G
     return granted(Error{ErrorCode::gone, "this claim has ended: " + kept->second.message});
   if (const auto known = claims_.find(key); known != claims_.end()) {
     // Asked again after a reconnect, or read by a fetch after its ticket.
-    if (known->second->state == ClaimState::granted) return granted(known->second);
+    if (known->second->state == ClaimState::granted) {
+      // It is read anew: what is being checked is no longer what the reader has.
+      if (const auto checking = std::exchange(known->second->checking, nullptr)) checking->stop();
+      return granted(known->second);
+    }
     known->second->granted = std::move(granted);
     return;
   }
