@@ -57,11 +57,18 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
 
 void ParcelOwner::on_reader_came(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
-  // I5: another incarnation under the same name is another reader; the old one will not be back.
+  // I5: another incarnation under the same name is another reader; the old one will not be back. Within the grace the
+  // new one may claim its rank's parcels in its place.
   std::vector<ReaderKey> former;
   for (const auto& [known, reader] : readers_)
     if (known.engine_id == key.engine_id && known.incarnation != key.incarnation) former.push_back(known);
-  for (const ReaderKey& dead : former) fail_reader(dead);
+  for (const ReaderKey& dead : former) {
+    Reader& gone = readers_.at(dead);
+    gone.sessions.clear();
+    if (gone.grace) continue;
+    gone.grace = std::make_unique<Timer>(parts_.loop);
+    gone.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, dead] { fail_reader(dead); });
+  }
   Reader& reader = readers_[key];
   reader.sessions.push_back(&session);
   reader.grace.reset();
@@ -89,7 +96,8 @@ void ParcelOwner::fail_reader(const ReaderKey& reader) {
 void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
   const ClaimKey key{reader, asked.number()};
   if (const auto kept = verdicts_.find(key); kept != verdicts_.end())
-    return granted(Error{ErrorCode::gone, "this claim has ended: " + kept->second.message});
+    return granted(Error{kept->second.valid ? ErrorCode::gone : kept->second.code,
+                         "this claim has ended: " + kept->second.message});
   if (const auto known = claims_.find(key); known != claims_.end()) {
     // Asked again after a reconnect, or read by a fetch after its ticket.
     if (known->second->state == ClaimState::granted) {
