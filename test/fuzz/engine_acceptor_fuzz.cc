@@ -16,7 +16,7 @@ class OnePort final : public Network {
   };
   Result<std::unique_ptr<Listener>> listen(const Address&, Accepted accept) override {
     accepted = std::move(accept);
-    return std::make_unique<Open>();
+    return std::unique_ptr<Listener>(std::make_unique<Open>());
   }
   Result<std::unique_ptr<Stream>> dial(const Address&) override { return Error{ErrorCode::unavailable, "no network"}; }
   Accepted accepted;
