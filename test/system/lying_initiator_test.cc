@@ -4,6 +4,7 @@
 
 #include "test/support/eventually.h"
 #include "test/support/peek.h"
+#include "test/support/process.h"
 #include "test/support/raw_peer.h"
 #include "test/system/bystander.h"
 
@@ -88,6 +89,26 @@ TEST_F(LyingInitiator, ScannersThatSayNothingDelayNobodyAndAreSentAway) {
   honest_.expect_work();
   EXPECT_TRUE(scanners.front().is_closed());
   EXPECT_TRUE(scanners.back().is_closed());
+}
+
+// Real programs, without a pause, while transfers are under way.
+TEST_F(LyingInitiator, AFloodOfStrangersDelaysNobody) {
+  const std::string address = honest_.owner().address();
+  const auto strangers = [&] {
+    const std::string metrics = honest_.owner().metrics();
+    return std::stoull(metrics.substr(metrics.find("\nkvferry_strangers_total ") + 25));
+  };
+  const std::string port = address.substr(address.rfind(':') + 1);
+  Process flood = must(Process::spawn(KVF_STRANGER, std::vector<std::string>{"flood", port}));
+  ASSERT_TRUE(flood.read_line_with("flooding", seconds(20)).ok());
+  const uint64_t before = strangers();
+  int rounds = 0;
+  EXPECT_TRUE(eventually([&] {
+    honest_.expect_work();
+    EXPECT_LT(honest_.longest_wait(5), seconds(1));
+    return ++rounds >= 20 && strangers() > before + 50;
+  }));
+  EXPECT_FALSE(flood.wait(milliseconds(0)).ok()) << "the flood has ended";
 }
 
 TEST_F(LyingInitiator, ASessionThatSaysNoHello) {
@@ -250,6 +271,30 @@ TEST_F(LyingInitiator, AWriteThatNeverEndsHoldsUpNobody) {
   second.send(std::string(50000, 'h'));
   EXPECT_EQ(second.receive(tcp::Header::kBytes).size(), tcp::Header::kBytes);  // not_found
   EXPECT_EQ(more[50000], std::byte{0});
+}
+
+// A frame that is being sent cannot be cut short when its region goes: the lane does. The fence's answer says so.
+TEST_F(LyingInitiator, ALaneThatIsClosedForAnUnregisteredRegionIsToldOfAsSacrificed) {
+  Session session = greet();
+  std::vector<std::byte> more(size_t{1} << 20);
+  Region region = must(honest_.owner().register_memory(more.data(), more.size(), MemoryKind::host, kRemoteReadWrite));
+  RawConnection lane = open_lane(session);
+  RawConnection idle = open_lane(session, 2);
+  for (int i = 0; i < 16; ++i)  // more than the sockets take
+    ASSERT_TRUE(lane.send(lane_frame(header(tcp::FrameType::read), span_table(region.id(), 0, 1 << 20))));
+  ASSERT_EQ(lane.receive(1000).size(), 1000u);
+  EXPECT_TRUE(region.unregister(seconds(5)).ok());
+  const auto was_sacrificed = [&](uint32_t lane_id) {
+    proto::Frame fence;
+    fence.mutable_fence()->set_number(lane_id);
+    fence.mutable_fence()->set_lane_id(lane_id);
+    EXPECT_TRUE(session.connection.send_frame(fence));
+    return session.connection.receive_frame(proto::Frame::kFenced).fenced().sacrificed();
+  };
+  EXPECT_TRUE(was_sacrificed(1));
+  EXPECT_FALSE(was_sacrificed(1));
+  EXPECT_FALSE(was_sacrificed(2));
+  EXPECT_TRUE(lane.is_closed());
 }
 
 // A reader that asks for much and takes nothing: the owner's memory and its other peers are untouched (I6, I7).
