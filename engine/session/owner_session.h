@@ -97,7 +97,7 @@ class OwnerSession final : public Guest, private FramesHandler {
   std::set<std::string> tokens_;
   std::set<uint32_t> fenced_lanes_;      // a lane may be fenced before its connection arrives
   std::set<uint32_t> sacrificed_lanes_;  // that the initiator has not asked about yet
-  uint64_t regions_sent_ = 0;        // registry version
+  uint64_t regions_sent_ = 0;            // registry version
   TimePoint last_heard_;
   Timer watch_;
   Frames frames_;
