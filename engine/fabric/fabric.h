@@ -63,8 +63,6 @@ class Guest {
   // false when the peer has given up on us, or we were stopped for longer than it waits: then nothing more may be
   // applied.
   virtual bool still_welcome() = 0;
-  // A lane of it was closed for the sake of something else than what it carries (Fence.sacrificed, control.proto).
-  virtual void on_lane_sacrificed(uint32_t lane_id) = 0;
 };
 
 }  // namespace kvferry

@@ -105,7 +105,7 @@ void InitiatorSession::on_frame(const proto::Frame& frame) {
       return on_heartbeat(frame);
     case proto::Frame::kFenced: {
       auto entry = fences_.extract(frame.fenced().number());
-      if (!entry.empty()) entry.mapped()(frame.fenced().sacrificed());
+      if (!entry.empty()) entry.mapped()();
       return;
     }
     case proto::Frame::kLaneTokens: {
@@ -292,7 +292,7 @@ Result<std::optional<tcp::LaneSource::NewLane>> InitiatorSession::open_lane(Task
   return std::optional<NewLane>(NewLane{std::move(stream), id, std::move(preface)});
 }
 
-void InitiatorSession::fence_lane(uint32_t id, Fenced fenced) {
+void InitiatorSession::fence_lane(uint32_t id, Task fenced) {
   if (state_ != State::ready) return;
   const uint64_t number = next_number_++;
   fences_.emplace(number, std::move(fenced));

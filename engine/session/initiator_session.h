@@ -71,7 +71,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   Duration silence() const { return context_.loop.now() - last_heard_; }
 
   Result<std::optional<NewLane>> open_lane(Task again) override;
-  void fence_lane(uint32_t id, Fenced fenced) override;
+  void fence_lane(uint32_t id, Task fenced) override;
 
   // A claim, settle, release or extend. REQUIRES: ready().
   void send_parcel(const proto::Frame& frame) { frames_.send(frame); }
@@ -126,7 +126,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   std::unordered_map<uint64_t, NotifyDone> notifies_;
   std::deque<std::pair<Notification, NotifyDone>>
       held_;  // each belongs to a transfer in flight, which bounds them (I6)
-  std::unordered_map<uint64_t, Fenced> fences_;
+  std::unordered_map<uint64_t, Task> fences_;
   std::unordered_map<uint64_t, Task> syncs_;
 
   TimePoint last_heard_;

@@ -13,11 +13,6 @@ constexpr size_t kFirstTokens = 8;
 constexpr size_t kMoreTokens = 4;
 constexpr size_t kMaxFencedLanes = 1024;  // remembered; the oldest connections cannot still be on their way
 
-void remember(std::set<uint32_t>& lanes, uint32_t id) {
-  lanes.insert(id);
-  if (lanes.size() > kMaxFencedLanes) lanes.erase(lanes.begin());
-}
-
 }  // namespace
 
 OwnerSession::OwnerSession(Context context, std::unique_ptr<Stream> stream)
@@ -227,16 +222,12 @@ void OwnerSession::on_notify(const proto::Frame& frame) {
   frames_.send(answer);
 }
 
-void OwnerSession::on_lane_sacrificed(uint32_t lane_id) {
-  remember(sacrificed_lanes_, lane_id);
-}
-
 void OwnerSession::on_fence(const proto::Frame& frame) {
   context_.lanes.close_lane(*this, frame.fence().lane_id());
-  remember(fenced_lanes_, frame.fence().lane_id());
+  fenced_lanes_.insert(frame.fence().lane_id());
+  if (fenced_lanes_.size() > kMaxFencedLanes) fenced_lanes_.erase(fenced_lanes_.begin());
   proto::Frame answer;
   *answer.mutable_fenced() = frame.fence();
-  answer.mutable_fenced()->set_sacrificed(sacrificed_lanes_.erase(frame.fence().lane_id()) > 0);
   frames_.send(answer);
 }
 

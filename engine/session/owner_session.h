@@ -62,7 +62,6 @@ class OwnerSession final : public Guest, private FramesHandler {
   uint64_t incarnation() const override { return incarnation_; }
   void send(const proto::Frame& frame) { frames_.send(frame); }
   bool still_welcome() override;
-  void on_lane_sacrificed(uint32_t lane_id) override;
 
   // A connection that names this session in its preface. Each token opens one lane.
   void adopt_lane(std::unique_ptr<Stream> stream, const LanePreface& lane);
@@ -95,9 +94,8 @@ class OwnerSession final : public Guest, private FramesHandler {
   bool greeted_ = false;
   bool over_ = false;
   std::set<std::string> tokens_;
-  std::set<uint32_t> fenced_lanes_;      // a lane may be fenced before its connection arrives
-  std::set<uint32_t> sacrificed_lanes_;  // that the initiator has not asked about yet
-  uint64_t regions_sent_ = 0;            // registry version
+  std::set<uint32_t> fenced_lanes_;  // a lane may be fenced before its connection arrives
+  uint64_t regions_sent_ = 0;        // registry version
   TimePoint last_heard_;
   Timer watch_;
   Frames frames_;

@@ -35,7 +35,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                             [&] {
                               raw->notify({"a", "b"}, [&](const Status&) { ++noted; });
                               raw->sync([] {});
-                              raw->fence_lane(1, [](bool) {});
+                              raw->fence_lane(1, [] {});
                               static_cast<void>(raw->open_lane([] {}));
                             },
                             [&] { KVF_CHECK(raw->regions()->regions().size() <= kMaxRegions); },

@@ -14,7 +14,6 @@ class WelcomeGuest final : public Guest {
   const std::string& engine_id() const override { return id_; }
   uint64_t incarnation() const override { return 1; }
   bool still_welcome() override { return true; }
-  void on_lane_sacrificed(uint32_t) override {}
 
  private:
   const std::string id_ = "fuzz";

@@ -273,30 +273,6 @@ TEST_F(LyingInitiator, AWriteThatNeverEndsHoldsUpNobody) {
   EXPECT_EQ(more[50000], std::byte{0});
 }
 
-// A frame that is being sent cannot be cut short when its region goes: the lane does. The fence's answer says so.
-TEST_F(LyingInitiator, ALaneThatIsClosedForAnUnregisteredRegionIsToldOfAsSacrificed) {
-  Session session = greet();
-  std::vector<std::byte> more(size_t{1} << 20);
-  Region region = must(honest_.owner().register_memory(more.data(), more.size(), MemoryKind::host, kRemoteReadWrite));
-  RawConnection lane = open_lane(session);
-  RawConnection idle = open_lane(session, 2);
-  for (int i = 0; i < 16; ++i)  // more than the sockets take
-    ASSERT_TRUE(lane.send(lane_frame(header(tcp::FrameType::read), span_table(region.id(), 0, 1 << 20))));
-  ASSERT_EQ(lane.receive(1000).size(), 1000u);
-  EXPECT_TRUE(region.unregister(seconds(5)).ok());
-  const auto was_sacrificed = [&](uint32_t lane_id) {
-    proto::Frame fence;
-    fence.mutable_fence()->set_number(lane_id);
-    fence.mutable_fence()->set_lane_id(lane_id);
-    EXPECT_TRUE(session.connection.send_frame(fence));
-    return session.connection.receive_frame(proto::Frame::kFenced).fenced().sacrificed();
-  };
-  EXPECT_TRUE(was_sacrificed(1));
-  EXPECT_FALSE(was_sacrificed(1));
-  EXPECT_FALSE(was_sacrificed(2));
-  EXPECT_TRUE(lane.is_closed());
-}
-
 // A reader that asks for much and takes nothing: the owner's memory and its other peers are untouched (I6, I7).
 TEST_F(LyingInitiator, AReaderThatNeverReadsHoldsUpNobody) {
   const Session session = greet();

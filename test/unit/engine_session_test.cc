@@ -88,7 +88,6 @@ class Host final : public Guest {
   const std::string& engine_id() const override { return id; }
   uint64_t incarnation() const override { return 1; }
   bool still_welcome() override { return ++asked, welcome; }
-  void on_lane_sacrificed(uint32_t) override {}
   std::string id = "guest";
   bool welcome = true;
   int asked = 0;

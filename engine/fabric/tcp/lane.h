@@ -53,7 +53,6 @@ class Lane final : private StreamHandler {
   ~Lane() override;
 
   uint32_t id() const { return id_; }
-  // REQUIRES: !closed().
   const Stream& stream() const { return *stream_; }
 
   void send(OutFrame frame);
@@ -75,7 +74,7 @@ class Lane final : private StreamHandler {
   // The payload being received goes nowhere from here on.
   void discard_incoming();
 
-  // Ends the lane without on_lost(); `reset`: so that the peer does not apply what it has not read, from now on (I4).
+  // Ends the lane without on_lost(); `reset`: so that the peer does not apply what it has not read (I4).
   void close(bool reset);
   bool closed() const { return closed_; }
 
@@ -95,7 +94,7 @@ class Lane final : private StreamHandler {
   void update_interest();
 
   Loop& loop_;
-  std::unique_ptr<Stream> stream_;  // null once it was reset
+  std::unique_ptr<Stream> stream_;
   LaneHandler& handler_;
   const uint32_t id_;
   bool closed_ = false;

@@ -97,7 +97,6 @@ void Owner::fence_region(const RegionState& region) {
   const auto uses = [&](const RegionPin& pin) { return pin.get() == &region; };
   for (const ServedPtr& served : all()) {
     if (served->lane->sends_from(region)) {
-      served->guest->on_lane_sacrificed(served->lane->id());
       retire(served, true);  // a frame cannot be cut short; the initiator asks again and is told
     } else if (std::any_of(served->writing.pins.begin(), served->writing.pins.end(), uses)) {
       served->lane->discard_incoming();

@@ -299,41 +299,35 @@ void TcpPath::drop_chunks(const WorkPtr& work) {
       }
     }
     if (!must_reset) continue;
-    Carried carried = reset_lane(state);
-    for (ChunkOp& op : carried.ops)
+    for (ChunkOp& op : reset_lane(state))
       if (!is_ours(op)) again_.push_back(std::move(op));
-    if (!carried.exposed.empty()) fence(std::move(carried), [](bool) {});
   }
 }
 
-// Closes a lane so that the peer does not apply what it has not read.
-TcpPath::Carried TcpPath::reset_lane(LaneState& state) {
-  Carried carried{state.lane->id(), {}, {}};
+// Closes a lane so that the peer does not apply what it has not read, and returns the chunks that it carried. Writes of
+// which a byte may have left by it are not quiet before the peer has said that the lane is closed at its end too.
+std::vector<TcpPath::ChunkOp> TcpPath::reset_lane(LaneState& state) {
+  std::vector<ChunkOp> carried;
+  std::vector<WorkPtr> exposed;
   for (auto& [id, op] : state.ops) {
     if (op.work->ended) continue;
     const bool is_write = op.work->job->operation == Operation::write;
-    if (is_write && state.lane->withdraw(id) != Lane::Withdrawn::unsent) carried.exposed.push_back(op.work);
-    carried.ops.push_back(std::move(op));
+    if (is_write && state.lane->withdraw(id) != Lane::Withdrawn::unsent) exposed.push_back(op.work);
+    carried.push_back(std::move(op));
   }
   state.ops.clear();
   state.outstanding_bytes = 0;
   state.lane->close(true);
+  for (const WorkPtr& work : exposed) ++work->unfenced;
+  if (!exposed.empty())
+    source_.fence_lane(state.lane->id(), [this, alive = alive_, exposed] {
+      if (!*alive) return;
+      for (const WorkPtr& work : exposed) on_fenced(work);
+    });
   // Perhaps called from within the lane: destroyed in a later turn.
   std::shared_ptr<Lane> keep = std::move(state.lane);
   loop_.defer([keep] {});
   return carried;
-}
-
-// The writes of which a byte may have left are not quiet before the peer has said that the lane is closed at its end
-// too.
-void TcpPath::fence(Carried carried, LaneSource::Fenced then) {
-  for (const WorkPtr& work : carried.exposed) ++work->unfenced;
-  source_.fence_lane(carried.lane_id, [this, alive = alive_, exposed = std::move(carried.exposed),
-                                       then = std::move(then)](bool sacrificed) {
-    if (!*alive) return;
-    then(sacrificed);
-    for (const WorkPtr& work : exposed) on_fenced(work);
-  });
 }
 
 void TcpPath::on_fenced(const WorkPtr& work) {
@@ -344,24 +338,17 @@ void TcpPath::on_fenced(const WorkPtr& work) {
     end_if_complete(work);
 }
 
-// Only the peer knows why the lane went; what it carried waits for the answer.
 void TcpPath::on_lost(Lane& lane, Error error) {
+  std::vector<ChunkOp> ops = reset_lane(state_of(lane));
   if (error.message == "connection closed by the other side") error.cause = "its lane was closed";
-  Carried carried = reset_lane(state_of(lane));
-  if (carried.ops.empty()) return;
-  auto ops = std::make_shared<std::vector<ChunkOp>>(std::move(carried.ops));
-  fence(std::move(carried), [this, ops, error](bool sacrificed) {
-    send_again(std::move(*ops), error, sacrificed);
-    pump();
-  });
+  send_again(std::move(ops), error);
   pump();
 }
 
-// A chunk whose lane was sacrificed for another's sake has not failed: that counts none of its attempts.
-void TcpPath::send_again(std::vector<ChunkOp> ops, const Error& error, bool sacrificed) {
+void TcpPath::send_again(std::vector<ChunkOp> ops, const Error& error) {
   for (ChunkOp& op : ops) {
     if (op.work->ended) continue;
-    if (!sacrificed && ++op.attempts >= options_.attempts)
+    if (++op.attempts >= options_.attempts)
       finish_chunk(std::move(op), error);
     else
       again_.push_back(std::move(op));

@@ -16,7 +16,7 @@ struct PathOptions {
   uint64_t chunk_bytes = uint64_t{1} << 20;    // of a large transfer; at most kMaxPayload
   uint64_t lane_window = uint64_t{4} << 20;    // bytes outstanding in one lane
   uint64_t small_bytes = uint64_t{128} << 10;  // transfers up to this take the small lane
-  int attempts = 3;                            // lanes that may break under one chunk by itself
+  int attempts = 3;                            // lanes that may break under one chunk
 };
 
 // How a path gets lanes that belong to its session.
@@ -30,10 +30,8 @@ class LaneSource {
   };
   // An Error when the peer cannot be dialled now; nothing when `again` will be called once lanes can be had.
   virtual Result<std::optional<NewLane>> open_lane(Task again) = 0;
-  // Asks the peer to stop applying what came by that lane; `fenced` when it says so. `sacrificed`: the peer had closed
-  // the lane itself, for another's sake.
-  using Fenced = std::function<void(bool sacrificed)>;
-  virtual void fence_lane(uint32_t id, Fenced fenced) = 0;
+  // Asks the peer to stop applying what came by that lane; `fenced` when it says so.
+  virtual void fence_lane(uint32_t id, Task fenced) = 0;
 };
 
 // The initiator's side of the tcp fabric: cuts jobs into chunks, deals them to lanes, and takes them back when a lane
@@ -93,15 +91,8 @@ class TcpPath final : public Path, private LaneHandler {
   void end_if_complete(const WorkPtr& work);
   void on_fenced(const WorkPtr& work);
   void drop_chunks(const WorkPtr& work);
-  // What a lane carried when it was closed.
-  struct Carried {
-    uint32_t lane_id;
-    std::vector<ChunkOp> ops;
-    std::vector<WorkPtr> exposed;  // writes, once for each op of which a byte may have left
-  };
-  Carried reset_lane(LaneState& state);
-  void fence(Carried carried, LaneSource::Fenced then);
-  void send_again(std::vector<ChunkOp> ops, const Error& error, bool sacrificed);
+  std::vector<ChunkOp> reset_lane(LaneState& state);
+  void send_again(std::vector<ChunkOp> ops, const Error& error);
   void fail_all(const Error& error);
   LaneState& state_of(const Lane& lane);
   bool is_small(const Job& job) const { return job.bytes <= options_.small_bytes && job.pairs.size() <= kMaxSpans; }
