@@ -91,6 +91,19 @@ struct TransferRequest {
   // The one incarnation of the peer that the pairs' regions belong to: another one, which may use the same numbers for
   // other memory, is not touched, and the outcome is peer_lost (I5). 0: whichever there is.
   uint64_t incarnation = 0;
+  // An event of the local memory's kind (engine/memory/memory_kind.h): no byte moves before it is done. 0: none.
+  uint64_t event = 0;
+};
+
+// What an engine tells those who look for it, a bootstrap server's clients for instance.
+struct EngineSelf {
+  std::string engine_id;
+  uint64_t incarnation = 0;  // new at every start (I5)
+  std::string address;       // host:port
+  std::vector<std::string> fabrics;
+  uint32_t protocol_min = 0, protocol_max = 0;  // of sessions
+  std::string auth = "open";
+  std::vector<RegionInfo> regions;  // registered now
 };
 
 // A submitted transfer. Cheap to copy; dropping it does not cancel.
@@ -130,6 +143,7 @@ class KVFERRY_API Engine {
   const std::string& engine_id() const;
   // host:port of the engine's port.
   std::string address() const;
+  EngineSelf self() const;
 
   Result<Region> register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions);
   // All or none; one announcement to the peers.

@@ -52,7 +52,7 @@ class LateWritesBehindACut : public OnALink<::testing::Test> {
       const Inside left(*link_, Side::left);
       std::ofstream("/proc/sys/net/ipv4/tcp_rmem") << "4096 4194304 8388608";
     }
-    initiator_.emplace("tcp", kBytes, milliseconds(heartbeat_ms));
+    initiator_.emplace("tcp", kBytes, AuthConfig(), milliseconds(heartbeat_ms));
     target_.emplace(start_target(kBytes, heartbeat_ms));
   }
   // A write is given up while the target, in the middle of it, is stopped and cannot be reached; the target's memory

@@ -22,7 +22,7 @@ class NetworkFaults : public OnALink<::testing::TestWithParam<Operation>> {
   void SetUp() override {
     OnALink::SetUp();
     if (IsSkipped()) return;
-    initiator_.emplace("tcp", kBytes, milliseconds(kHeartbeat));
+    initiator_.emplace("tcp", kBytes, AuthConfig(), milliseconds(kHeartbeat));
     target_.emplace(start_target(kBytes, kHeartbeat));
   }
   static bool is_write() { return GetParam() == Operation::write; }
@@ -209,7 +209,7 @@ class NetworkFaultsOfNotifications : public OnALink<::testing::Test> {
   void SetUp() override {
     OnALink::SetUp();
     if (IsSkipped()) return;
-    initiator_.emplace("tcp", 4096, milliseconds(kHeartbeat));
+    initiator_.emplace("tcp", 4096, AuthConfig(), milliseconds(kHeartbeat));
     EngineConfig config;
     config.engine_id = "owner";
     config.listen = Link::address(Side::left) + ":7100";
