@@ -1,5 +1,7 @@
 #include "bootstrap/engine_parcels.h"
 
+#include <algorithm>
+
 #include "bootstrap/ports.h"
 #include "common/bytes.h"
 #include "http/url.h"
@@ -55,6 +57,8 @@ WorkerInfo worker_of(const Engine& engine, std::string instance_id, const Parall
   worker.incarnation = self.incarnation;
   worker.address = std::move(self.address);
   worker.rank = rank;
+  std::sort(self.regions.begin(), self.regions.end(),
+            [](const RegionInfo& left, const RegionInfo& right) { return left.id < right.id; });
   for (const RegionInfo& region : self.regions) worker.regions.push_back(descriptor_of(region));
   for (const std::string& fabric : self.fabrics)
     worker.fabrics.push_back({fabric, fabric == "tcp" ? worker.address : std::string()});
