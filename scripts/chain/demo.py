@@ -19,7 +19,7 @@ from chain.processes import Server, StartError
 from chain.servers import Chain, Shape, metrics_of
 from chain.show import Show
 
-PORT, ADMIN_PORT = 8000, 8009
+PORT, ADMIN_PORT, FIRST_PORT, BOOTSTRAP_PORT = 8000, 8009, 8100, 8998
 STORY = (
     "The ferry leaves the northern shore at dawn and carries the letters, the bread and the keys of the harbour to the "
     "island; whoever reads this sentence twice has crossed the water once. "
@@ -84,7 +84,8 @@ class Demo:
             shape=shape,
             proxy_port=port,
             admin_port=self.choose_port(None, ADMIN_PORT),
-            ports=Ports(),
+            ports=Ports(FIRST_PORT),
+            bootstrap_ports=Ports(BOOTSTRAP_PORT),
         )
 
     def choose_port(self, asked: int | None, usual: int) -> int:

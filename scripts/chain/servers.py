@@ -32,6 +32,7 @@ class Chain:
     proxy_port: int
     admin_port: int
     ports: Ports
+    bootstrap_ports: Ports | None = None  # elsewhere than the servers' own
     host: str = "127.0.0.1"
     prefillers: list[Server] = field(default_factory=list)
     decoders: list[Server] = field(default_factory=list)
@@ -41,7 +42,7 @@ class Chain:
     def __post_init__(self) -> None:
         bootstraps = []
         for number, tp in enumerate(self.shape.prefill_tp):
-            base = self.ports.take(tp)
+            base = (self.bootstrap_ports or self.ports).take(tp)
             bootstraps.append(base)
             flags = ["--bootstrap-port", str(base), *self.shape.prefill]
             self.prefillers.append(self.model_server(f"prefill-{number}", "prefill", tp, flags))
