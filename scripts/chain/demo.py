@@ -102,9 +102,7 @@ class Demo:
         began = time.monotonic()
         servers = self.chain.servers()
         self.show.step(f"start   {len(servers)} processes: " + ", ".join(server.name for server in servers))
-        for server in servers:
-            server.start()
-        await asyncio.gather(*(server.ready() for server in servers))
+        await self.chain.start()
         self.show.step(f"ready   after {time.monotonic() - began:.1f} s; their logs are in {self.chain.logs}")
 
     async def compare(self) -> list[Result]:

@@ -1,12 +1,14 @@
 """The command lines of a whole chain: prefillers, decoders, the proxy, and one server that does it all."""
 
+import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chain.client import fetch
 from chain.metrics import Page
 from chain.ports import Ports
-from chain.processes import Server
+from chain.processes import Server, StartError
 
 
 @dataclass
@@ -74,6 +76,19 @@ class Chain:
         assert self.single is not None
         assert self.proxy is not None
         return [*self.prefillers, *self.decoders, self.single, self.proxy]
+
+    async def start(self, limit_s: float = 30.0) -> None:
+        """Starts all, and returns when the proxy would use every one of them."""
+        for server in self.servers():
+            server.start()
+        await asyncio.gather(*(server.ready(limit_s) for server in self.servers()))
+        assert self.proxy is not None
+        end = time.monotonic() + limit_s
+        backends = len(self.prefillers) + len(self.decoders)
+        while (await metrics_of(self.proxy)).total("kvferry_proxy_backend_usable") < backends:
+            if time.monotonic() > end:
+                raise StartError(f"the proxy does not find all backends:\n{self.proxy.last_words()}")
+            await asyncio.sleep(0.05)  # pause of a wait
 
     def stop(self) -> dict[str, int]:
         """Ends all, those first that send to others; exit status by name."""
