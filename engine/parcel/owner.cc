@@ -80,13 +80,16 @@ std::string_view to_string(ReleaseReason reason) {
   return "unknown";
 }
 
+// Told once until it is taken: who hears of it takes all there is.
 void ParcelEvents::push(ParcelReleased released) {
+  bool first = false;
   {
     const std::lock_guard lock(mutex_);
+    first = queue_.empty();
     queue_.push_back(std::move(released));
     untaken_.store(queue_.size(), std::memory_order_relaxed);
   }
-  hub_.tell(kParcelReleased);
+  if (first) hub_.tell(kParcelReleased);
 }
 
 std::vector<ParcelReleased> ParcelEvents::take() {
