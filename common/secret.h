@@ -32,8 +32,8 @@ class KVFERRY_API Secret {
   std::string bytes_;
 };
 
-// The content of a file of keys, at most 64 KiB of it. A file that its group or others may read or write is refused, and
-// so is one that belongs to neither this user nor root.
+// The content of a file of keys, at most 64 KiB of it. A file that its group or others may read or write is refused,
+// and so is one that belongs to neither this user nor root.
 KVFERRY_API Result<Secret> read_secret_file(const std::string& path);
 
 }  // namespace kvferry

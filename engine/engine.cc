@@ -131,8 +131,8 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.network = std::make_unique<SocketNetwork>(*s.loop, sockets);
   if (s.config.auth.mode != AuthMode::open) {
     KVF_ASSIGN_OR_RETURN(s.credentials, Credentials::load(s.config.auth, s.config.logger, s.metrics));
-    s.secure_network = std::make_unique<SecureNetwork>(*s.loop, *s.network, *s.credentials,
-                                                       plain_refusal(s.config.auth.mode));
+    s.secure_network =
+        std::make_unique<SecureNetwork>(*s.loop, *s.network, *s.credentials, plain_refusal(s.config.auth.mode));
   }
   const bool use_local = std::find(s.config.fabrics.begin(), s.config.fabrics.end(), "local") != s.config.fabrics.end();
   if (use_local) {

@@ -40,7 +40,8 @@ def compile_mutant(patch: Path, build: Path, place: Path) -> Path:
 
 def link_mutant(program: str, mutant: Path, build: Path) -> Path:
     """The program with the mutant before the libraries, whose member of the same file then stays out."""
-    listed = subprocess.run(["ninja", "-C", build, "-t", "commands", program], check=True, capture_output=True, text=True)
+    asked = ["ninja", "-C", build, "-t", "commands", program]
+    listed = subprocess.run(asked, check=True, capture_output=True, text=True)
     output = f" -o {program} "
     line = next(line for line in reversed(listed.stdout.splitlines()) if output in line)
     made = mutant.parent / Path(program).name
