@@ -17,7 +17,7 @@ TEST_CASES = ("_test.cc", "_fuzz.cc")
 CACHE = Path("build/tidy-cache")
 UNITS = BUILD / "units"
 TOGETHER = 12  # sources in one unit: two cores stay busy to the end, and memory stays below 1 GB
-REPORTED = r"/(common|engine|http|bootstrap|proxy|sim|bindings|test)/.*\\.(h|cc)$"
+REPORTED = r"(^|/)(common|engine|http|bootstrap|proxy|sim|bindings|test)/.*\.(h|cc)$"
 
 
 def flags_in(command: list[str]) -> tuple[str, ...]:
