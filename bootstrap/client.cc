@@ -38,12 +38,12 @@ Error unreadable(Error error, const http::Url& server) {
 
 }  // namespace
 
-asio::awaitable<Result<http::Fetched>> Client::ask(http::Fetch fetch) {
+asio::awaitable<Result<http::Fetched>> Client::ask(http::Fetch fetch, Duration attempt) {
   const TimePoint deadline = after(deadlines_.now(), config_.timeout);
   Backoff backoff(config_.first_retry, config_.longest_retry, random_);
   fetch.max_body_bytes = config_.max_answer_bytes;
   for (;;) {
-    fetch.timeout = std::min(config_.attempt, deadline - deadlines_.now());
+    fetch.timeout = std::min(attempt, deadline - deadlines_.now());
     ++requests_;
     http::Fetch once = fetch;
     auto answer = co_await http::fetch(loop_, deadlines_, std::move(once));
@@ -73,12 +73,12 @@ asio::awaitable<Result<std::shared_ptr<const Workers>>> Client::workers(http::Ur
   http::Fetch fetch;
   fetch.url = base;
   fetch.target = "/v1/workers";
-  auto answer = co_await ask(fetch);
+  auto answer = co_await ask(fetch, config_.attempt);
   if (!answer.ok()) co_return answer.error();
   const bool ours = answer->head.status != 404;
   if (!ours) {
     fetch.target = "/query";
-    answer = co_await ask(fetch);
+    answer = co_await ask(fetch, config_.attempt);
     if (!answer.ok()) co_return answer.error();
   }
   if (answer->head.status != 200) co_return unexpected(base, answer->head.status);
@@ -97,7 +97,7 @@ asio::awaitable<Result<std::shared_ptr<const WorkerInfo>>> Client::worker(http::
   fetch.url = server;
   fetch.target = "/v1/worker";
   fetch.headers.add("Accept", kProtobufType);
-  const auto answer = co_await ask(std::move(fetch));
+  const auto answer = co_await ask(std::move(fetch), config_.attempt);
   if (!answer.ok()) co_return answer.error();
   if (answer->head.status != 200) co_return unexpected(server, answer->head.status);
   auto parsed = parse_worker(answer->body);
@@ -113,7 +113,7 @@ asio::awaitable<Result<ReleaseState>> Client::release(http::Url base, std::strin
   fetch.url = base;
   fetch.target = "/v1/parcels/" + percent_encode(transfer_id) + (force ? "?force=1" : "");
   if (!config_.token.empty()) fetch.headers.add("Authorization", "Bearer " + config_.token);
-  const auto answer = co_await ask(std::move(fetch));
+  const auto answer = co_await ask(std::move(fetch), config_.release_attempt);
   if (!answer.ok()) co_return answer.error();
   switch (answer->head.status) {
     case 200:

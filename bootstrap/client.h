@@ -68,6 +68,8 @@ class Client {
     std::string token;                           // for release
     Duration timeout = std::chrono::seconds(5);  // of a call, all tries together
     Duration attempt = std::chrono::seconds(1);  // of one try
+    // Of one release: longer than the server waits for all ranks (ServerSettings::release_limit).
+    Duration release_attempt = std::chrono::seconds(2);
     Duration first_retry = std::chrono::milliseconds(25);
     Duration longest_retry = std::chrono::milliseconds(500);
     Duration fallback_ttl = std::chrono::milliseconds(500);  // where the server names none (vLLM's)
@@ -101,7 +103,7 @@ class Client {
 
  private:
   // Repeats until there is an answer that trying again cannot change.
-  boost::asio::awaitable<Result<http::Fetched>> ask(http::Fetch fetch);
+  boost::asio::awaitable<Result<http::Fetched>> ask(http::Fetch fetch, Duration attempt);
   TimePoint keep_until(const http::ResponseHead& head) const;
   void forget_changed(const Workers& before, const Workers& now);
 

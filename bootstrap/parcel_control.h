@@ -19,17 +19,17 @@ struct ParcelReport {
 // and a later publish of this id will be refused.
 enum class ReleaseState { acknowledged, pending, unknown };
 
-// What a worker's server may do with the parcels that its engine owns. Both calls come from the server's thread, must
-// not block, and must be safe against the engine's own threads. Must outlive the server.
+// What a worker's server may do with the parcels that its engine owns. Calls come from the server's thread, must not
+// block, and must be safe against the engine's own threads. `done` is called once, from any thread, perhaps before the
+// call returns; it may come after the server has ended. Must outlive the server.
 class ParcelControl {
  public:
   virtual ~ParcelControl() = default;
 
   // Nothing: no such parcel.
-  virtual std::optional<ParcelReport> state(const std::string& transfer_id) = 0;
+  virtual void state(const std::string& transfer_id, std::function<void(std::optional<ParcelReport>)> done) = 0;
 
-  // Idempotent. `force`: the generation moves now, readers get `stale`. `done` is called once, from any thread, perhaps
-  // before this returns; it may come after the server has ended.
+  // Idempotent. `force`: the generation moves now, readers get `stale`.
   virtual void release(const std::string& transfer_id, bool force, std::function<void(ReleaseState)> done) = 0;
 };
 

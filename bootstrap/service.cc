@@ -139,9 +139,13 @@ asio::awaitable<http::Response> Service::answer(const http::Request& request, co
     case Endpoint::worker:
       co_return describe_worker(request);
     case Endpoint::parcel: {
-      if (request.method != "DELETE") co_return describe_parcel(path.id);
-      http::Response released = co_await release(request, path);
-      co_return released;
+      http::Response response;
+      if (request.method == "DELETE") {
+        response = co_await release(request, path);
+      } else {
+        response = co_await describe_parcel(path.id);
+      }
+      co_return response;
     }
     case Endpoint::health:
       co_return json(R"({"status":"ok"})");
@@ -193,14 +197,6 @@ http::Response Service::describe_worker(const http::Request& request) const {
   if (protobuf) response.content_type = kProtobufType;
   response.headers.add("Vary", "Accept");
   return response;
-}
-
-http::Response Service::describe_parcel(const std::string& id) const {
-  if (parcels_ == nullptr) return http::error_response(404, "no parcels are kept here");
-  const auto report = parcels_->state(id);
-  if (!report) return http::error_response(404, "no such parcel");
-  return json(fmt::format(R"({{"transfer_id":{},"state":{},"age_s":{:.3f},"readers":{}}})", json_quote(id),
-                          json_quote(report->state), seconds(report->age), report->readers));
 }
 
 http::Response Service::cacheable(std::string body) const {

@@ -46,16 +46,15 @@ class Service {
   http::Response remove(const std::string& body, const std::string& space);
   http::Response renew(const std::string& body, const std::string& space);
   http::Response describe_worker(const http::Request& request) const;
-  http::Response describe_parcel(const std::string& id) const;
-  // release.cc
+  // parcels.cc
+  boost::asio::awaitable<http::Response> describe_parcel(const std::string& id);
   boost::asio::awaitable<http::Response> release(const http::Request& request, const Path& path);
   boost::asio::awaitable<http::Response> release_here(const std::string& id, bool force);
   boost::asio::awaitable<http::Response> release_everywhere(const std::string& space, const std::string& id,
                                                             bool force);
+  template <class Answer>
   struct Question;
-  // Hands a release to the engine; its answer, or `pending` when release_limit has passed.
-  std::shared_ptr<Question> ask_control(const std::string& id, bool force);
-  boost::asio::awaitable<ReleaseState> answer_of(std::shared_ptr<Question> question);
+  std::shared_ptr<Question<ReleaseState>> ask_release(const std::string& id, bool force);
   http::Response cacheable(std::string body) const;
   void refresh_gauges();
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "engine/engine_state.h"
+#include "engine/session/messages.h"
 
 namespace kvferry {
 
@@ -113,6 +114,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
 
 Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
   KVF_RETURN_IF_ERROR(config.validate());
+  if (config.strict) std::erase(config.fabrics, "local");  // whoever may call process_vm_readv may read everything
   auto state = std::make_shared<EngineState>();
   EngineState& s = *state;
   s.config = std::move(config);
@@ -127,6 +129,11 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   SocketOptions sockets;
   sockets.congestion = s.config.congestion;
   s.network = std::make_unique<SocketNetwork>(*s.loop, sockets);
+  if (s.config.auth.mode != AuthMode::open) {
+    KVF_ASSIGN_OR_RETURN(s.credentials, Credentials::load(s.config.auth, s.config.logger, s.metrics));
+    s.secure_network = std::make_unique<SecureNetwork>(*s.loop, *s.network, *s.credentials,
+                                                       plain_refusal(s.config.auth.mode));
+  }
   const bool use_local = std::find(s.config.fabrics.begin(), s.config.fabrics.end(), "local") != s.config.fabrics.end();
   if (use_local) {
     const int spare = std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 3);
@@ -140,7 +147,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
     raw->driver->wake_waiters();
   });
   s.core = std::make_unique<EngineCore>(
-      EngineCore::Parts{*s.loop, *s.network, s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
+      EngineCore::Parts{*s.loop, s.outer_network(), s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
                         s.copier.get(), [raw](Task task) { raw->driver->post(std::move(task)); }, s.metrics,
                         s.config.logger, this_host()},
       s.config);
@@ -152,6 +159,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.core->set_parcel_desk(s.parcel_owner.get());
   KVF_RETURN_IF_ERROR(s.core->listen());
   s.engine_id = s.core->identity().engine_id;
+  s.incarnation = s.core->identity().incarnation;
   s.address = s.core->address().to_string();
   KVF_ASSIGN_OR_RETURN(s.driver, LoopDriver::create(*s.loop));
   return std::unique_ptr<Engine>(new Engine(std::move(state)));
@@ -190,6 +198,18 @@ std::string Engine::address() const {
   return state_->address;
 }
 
+EngineSelf Engine::self() const {
+  EngineSelf self;
+  self.engine_id = state_->engine_id;
+  self.incarnation = state_->incarnation;
+  self.address = state_->address;
+  self.fabrics = state_->config.fabrics;
+  self.protocol_min = kProtocolMin;
+  self.protocol_max = kProtocolMax;
+  self.regions = state_->registry->snapshot();
+  return self;
+}
+
 Result<Region> Engine::register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions) {
   const std::pair<void*, uint64_t> range{base, length};
   KVF_ASSIGN_OR_RETURN(std::vector<Region> regions, register_memory({&range, 1}, kind, permissions));
@@ -201,6 +221,9 @@ Result<std::vector<Region>> Engine::register_memory(std::span<const std::pair<vo
   KVF_RETURN_IF_ERROR(state_->usable());
   if ((permissions & ~uint32_t{kRemoteReadWrite}) != 0)
     return Error{ErrorCode::invalid_argument, fmt::format("unknown permissions {:#x}", permissions)};
+  if (state_->config.strict && permissions != kPrivate)
+    return Error{ErrorCode::permission_denied,
+                 "this engine is strict: regions are private, and only parcels' tickets open them"};
   std::vector<Region> regions;
   regions.reserve(ranges.size());
   for (const auto& [base, length] : ranges) {

@@ -95,6 +95,17 @@ struct TransferRequest {
   uint64_t event = 0;
 };
 
+// What an engine tells those who look for it, a bootstrap server's clients for instance.
+struct EngineSelf {
+  std::string engine_id;
+  uint64_t incarnation = 0;  // new at every start (I5)
+  std::string address;       // host:port
+  std::vector<std::string> fabrics;
+  uint32_t protocol_min = 0, protocol_max = 0;  // of sessions
+  std::string auth = "open";
+  std::vector<RegionInfo> regions;  // registered now
+};
+
 // A submitted transfer. Cheap to copy; dropping it does not cancel.
 class KVFERRY_API Transfer {
  public:
@@ -132,6 +143,7 @@ class KVFERRY_API Engine {
   const std::string& engine_id() const;
   // host:port of the engine's port.
   std::string address() const;
+  EngineSelf self() const;
 
   Result<Region> register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions);
   // All or none; one announcement to the peers.

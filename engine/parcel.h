@@ -53,6 +53,8 @@ class KVFERRY_API ParcelReading {
   std::optional<ParcelReadOutcome> poll() const;
   // By the request's timeout (I3). Must not be called in a callback.
   ParcelReadOutcome wait() const;
+  // As wait(), but gives up waiting, not the read, after `patience`.
+  std::optional<ParcelReadOutcome> wait_for(Duration patience) const;
   // Once, on the engine's loop, or here when it is done already. Must not block.
   void on_done(std::function<void(const ParcelReadOutcome&)> callback) const;
   // When this returns the blocks are quiet and the outcome is there.
@@ -82,6 +84,10 @@ class KVFERRY_API Parcels {
   // the last live claim; then the answer is false.
   bool release(const std::string& transfer_id, bool force);
   std::optional<ParcelStatus> status(const std::string& transfer_id) const;
+  // The same without waiting, for threads that serve others: `done` is called once, on the engine's loop, or here when
+  // the engine has ended. It must not block.
+  void release(const std::string& transfer_id, bool force, std::function<void(ReleaseAnswer)> done);
+  void status(const std::string& transfer_id, std::function<void(std::optional<ParcelStatus>)> done) const;
   std::vector<ParcelReleased> take_released();
 
   // ---- as reader

@@ -60,6 +60,13 @@ ParcelReadOutcome ParcelReading::wait() const {
   return *handle_->outcome;
 }
 
+std::optional<ParcelReadOutcome> ParcelReading::wait_for(Duration patience) const {
+  EngineState& engine = *handle_->engine;
+  if (!done() && !engine.driver->owned_here() && engine.usable().ok())
+    engine.driver->wait(handle_->done, after(engine.clock->now(), patience));
+  return poll();
+}
+
 void ParcelReading::on_done(std::function<void(const ParcelReadOutcome&)> callback) const {
   {
     const std::lock_guard lock(handle_->mutex);
@@ -122,12 +129,19 @@ Status Parcels::publish(ParcelSpec spec) {
 
 bool Parcels::release(const std::string& transfer_id, bool force) {
   if (!engine_->usable().ok()) return true;
-  ParcelOwner::ReleaseAnswer answer = ParcelOwner::ReleaseAnswer::done;
+  ReleaseAnswer answer = ReleaseAnswer::done;
   engine_->call([&](const Task& finished) {
     answer = engine_->parcel_owner->release(transfer_id, force);
     finished();
   });
-  return answer == ParcelOwner::ReleaseAnswer::done;
+  return answer != ReleaseAnswer::waits_for_readers;
+}
+
+void Parcels::release(const std::string& transfer_id, bool force, std::function<void(ReleaseAnswer)> done) {
+  if (!engine_->usable().ok()) return done(ReleaseAnswer::done);
+  engine_->driver->post([raw = engine_.get(), transfer_id, force, done = std::move(done)] {
+    done(raw->parcel_owner->release(transfer_id, force));
+  });
 }
 
 std::optional<ParcelStatus> Parcels::status(const std::string& transfer_id) const {
@@ -138,6 +152,12 @@ std::optional<ParcelStatus> Parcels::status(const std::string& transfer_id) cons
     finished();
   });
   return status;
+}
+
+void Parcels::status(const std::string& transfer_id, std::function<void(std::optional<ParcelStatus>)> done) const {
+  if (!engine_->usable().ok()) return done(std::nullopt);
+  engine_->driver->post(
+      [raw = engine_.get(), transfer_id, done = std::move(done)] { done(raw->parcel_owner->status(transfer_id)); });
 }
 
 std::vector<ParcelReleased> Parcels::take_released() {

@@ -4,7 +4,7 @@
 #include "http/json.h"
 #include "proxy/core.h"
 
-// The admin server: GET /admin/backends, POST /admin/backends, GET /metrics.
+// The admin server: GET and POST /admin/backends, GET /metrics, and what /dashboard shows.
 
 namespace kvferry::proxy {
 namespace {
@@ -118,13 +118,22 @@ http::Response Proxy::Core::change_backends(const std::string& body) {
 
 asio::awaitable<void> Proxy::Core::serve_admin(http::Request& request, http::ResponseWriter& writer) {
   const std::string_view path = request.path();
+  const bool known = path == "/metrics" || path.starts_with("/admin/");
   http::Response response;
-  if (path != "/metrics" && path != "/admin/backends") {
+  if (path == "/dashboard") {
+    response = dashboard();  // holds nothing by itself; what it asks for needs the key
+  } else if (!known) {
     response = http::error_response(404, "no such path");
   } else if (!http::authorized(request.headers, config.admin_key)) {
     response = http::error_response(401, "the admin key is needed");
   } else if (path == "/metrics") {
     response = metrics_page();
+  } else if (path == "/admin/parcels") {
+    response = pinned_parcels();
+  } else if (path == "/admin/peers") {
+    response = co_await peers();
+  } else if (path != "/admin/backends") {
+    response = http::error_response(404, "no such path");
   } else if (request.method == "GET") {
     response.body = describe();
   } else if (request.method != "POST") {

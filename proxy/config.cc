@@ -117,6 +117,8 @@ void add_scalars(CLI::App& app, ProxyConfig& config, RawFlags& raw) {
   app.add_option("--max-body", raw.max_body, "Largest request body")->type_name("SIZE");
   app.add_option("--max-head", config.max_head, "Largest request head in bytes");
   app.add_option("--api-key", config.api_key, "Key for the backends, or @file");
+  app.add_option("--bootstrap-token", config.bootstrap_token,
+                 "Token of the bootstrap servers, or @file; default: the key");
   app.add_option("--require-key", config.require_key, "Key asked of clients, or @file");
   app.add_option("--admin-key", config.admin_key, "Key of the admin server, or @file");
   app.add_option("--tls-certificate", config.tls_certificate, "PEM chain: the front speaks TLS");
@@ -209,7 +211,7 @@ Status check(ProxyConfig& config, const RawFlags& raw, const Environment& enviro
   }
   KVF_ASSIGN_OR_RETURN(config.max_body, parse_size(raw.max_body));
   KVF_ASSIGN_OR_RETURN(config.log_level, parse_log_level(raw.log_level));
-  for (std::string* secret : {&config.api_key, &config.require_key, &config.admin_key}) {
+  for (std::string* secret : {&config.api_key, &config.bootstrap_token, &config.require_key, &config.admin_key}) {
     KVF_ASSIGN_OR_RETURN(*secret, http::read_secret(*secret));
     if (!http::valid_field_value(*secret)) return config_error("a key may not hold control characters");
   }

@@ -50,8 +50,9 @@ struct ProxyConfig {
   uint64_t max_body = 128ULL << 20;
   size_t max_head = 64 << 10;
 
-  std::string api_key;      // put on requests to backends
-  std::string require_key;  // asked of clients
+  std::string api_key;          // put on requests to backends
+  std::string bootstrap_token;  // put on releases; empty: the API key
+  std::string require_key;      // asked of clients
   std::string admin_key;
   std::string tls_certificate;
   std::string tls_key;

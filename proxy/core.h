@@ -29,6 +29,11 @@ struct Proxy::Core {
   http::Response change_backends(const std::string& body);
   std::string describe() const;
 
+  // proxy/dashboard.cc
+  http::Response dashboard() const;
+  http::Response pinned_parcels() const;
+  boost::asio::awaitable<http::Response> peers();
+
   // proxy/canary.cc
   boost::asio::awaitable<void> run_canary();
   boost::asio::awaitable<bool> send_canary(std::string prompt);
@@ -45,7 +50,7 @@ struct Proxy::Core {
   Backends backends;
   Router router;
   Pool pool;
-  HttpBootstrapClient bootstrap;
+  bootstrap::Client bootstrap;
   Health health_watch;
   Releases releases;
   std::unique_ptr<AccessLog> access_log;

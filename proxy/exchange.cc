@@ -236,6 +236,7 @@ asio::awaitable<Exchange::Step> Exchange::attempt(Endpoint endpoint, const Reque
     if (prefilled == Step::done || stop()) co_return Step::done;
     if (prefilled == Step::next) {
       parcel_.told(decoder_);
+      const Metrics::Pair pair(context_.metrics, prefiller_->name, decoder_->name);
       const Spliced body = decode_body(facts.members, decode_params(context_.config.dialect, handover_));
       co_return co_await decode(body, "decode");
     }

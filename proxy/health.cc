@@ -59,13 +59,20 @@ void Health::judge(Backend& backend, bool good) {
   backend.probed = true;
 }
 
-void Health::learn(Backend& backend, std::map<int, std::string> ids) {
+void Health::learn(Backend& backend, const bootstrap::Workers& workers) {
+  std::map<int, std::string> ids;
+  bool kvferry = false;
+  for (const bootstrap::Registration& worker : workers) {
+    ids.emplace(static_cast<int>(worker.rank.dp), worker.engine_id);
+    kvferry = kvferry || !worker.http.empty();
+  }
   if (ids == backend.engine_ids) return;
   for (const auto& [rank, id] : ids) {
     log_->info("prefill {} dp rank {} is engine {}", backend.name, rank, id);
   }
   backend.engine_ids = std::move(ids);
-  backend.release_face = ReleaseFace::unknown;
+  // Workers with a server of their own keep parcels; others have to be asked once.
+  backend.release_face = kvferry ? ReleaseFace::parcels : ReleaseFace::unknown;
 }
 
 asio::awaitable<bool> Health::refresh(std::shared_ptr<Backend> backend) {
@@ -76,14 +83,15 @@ asio::awaitable<bool> Health::refresh(std::shared_ptr<Backend> backend) {
     co_return !backend->suspect;
   }
   backend->asking = true;
-  auto ids = co_await bootstrap_.query(*backend->bootstrap);
+  bootstrap_.forget(*backend->bootstrap);
+  const auto workers = co_await bootstrap_.workers(*backend->bootstrap);
   backend->asking = false;
-  if (ids.ok() && !ids->empty()) {
+  if (workers.ok() && !(*workers)->empty()) {
     backend->suspect = false;
-    learn(*backend, std::move(*ids));
+    learn(*backend, **workers);
   } else {
     backend->suspect = true;
-    if (!ids.ok()) log_->debug("query of {} failed: {}", backend->name, ids.error().to_string());
+    if (!workers.ok()) log_->debug("query of {} failed: {}", backend->name, workers.error().to_string());
   }
   const bool known = !backend->suspect;
   const auto askers = std::move(backend->askers);

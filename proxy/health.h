@@ -4,10 +4,10 @@
 #include <boost/asio/io_context.hpp>
 #include <memory>
 
+#include "bootstrap/client.h"
 #include "common/log.h"
 #include "http/deadlines.h"
 #include "proxy/backends.h"
-#include "proxy/bootstrap_client.h"
 
 namespace kvferry::proxy {
 
@@ -15,7 +15,7 @@ namespace kvferry::proxy {
 // bootstrap server hands out now, so that a restarted one is known within one interval. On the loop.
 class Health {
  public:
-  Health(boost::asio::io_context& loop, http::Deadlines& deadlines, BootstrapClient& bootstrap,
+  Health(boost::asio::io_context& loop, http::Deadlines& deadlines, bootstrap::Client& bootstrap,
          std::shared_ptr<Logger> log, Duration interval)
       : loop_(loop), deadlines_(deadlines), bootstrap_(bootstrap), log_(std::move(log)), interval_(interval) {}
 
@@ -30,11 +30,11 @@ class Health {
   boost::asio::awaitable<void> run(std::shared_ptr<Backend> backend);
   boost::asio::awaitable<void> probe(std::shared_ptr<Backend> backend);
   void judge(Backend& backend, bool good);
-  void learn(Backend& backend, std::map<int, std::string> ids);
+  void learn(Backend& backend, const bootstrap::Workers& workers);
 
   boost::asio::io_context& loop_;
   http::Deadlines& deadlines_;
-  BootstrapClient& bootstrap_;
+  bootstrap::Client& bootstrap_;
   const std::shared_ptr<Logger> log_;
   const Duration interval_;
   bool stopped_ = false;

@@ -18,7 +18,7 @@ using kvferry::Environment;
 void wipe_secrets(int count, char** words) {
   for (int i = 1; i < count; ++i) {
     const std::string_view word = words[i];
-    for (const std::string_view flag : {"--api-key", "--require-key", "--admin-key"}) {
+    for (const std::string_view flag : {"--api-key", "--bootstrap-token", "--require-key", "--admin-key"}) {
       if (word == flag && i + 1 < count) std::memset(words[i + 1], '*', std::strlen(words[i + 1]));
       if (word.starts_with(flag) && word.size() > flag.size() && word[flag.size()] == '=') {
         std::memset(words[i] + flag.size() + 1, '*', word.size() - flag.size() - 1);

@@ -21,6 +21,16 @@ Metrics::Metrics()
       in_flight(registry.gauge("kvferry_proxy_requests_in_flight", "Requests being served")),
       queued(registry.gauge("kvferry_proxy_requests_queued", "Requests waiting for a place")) {}
 
+Metrics::Pair::Pair(Metrics& metrics, const std::string& prefill, const std::string& decode)
+    : live_(metrics.registry.gauge("kvferry_proxy_pair_requests", "Requests that a prefiller and a decoder serve now",
+                                   {{"prefill", prefill}, {"decode", decode}})) {
+  live_.add(1);
+  metrics.registry
+      .counter("kvferry_proxy_pairs_total", "Requests handed over from a prefiller to a decoder",
+               {{"prefill", prefill}, {"decode", decode}})
+      .add();
+}
+
 void Metrics::leg(std::string_view leg, int status, std::string_view cause, std::string_view backend) {
   const auto key = std::make_tuple(leg, status, cause, backend);
   auto found = legs_.find(key);

@@ -17,6 +17,18 @@ class Metrics {
   // One leg ended. `leg`: prefill, decode, alone, pass or front; `status`: HTTP's, 0 without one; `cause`: ok, or why.
   void leg(std::string_view leg, int status, std::string_view cause, std::string_view backend);
 
+  // One request that a prefiller and a decoder serve together, as long as it lives.
+  class Pair {
+   public:
+    Pair(Metrics& metrics, const std::string& prefill, const std::string& decode);
+    ~Pair() { live_.add(-1); }
+    Pair(const Pair&) = delete;
+    Pair& operator=(const Pair&) = delete;
+
+   private:
+    Gauge& live_;
+  };
+
   MetricsRegistry registry;
   Histogram& prefill_seconds;
   Histogram& handover_seconds;    // the prefiller's answer -> the decoder's first byte

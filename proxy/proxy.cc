@@ -43,6 +43,14 @@ http::ServerConfig front_config(const ProxyConfig& config) {
   return server;
 }
 
+// Short: health asks again at its next interval, and releases repeat themselves.
+bootstrap::Client::Config bootstrap_config(const ProxyConfig& config) {
+  bootstrap::Client::Config client;
+  client.token = config.bootstrap_token.empty() ? config.api_key : config.bootstrap_token;
+  client.timeout = std::chrono::seconds(2);
+  return client;
+}
+
 }  // namespace
 
 Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Random& random_in,
@@ -54,7 +62,7 @@ Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Rand
       config(std::move(config_in)),
       router(backends, config.policy, config.prefix_entries, config.slow_start),
       pool(loop, deadlines, {config.upstream_idle, config.connect_timeout, 512}),
-      bootstrap(loop, deadlines, config.api_key),
+      bootstrap(loop, deadlines, random, bootstrap_config(config)),
       health_watch(loop, deadlines, bootstrap, log, config.health_interval),
       releases(loop, deadlines, backends, bootstrap, log, {config.dialect, config.lease, config.api_key}),
       access_log(std::move(access_log_in)),

@@ -73,7 +73,7 @@ struct Releases::Job {
 };
 
 Releases::Releases(asio::io_context& loop, http::Deadlines& deadlines, const Backends& backends,
-                   BootstrapClient& bootstrap, std::shared_ptr<Logger> log, Config config)
+                   bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Config config)
     : loop_(loop),
       deadlines_(deadlines),
       backends_(backends),
@@ -101,6 +101,16 @@ ReleaseCounts Releases::counts() const {
   ReleaseCounts counts{pinned_.size(), releasing_, Duration(0), released_, given_up_};
   if (!pinned_.empty()) counts.oldest = deadlines_.now() - pinned_.front()->since;
   return counts;
+}
+
+std::vector<PinnedParcel> Releases::pinned(size_t limit) const {
+  std::vector<PinnedParcel> list;
+  for (const HeldParcel::Record* record : pinned_) {
+    if (list.size() == limit) break;
+    list.push_back({record->handover.transfer_id, record->prefiller->name,
+                    record->decoder ? record->decoder->name : std::string(), deadlines_.now() - record->since});
+  }
+  return list;
 }
 
 void Releases::start(std::unique_ptr<HeldParcel::Record> record) {
@@ -136,14 +146,14 @@ asio::awaitable<bool> Releases::attempt(const HeldParcel::Record& record) {
   const bool by_delete =
       config_.dialect != Dialect::nixl && prefiller.bootstrap && prefiller.release_face != ReleaseFace::none;
   if (by_delete) {
-    const auto answer = co_await bootstrap_.release(*prefiller.bootstrap, record.handover.transfer_id);
-    if (!answer.ok()) {
+    const auto answer = co_await bootstrap_.release(*prefiller.bootstrap, record.handover.transfer_id, true);
+    if (answer.ok()) {
+      prefiller.release_face = ReleaseFace::parcels;
+      co_return *answer != bootstrap::ReleaseState::pending;
+    }
+    if (answer.error().code != ErrorCode::not_found) {
       log_->debug("release of {} failed: {}", record.handover.transfer_id, answer.error().to_string());
       co_return false;
-    }
-    if (*answer != BootstrapClient::Released::unknown_face) {
-      prefiller.release_face = ReleaseFace::parcels;
-      co_return *answer == BootstrapClient::Released::done;
     }
     prefiller.release_face = ReleaseFace::none;
   }

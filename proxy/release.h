@@ -5,11 +5,12 @@
 #include <list>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "bootstrap/client.h"
 #include "common/log.h"
 #include "http/client.h"
 #include "proxy/backends.h"
-#include "proxy/bootstrap_client.h"
 #include "proxy/legs.h"
 
 namespace kvferry::proxy {
@@ -20,6 +21,14 @@ struct ReleaseCounts {
   Duration oldest{0};    // age of the oldest pinned one
   uint64_t released = 0;
   uint64_t given_up = 0;  // the lease ended first
+};
+
+// One parcel that is held, or whose release is not acknowledged.
+struct PinnedParcel {
+  std::string transfer_id;
+  std::string prefiller;
+  std::string decoder;  // empty: none was told yet
+  Duration age{0};
 };
 
 class Releases;
@@ -52,7 +61,7 @@ class HeldParcel {
 
 // Releases parcels until acknowledged or until the owner's lease has ended anyway.
 //   bootstrap server knows parcels -> DELETE, again on 202 and errors
-//   it does not (vLLM's own)       -> release ping to a decoder, if the prefiller had answered; else nothing is pinned
+//   it does not (vLLM's workers)   -> release ping to a decoder, if the prefiller had answered; else nothing is pinned
 // On the loop.
 class Releases {
  public:
@@ -62,12 +71,14 @@ class Releases {
     std::string api_key;
   };
   Releases(boost::asio::io_context& loop, http::Deadlines& deadlines, const Backends& backends,
-           BootstrapClient& bootstrap, std::shared_ptr<Logger> log, Config config);
+           bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Config config);
   ~Releases();
 
   // Before the prefiller is sent the request. `authorization`: the client's own header, for a ping in its name.
   HeldParcel hold(std::shared_ptr<Backend> prefiller, std::string transfer_id, std::string authorization);
   ReleaseCounts counts() const;
+  // The oldest first, at most `limit`.
+  std::vector<PinnedParcel> pinned(size_t limit) const;
 
  private:
   friend class HeldParcel;
@@ -81,7 +92,7 @@ class Releases {
   boost::asio::io_context& loop_;
   http::Deadlines& deadlines_;
   const Backends& backends_;
-  BootstrapClient& bootstrap_;
+  bootstrap::Client& bootstrap_;
   const std::shared_ptr<Logger> log_;
   const Config config_;
   const HeldParcel::Owner self_;

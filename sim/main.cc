@@ -6,6 +6,7 @@
 #include "sim/model.h"
 #include "sim/openai.h"
 #include "sim/options.h"
+#include "sim/program.h"
 #include "sim/serving.h"
 #include "sim/tokenizer.h"
 
@@ -53,16 +54,13 @@ Status generate(const SimOptions& options) {
 }
 
 int run(int argc, const char* const* argv) {
-  const ParsedOptions parsed = parse_options(argc, argv);
+  const ParsedOptions parsed = parse_options(argc, argv, Environment::of_process());
   if (!parsed.options) {
     std::fputs(parsed.message.c_str(), parsed.exit_code == 0 ? stdout : stderr);
     return parsed.exit_code;
   }
-  if (!parsed.options->generate) {
-    std::fputs("kvferry-sim: nothing to do: give --generate TEXT (it does not serve HTTP yet)\n", stderr);
-    return 2;
-  }
-  if (const Status status = generate(*parsed.options); !status.ok()) {
+  const SimOptions& options = *parsed.options;
+  if (const Status status = options.generate ? generate(options) : serve(options); !status.ok()) {
     fmt::print(stderr, "kvferry-sim: {}\n", status.error().to_string());
     return 1;
   }

@@ -4,6 +4,9 @@
 #include <optional>
 #include <string>
 
+#include "common/config.h"
+#include "common/log.h"
+#include "engine/config.h"
 #include "sim/serving.h"
 
 namespace kvferry::sim {
@@ -15,7 +18,14 @@ struct SimOptions {
   ServerRole role = ServerRole::both;
   std::string host = "127.0.0.1";
   uint16_t port = 8100;
+  bool hands_over = true;  // false: neither gives nor takes KV
   uint16_t bootstrap_port = 8998;
+  std::string bootstrap_url;  // a directory outside this process
+  Duration lease = std::chrono::seconds(480);
+  Duration request_timeout = std::chrono::seconds(600);
+  Duration drain_limit = std::chrono::seconds(5);
+  EngineConfig engine;  // of each rank
+  LogLevel log_level = LogLevel::info;
   std::string model_name = "kvferry-sim";
   ModelConfig model;
   size_t tp = 1;
@@ -33,6 +43,6 @@ struct ParsedOptions {
   std::string message;
   int exit_code = 0;
 };
-ParsedOptions parse_options(int argc, const char* const* argv);
+ParsedOptions parse_options(int argc, const char* const* argv, const Environment& environment = Environment({}));
 
 }  // namespace kvferry::sim

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <vector>
 
+#include "engine/bench/auth.h"
 #include "engine/bench/cases.h"
 #include "engine/bench/channel.h"
 #include "engine/bench/parcel_target.h"
@@ -18,8 +19,8 @@
 namespace kvferry::bench {
 namespace {
 
-EngineConfig engine_config(const std::string& host) {
-  EngineConfig config;
+Result<EngineConfig> engine_config(const std::string& host) {
+  KVF_ASSIGN_OR_RETURN(EngineConfig config, base_config());
   config.engine_id = "bench-target";
   config.listen = Address{host, 0}.to_string();
   config.allow_open = true;  // whoever binds the target to a reachable address means it
@@ -33,7 +34,8 @@ class Target {
     target->host_ = host;
     KVF_ASSIGN_OR_RETURN(target->pool_, Pool::create(bytes));
     KVF_ASSIGN_OR_RETURN(target->raw_, RawServer::create(host));
-    KVF_ASSIGN_OR_RETURN(target->engine_, Engine::create(engine_config(host)));
+    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host));
+    KVF_ASSIGN_OR_RETURN(target->engine_, Engine::create(std::move(config)));
     KVF_ASSIGN_OR_RETURN(target->region_, target->engine_->register_memory(target->pool_->base(), bytes,
                                                                            MemoryKind::host, kRemoteReadWrite));
     return target;
@@ -101,7 +103,8 @@ class Target {
     constexpr uint64_t kRegionBytes = 4096;
     if (count == 0 || count * kRegionBytes > pool_->size())
       return Error{ErrorCode::invalid_argument, "so many regions do not fit into the pool"};
-    KVF_ASSIGN_OR_RETURN(many_, Engine::create(engine_config(host_)));
+    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host_));
+    KVF_ASSIGN_OR_RETURN(many_, Engine::create(std::move(config)));
     std::vector<std::pair<void*, uint64_t>> ranges;
     for (uint64_t i = 0; i < count; ++i) ranges.emplace_back(pool_->base() + i * kRegionBytes, kRegionBytes);
     KVF_ASSIGN_OR_RETURN(many_regions_, many_->register_memory(ranges, MemoryKind::host, kRemoteReadWrite));

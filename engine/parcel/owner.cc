@@ -17,8 +17,6 @@ uint64_t fresh_generation(Random& random) {
   return (random.next() >> 2) | (uint64_t{1} << 62);
 }
 
-constexpr size_t kMaxTransferId = 256;
-
 // Whether every block of the cache lies in its region.
 Status check_fits(const KvLayout& layout, const std::map<RegionId, RegionInfo>& regions) {
   for (const KvLayer& layer : layout.layers) {
@@ -41,11 +39,28 @@ Status check_fits(const KvLayout& layout, const std::map<RegionId, RegionInfo>& 
 }
 
 Status check_id(const std::string& transfer_id) {
-  if (!transfer_id.empty() && transfer_id.size() <= kMaxTransferId) return {};
-  return Error{ErrorCode::invalid_argument, fmt::format("a transfer id has 1 to {} bytes", kMaxTransferId)};
+  if (!transfer_id.empty() && transfer_id.size() <= kMaxParcelName) return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a transfer id has 1 to {} bytes", kMaxParcelName)};
+}
+
+// I6: the ticket must fit a session's frame of 1 MiB; a block id takes 5 bytes at most, a region 60, the rest 200.
+Status check_ticket(size_t layout_bytes, size_t regions, const std::vector<BlockList>& blocks) {
+  size_t ids = 0;
+  for (const BlockList& list : blocks) ids += list.ids.size();
+  if (layout_bytes + regions * 60 + ids * 5 + blocks.size() * 16 + 200 <= Frames::Limits{}.frame_bytes) return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a ticket with {} block ids does not fit a frame", ids)};
 }
 
 }  // namespace
+
+Status check_names(std::string_view transfer_id, std::string_view owner_instance, std::string_view reader_instance,
+                   std::string_view fingerprint) {
+  if (std::max({transfer_id.size(), owner_instance.size(), reader_instance.size()}) <= kMaxParcelName &&
+      fingerprint.size() <= kMaxFingerprint)
+    return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a claim's names have at most {} bytes, its fingerprint {}",
+                                                        kMaxParcelName, kMaxFingerprint)};
+}
 
 std::string_view to_string(ReleaseReason reason) {
   switch (reason) {
@@ -157,6 +172,8 @@ Status ParcelOwner::publish(ParcelSpec spec) {
   if (spec.blocks.size() != layout_.groups.size())
     return Error{ErrorCode::invalid_argument, fmt::format("blocks of {} KV groups, but the cache has {}",
                                                           spec.blocks.size(), layout_.groups.size())};
+  KVF_RETURN_IF_ERROR(check_ticket(layout_bytes_.size(), cache_regions_.size(), spec.blocks));
+  KVF_RETURN_IF_ERROR(check_names(spec.transfer_id, {}, {}, spec.fingerprint));
   if (buried(spec.transfer_id)) {
     // Released before it came: the blocks go straight back, by the event that the caller waits for anyway.
     parts_.events.push({std::move(spec.transfer_id), ReleaseReason::aborted});
@@ -224,12 +241,13 @@ void ParcelOwner::on_filled(const std::string& transfer_id, uint64_t generation,
 
 // ---- the end of a parcel
 
-ParcelOwner::ReleaseAnswer ParcelOwner::release(const std::string& transfer_id, bool force) {
+ReleaseAnswer ParcelOwner::release(const std::string& transfer_id, bool force) {
   const auto found = parcels_.find(transfer_id);
   if (found == parcels_.end()) {
-    if (check_id(transfer_id).ok() && !buried(transfer_id)) bury(transfer_id, std::chrono::seconds(480));
+    if (buried(transfer_id)) return ReleaseAnswer::done;
+    if (check_id(transfer_id).ok()) bury(transfer_id, std::chrono::seconds(480));
     refuse_waiting(transfer_id, Error{ErrorCode::gone, "released before it was published"});
-    return ReleaseAnswer::done;
+    return ReleaseAnswer::unknown;
   }
   Parcel& parcel = *found->second;
   if (!force && !parcel.live.empty()) {

@@ -59,7 +59,6 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   // From here to `released` the blocks belong to the parcel. An Error: they never did.
   Status publish(ParcelSpec spec);
 
-  enum class ReleaseAnswer { done, waits_for_readers };
   // Idempotent, also for ids that never were; not forced, it takes effect after the last live claim.
   ReleaseAnswer release(const std::string& transfer_id, bool force);
   std::optional<ParcelStatus> status(const std::string& transfer_id) const;
@@ -147,6 +146,8 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void stop_checking(const ClaimPtr& claim);
   void fail_claim(const ClaimPtr& claim, bool replaced);
   void fail_reader(const ReaderKey& reader);
+  // Every incarnation that is known of a reader, and whether it has a session.
+  std::vector<std::pair<ReaderKey, bool>> incarnations_of(const std::string& engine_id) const;
   void leave_parcel(const ClaimPtr& claim);
   void review(Parcel& parcel);
   void keep_verdict(const ClaimKey& key, const Status& verdict);

@@ -57,21 +57,14 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
 
 void ParcelOwner::on_reader_came(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
-  // I5: another incarnation under the same name is another reader; the old one will not be back. Within the grace the
-  // new one may claim its rank's parcels in its place.
-  std::vector<ReaderKey> former;
-  for (const auto& [known, reader] : readers_)
-    if (known.engine_id == key.engine_id && known.incarnation != key.incarnation) former.push_back(known);
-  for (const ReaderKey& dead : former) {
-    Reader& gone = readers_.at(dead);
-    gone.sessions.clear();
-    if (gone.grace) continue;
-    gone.grace = std::make_unique<Timer>(parts_.loop);
-    gone.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, dead] { fail_reader(dead); });
-  }
   Reader& reader = readers_[key];
   reader.sessions.push_back(&session);
   reader.grace.reset();
+  // I5: another incarnation under the same name is another reader, and one without a session will not be back. Of those
+  // that have one nobody can say which is the newest, since a hello may be handled after a later one's: each has failed
+  // when its session ends.
+  for (const auto& [other, stands] : incarnations_of(key.engine_id))
+    if (!stands) fail_reader(other);
 }
 
 void ParcelOwner::on_reader_left(OwnerSession& session) {
@@ -79,8 +72,17 @@ void ParcelOwner::on_reader_left(OwnerSession& session) {
   const auto found = readers_.find(key);
   if (found == readers_.end() || std::erase(found->second.sessions, &session) == 0) return;
   if (!found->second.sessions.empty()) return;
+  for (const auto& [other, stands] : incarnations_of(key.engine_id))
+    if (stands) return fail_reader(key);
   found->second.grace = std::make_unique<Timer>(parts_.loop);
   found->second.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, key] { fail_reader(key); });
+}
+
+std::vector<std::pair<ParcelOwner::ReaderKey, bool>> ParcelOwner::incarnations_of(const std::string& engine_id) const {
+  std::vector<std::pair<ReaderKey, bool>> out;
+  for (auto at = readers_.lower_bound({engine_id, 0}); at != readers_.end() && at->first.engine_id == engine_id; ++at)
+    out.emplace_back(at->first, !at->second.sessions.empty());
+  return out;
 }
 
 void ParcelOwner::fail_reader(const ReaderKey& reader) {
@@ -95,6 +97,10 @@ void ParcelOwner::fail_reader(const ReaderKey& reader) {
 
 void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
   const ClaimKey key{reader, asked.number()};
+  if (Status status = check_names(asked.transfer_id(), asked.expected_instance_id(), asked.group().instance_id(),
+                                  asked.fingerprint());
+      !status.ok())
+    return granted(status.error());
   if (const auto kept = verdicts_.find(key); kept != verdicts_.end())
     return granted(Error{kept->second.valid ? ErrorCode::gone : kept->second.code,
                          "this claim has ended: " + kept->second.message});
@@ -174,8 +180,8 @@ void ParcelOwner::refuse_waiting(const std::string& transfer_id, const Error& wh
 Status ParcelOwner::join_group(Parcel& parcel, const Claim& claim) {
   const proto::ReaderGroup& group = claim.asked.group();
   if (parcel.group.empty()) {
-    if (group.instance_id().empty() || group.tp_size() < 1 || group.pp_size() < 1 || group.tp_size() > kMaxRanks ||
-        group.pp_size() > kMaxRanks)
+    if (group.instance_id().empty() || group.tp_size() < 1 || group.pp_size() < 1 ||
+        uint64_t{group.tp_size()} * group.pp_size() > kMaxRanks)
       return Error{ErrorCode::invalid_argument, "the claim names no usable reader group"};
     parcel.group = group.instance_id();
     parcel.group_tp = group.tp_size();

@@ -16,6 +16,12 @@
 
 namespace kvferry {
 
+// I6: what a claim may name; answers quote it, and must fit a frame.
+inline constexpr size_t kMaxParcelName = 256;  // bytes of a transfer id or an instance id
+inline constexpr size_t kMaxFingerprint = 4096;
+Status check_names(std::string_view transfer_id, std::string_view owner_instance, std::string_view reader_instance,
+                   std::string_view fingerprint);
+
 // What a prefiller publishes under one transfer id.
 struct ParcelSpec {
   std::string transfer_id;
@@ -37,6 +43,9 @@ enum class ReleaseReason : uint8_t {
   shut_down,
 };
 std::string_view to_string(ReleaseReason reason);
+
+// How far a release got. `unknown`: nobody has heard of this id here, and a later publish of it will be refused.
+enum class ReleaseAnswer : uint8_t { done, waits_for_readers, unknown };
 
 // The blocks of this parcel belong to the caller again. Once a parcel that was published.
 struct ParcelReleased {

@@ -22,8 +22,8 @@ def changed_file(patch: Path) -> str:
     return files[0]
 
 
-def build_mutant(patch: Path, build: Path) -> Path:
-    """The path of a kvferry-simulate with the bug in it."""
+def build_mutant(patch: Path, build: Path, name: str = "kvferry-simulate") -> Path:
+    """The path of a program with the bug in it."""
     source = changed_file(patch)
     place = build / "mutants" / patch.stem
     copy = place / source
@@ -38,12 +38,12 @@ def build_mutant(patch: Path, build: Path) -> Path:
     compile_it[compile_it.index("-c") + 1] = str(copy)
     subprocess.run(compile_it, check=True, cwd=entry["directory"])
     listed = subprocess.run(
-        ["ninja", "-C", build, "-t", "commands", "bin/kvferry-simulate"], check=True, capture_output=True, text=True
+        ["ninja", "-C", build, "-t", "commands", f"bin/{name}"], check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    link = next(line for line in reversed(listed) if " -o bin/kvferry-simulate " in line)
-    program = place / "kvferry-simulate"
+    link = next(line for line in reversed(listed) if f" -o bin/{name} " in line)
+    program = place / name
     # Before the libraries: the linker then takes nothing from the archive's member of the same file.
-    link = link.replace(" -o bin/kvferry-simulate ", f" {shlex.quote(str(made))} -o {shlex.quote(str(program))} ")
+    link = link.replace(f" -o bin/{name} ", f" {shlex.quote(str(made))} -o {shlex.quote(str(program))} ")
     subprocess.run(link, check=True, cwd=build, shell=True)
     return program
 

@@ -49,6 +49,7 @@ void Parcels::ending(SimEngine& engine) {
     for (Share& share : request->shares)
       if (share.engine == &engine) share.given_back = true;
   machine.held.clear();
+  book_.check(engine);
   book_.forget_all(engine);
 }
 

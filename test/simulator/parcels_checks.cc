@@ -28,7 +28,7 @@ void Parcels::after_turn(SimEngine& engine) {
   }
   take_released(engine);
   if (!world_.failed()) check_held(engine);
-  if (!world_.failed()) book_.check(engine);
+  if (!world_.failed()) book_.after_turn(engine);
 }
 
 // ---- the owner

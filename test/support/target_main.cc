@@ -151,7 +151,9 @@ class Target {
 };
 
 int run(const std::vector<std::string>& words) {
-  EngineConfig config;
+  auto settings = EngineConfig::from_environment(Environment::of_process());
+  if (!settings) return say("error " + settings.error().to_string()), 1;
+  EngineConfig config = std::move(*settings);
   config.engine_id = words.at(0);
   config.listen = words.at(1);
   config.allow_open = true;

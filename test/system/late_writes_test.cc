@@ -29,9 +29,10 @@ size_t differing(const std::vector<std::byte>& before, const std::vector<std::by
 // on.
 class LateWrites {
  public:
-  explicit LateWrites(uint64_t seed) : random_(seed) {
+  LateWrites(uint64_t seed, const AuthConfig& auth) : random_(seed), initiator_("tcp", kBytes, auth) {
     Target::Options options;
     options.bytes = kBytes;
+    options.environment = environment_of(auth);
     target_.emplace(Target::start(options));
     for (int i = 0; i < 5; ++i) typical_ = std::max(typical_, time_of_one_write());
   }
@@ -83,7 +84,7 @@ class LateWrites {
 
   const SystemClock clock_;
   std::mt19937_64 random_;
-  Initiator initiator_{"tcp", kBytes};
+  Initiator initiator_;
   std::optional<Target> target_;
   Duration typical_{0};
   uint8_t value_ = 0;
@@ -91,11 +92,14 @@ class LateWrites {
   size_t worst_ = 0;
 };
 
-// 200 stops; KVFERRY_TEST_STOPS asks for more (1,000 take some minutes on two cores).
-TEST(LateWritesTest, DoNotLandInAStoppedTargetThatGoesOn) {
-  const auto stops = Environment::of_process().integer("KVFERRY_TEST_STOPS", 200, 1, 100000);
+class LateWritesTest : public ::testing::TestWithParam<AuthMode> {};
+
+// 200 stops, 100 over TLS; KVFERRY_TEST_STOPS asks for more (1,000 take some minutes on two cores).
+TEST_P(LateWritesTest, DoNotLandInAStoppedTargetThatGoesOn) {
+  const int usual = GetParam() == AuthMode::open ? 200 : 100;
+  const auto stops = Environment::of_process().integer("KVFERRY_TEST_STOPS", usual, 1, 100000);
   ASSERT_TRUE(stops.ok());
-  LateWrites writes(7);
+  LateWrites writes(7, auth_of(GetParam()));
   for (int64_t i = 0; i < *stops && !::testing::Test::HasFatalFailure(); ++i) writes.round(i % 2 == 0);
   RecordProperty("stops_in_the_middle", writes.hits());
   RecordProperty("most_bytes_late", static_cast<int>(writes.worst()));
@@ -103,6 +107,9 @@ TEST(LateWritesTest, DoNotLandInAStoppedTargetThatGoesOn) {
               static_cast<int>(*stops), writes.worst());
   EXPECT_GT(writes.hits(), *stops / 10);
 }
+
+INSTANTIATE_TEST_SUITE_P(Modes, LateWritesTest, ::testing::Values(AuthMode::open, AuthMode::psk),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
 
 }  // namespace
 }  // namespace kvferry::test

@@ -107,6 +107,19 @@ TEST_F(LyingInitiator, AHelloThatQuotesAMegabyte) {
   honest_.expect_work();
 }
 
+// An answer that quoted it would not fit a frame.
+TEST_F(LyingInitiator, AClaimThatQuotesAMegabyte) {
+  Session session = greet();
+  proto::Frame claim;
+  claim.mutable_claim()->set_number(1);
+  claim.mutable_claim()->set_transfer_id("t");
+  claim.mutable_claim()->set_expected_instance_id(std::string((size_t{1} << 20) - 64, 'i'));
+  ASSERT_TRUE(session.connection.send_frame(claim));
+  const proto::Frame answer = session.connection.receive_frame(proto::Frame::kTicket);
+  EXPECT_EQ(answer.ticket().code(), static_cast<uint32_t>(ErrorCode::invalid_argument));
+  honest_.expect_work();
+}
+
 TEST_F(LyingInitiator, HellosThatMustBeRefusedByName) {
   const auto refusal_of = [&](const proto::Frame& frame) {
     RawConnection connection = RawConnection::dial(honest_.owner().address());

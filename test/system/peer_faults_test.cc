@@ -17,10 +17,12 @@ using std::chrono::seconds;
 struct Case {
   const char* fabric;
   Operation operation;
+  AuthMode auth = AuthMode::open;
 };
 
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.fabric) + (info.param.operation == Operation::read ? "_read" : "_write");
+  return std::string(info.param.fabric) + (info.param.operation == Operation::read ? "_read" : "_write") +
+         (info.param.auth == AuthMode::open ? "" : "_" + std::string(to_string(info.param.auth)));
 }
 
 class PeerFaults : public ::testing::TestWithParam<Case> {
@@ -31,6 +33,7 @@ class PeerFaults : public ::testing::TestWithParam<Case> {
     Target::Options options;
     options.fabric = GetParam().fabric;
     options.bytes = kBytes;
+    options.environment = environment_of(auth_of(GetParam().auth));
     return Target::start(options);
   }
 
@@ -70,7 +73,7 @@ class PeerFaults : public ::testing::TestWithParam<Case> {
     return {};
   }
 
-  Initiator initiator_{GetParam().fabric, kBytes};
+  Initiator initiator_{GetParam().fabric, kBytes, auth_of(GetParam().auth)};
   uint8_t seed_ = 0;
 };
 
@@ -192,10 +195,14 @@ TEST_P(PeerFaults, UnregisteredInTheMiddle) {
 
 // On one host a stopped owner does not hold up anybody.
 INSTANTIATE_TEST_SUITE_P(Tcp, StoppedPeers,
-                         ::testing::Values(Case{"tcp", Operation::read}, Case{"tcp", Operation::write}), case_name);
+                         ::testing::Values(Case{"tcp", Operation::read}, Case{"tcp", Operation::write},
+                                           Case{"tcp", Operation::write, AuthMode::psk}),
+                         case_name);
 INSTANTIATE_TEST_SUITE_P(Fabrics, PeerFaults,
                          ::testing::Values(Case{"tcp", Operation::read}, Case{"tcp", Operation::write},
-                                           Case{"local", Operation::read}, Case{"local", Operation::write}),
+                                           Case{"tcp", Operation::write, AuthMode::psk},
+                                           Case{"tcp", Operation::read, AuthMode::mtls}, Case{"local", Operation::read},
+                                           Case{"local", Operation::write}),
                          case_name);
 
 }  // namespace

@@ -20,9 +20,9 @@ using test::eventually;
 // An owner of parcels that answers as it is told.
 class FakeParcels final : public ParcelControl {
  public:
-  std::optional<ParcelReport> state(const std::string& id) override {
-    if (id != "held") return std::nullopt;
-    return ParcelReport{"claimed", milliseconds(1500), 2};
+  void state(const std::string& id, std::function<void(std::optional<ParcelReport>)> done) override {
+    if (id != "held") return done(std::nullopt);
+    done(ParcelReport{"claimed", milliseconds(1500), 2});
   }
   void release(const std::string& id, bool force, std::function<void(ReleaseState)> done) override {
     const std::lock_guard lock(mutex_);

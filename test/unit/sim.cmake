@@ -6,3 +6,4 @@ kvferry_test(sim_serving_test SOURCES sim_serving_test.cc sim_serving_threads_te
 kvferry_test(sim_parts_test WHOLE
   SOURCES sim_block_allocator_test.cc sim_openai_test.cc sim_options_test.cc sim_sampler_test.cc sim_scheduler_test.cc
   LINKS kvferry_sim_core)
+kvferry_test(sim_handover_test WHOLE SOURCES sim_handover_test.cc LINKS kvferry_sim)

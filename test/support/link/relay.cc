@@ -37,6 +37,8 @@ Status apply(const std::vector<std::string>& words, std::string_view line, Shape
     KVF_ASSIGN_OR_RETURN(shape.delay, parse_duration(words[1]));
   } else if (has_value && words[0] == "rate") {
     KVF_ASSIGN_OR_RETURN(shape.bytes_per_second, parse_size(words[1]));
+  } else if (has_value && words[0] == "queue") {
+    KVF_ASSIGN_OR_RETURN(shape.queue, parse_size(words[1]));
   } else {
     return not_a_command(line);
   }
@@ -71,7 +73,7 @@ void Direction::offer(std::string packet, TimePoint now) {
 }
 
 void Direction::enqueue(std::string packet, TimePoint now) {
-  if (waiting_bytes_ + packet.size() > kMaxQueuedBytes) {
+  if (waiting_bytes_ + packet.size() > shape_.queue) {
     ++counters_.overflowed;
     return;
   }

@@ -19,6 +19,7 @@ struct Shape {
   double duplicate = 0;           // probability
   Duration delay{0};              // one way
   uint64_t bytes_per_second = 0;  // 0: unlimited
+  uint64_t queue = 8 << 20;       // bytes of packets on their way at most; then the tail is dropped, as in a switch
   bool cut = false;
 };
 
@@ -47,9 +48,6 @@ class Direction {
   void set_shape(const Shape& shape);
   const RelayCounters& counters() const { return counters_; }
 
-  // Packets on their way hold at most this many bytes: 1 s at 8 MB/s, then the tail is dropped, as in a switch.
-  static constexpr size_t kMaxQueuedBytes = 8 << 20;
-
  private:
   struct Waiting {
     TimePoint due;
@@ -76,7 +74,8 @@ class Relay {
   Direction& from(size_t side) { return directions_[side]; }
 
   // One line, to both directions or, with a last word `left` or `right`, to what that side sends:
-  //   loss P | duplicate P | delay DURATION | rate SIZE (bytes a second, 0 for no limit) | cut | heal | stats
+  //   loss P | duplicate P | delay DURATION | rate SIZE (bytes a second, 0 for no limit) | queue SIZE |
+  //   cut | heal | stats
   // Returns the answer: empty, or for `stats` "forwarded=N lost=N duplicated=N cut=N overflowed=N", summed up.
   Result<std::string> command(std::string_view line);
 

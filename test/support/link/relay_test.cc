@@ -95,14 +95,15 @@ TEST(Direction, SendsDuplicates) {
 }
 
 TEST(Direction, DropsTheTailAboveItsQueue) {
-  Direction direction = shaped({.bytes_per_second = 1});
+  constexpr size_t kQueue = 8 << 20;
+  Direction direction = shaped({.bytes_per_second = 1, .queue = kQueue});
   const std::string packet(60000, 'x');
-  for (size_t i = 0; i < 2 * Direction::kMaxQueuedBytes / packet.size(); ++i) direction.offer(packet, kStart);
+  for (size_t i = 0; i < 2 * kQueue / packet.size(); ++i) direction.offer(packet, kStart);
   EXPECT_GT(direction.counters().overflowed, 100u);
   size_t held = 0;
   while (auto taken = direction.take(kNever)) held += taken->size();
-  EXPECT_LE(held, Direction::kMaxQueuedBytes);
-  EXPECT_GT(held, Direction::kMaxQueuedBytes - packet.size());
+  EXPECT_LE(held, kQueue);
+  EXPECT_GT(held, kQueue - packet.size());
 }
 
 TEST(Relay, ShapesBothDirectionsOrOne) {
@@ -110,6 +111,8 @@ TEST(Relay, ShapesBothDirectionsOrOne) {
   EXPECT_TRUE(relay.command("loss 0.25").ok());
   EXPECT_TRUE(relay.command("delay 5ms left").ok());
   EXPECT_TRUE(relay.command("rate 1M right").ok());
+  EXPECT_TRUE(relay.command("queue 64K left").ok());
+  EXPECT_EQ(relay.from(0).shape().queue, 64u << 10);
   EXPECT_TRUE(relay.command("cut right").ok());
   EXPECT_EQ(relay.from(0).shape().loss, 0.25);
   EXPECT_EQ(relay.from(1).shape().loss, 0.25);

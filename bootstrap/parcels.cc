@@ -9,7 +9,7 @@
 #include "common/text.h"
 #include "http/json.h"
 
-// DELETE /v1/parcels/{id}: at a worker, or at the base for all ranks of a namespace.
+// GET and DELETE /v1/parcels/{id}: at a worker, or, DELETE, at the base for all ranks of a namespace.
 
 namespace kvferry::bootstrap {
 namespace {
@@ -52,13 +52,44 @@ Audience audience_of(const std::vector<const Registration*>& workers, uint64_t o
 
 }  // namespace
 
-// A release that was handed to the engine. On the loop; only its answer comes from elsewhere.
+// What the engine was asked. On the loop; only its answer comes from elsewhere.
+template <class Answer>
 struct Service::Question {
   Question(asio::io_context& loop, Duration limit) : timer(loop, limit) {}
+
+  // What the engine calls, from any thread. Only the loop looks behind the weak pointer.
+  static auto answering(const std::shared_ptr<Question>& question, const std::shared_ptr<Mailbox>& mailbox) {
+    return [mailbox, asked = std::weak_ptr(question)](Answer given) {
+      mailbox->post([asked, given = std::move(given)] {
+        if (const auto waiting = asked.lock()) {
+          waiting->answer = given;
+          waiting->timer.cancel();
+        }
+      });
+    };
+  }
+  // Nothing when the limit has passed.
+  static asio::awaitable<std::optional<Answer>> wait(std::shared_ptr<Question> question) {
+    if (!question->answer) co_await question->timer.async_wait(asio::as_tuple(asio::use_awaitable));
+    co_return question->answer;
+  }
+
   asio::steady_timer timer;
-  bool answered = false;
-  ReleaseState answer = ReleaseState::pending;
+  std::optional<Answer> answer;
 };
+
+asio::awaitable<http::Response> Service::describe_parcel(const std::string& id) {
+  if (parcels_ == nullptr) co_return http::error_response(404, "no parcels are kept here");
+  using Asked = Question<std::optional<ParcelReport>>;
+  const auto question = std::make_shared<Asked>(loop_, config_.release_limit);
+  parcels_->state(id, Asked::answering(question, mailbox_));
+  const std::optional<std::optional<ParcelReport>> answer = co_await Asked::wait(question);
+  if (!answer) co_return http::error_response(503, "the engine does not answer");
+  if (!*answer) co_return http::error_response(404, "no such parcel");
+  const ParcelReport& report = **answer;
+  co_return reply(200, fmt::format(R"({{"transfer_id":{},"state":{},"age_s":{:.3f},"readers":{}}})", json_quote(id),
+                                   json_quote(report.state), seconds(report.age), report.readers));
+}
 
 asio::awaitable<http::Response> Service::release(const http::Request& request, const Path& path) {
   const auto flag = request.query("force");
@@ -78,8 +109,9 @@ asio::awaitable<http::Response> Service::release(const http::Request& request, c
 
 asio::awaitable<http::Response> Service::release_here(const std::string& id, bool force) {
   if (parcels_ == nullptr) co_return http::error_response(404, "no parcels are kept here");
-  const ReleaseState state = co_await answer_of(ask_control(id, force));
-  switch (state) {
+  const auto question = ask_release(id, force);
+  const std::optional<ReleaseState> state = co_await Question<ReleaseState>::wait(question);
+  switch (state.value_or(ReleaseState::pending)) {
     case ReleaseState::acknowledged:
       co_return reply(200, R"({"status":"released"})");
     case ReleaseState::unknown:
@@ -98,16 +130,16 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
     if (!audience.mute.empty()) co_return http::error_response(404, "these workers keep no parcels");
     co_return http::error_response(503, "no worker is registered here");
   }
-  std::shared_ptr<Question> question;  // goes on while the others are told
-  if (parcels_ != nullptr) question = ask_control(id, force);
+  std::shared_ptr<Question<ReleaseState>> question;  // goes on while the others are told
+  if (parcels_ != nullptr) question = ask_release(id, force);
   const FanOut work{id, force, config_.token, std::move(audience.urls), config_.release_limit};
   const std::vector<bool> acknowledged = co_await release_at_all(loop_, deadlines_, work);
-  ReleaseState here = ReleaseState::unknown;
-  if (question) here = co_await answer_of(question);
+  std::optional<ReleaseState> here = ReleaseState::unknown;
+  if (question) here = co_await Question<ReleaseState>::wait(question);
 
   std::string waiting;
   const auto add = [&](const std::string& who) { waiting += (waiting.empty() ? "" : ",") + who; };
-  if (here == ReleaseState::pending) add(R"({"this_worker":true})");
+  if (here.value_or(ReleaseState::pending) == ReleaseState::pending) add(R"({"this_worker":true})");
   for (size_t i = 0; i < acknowledged.size(); ++i) {
     if (!acknowledged[i]) add(rank_json(audience.remote[i]));
   }
@@ -117,25 +149,10 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
   co_return reply(200, fmt::format(R"({{"status":"released","ranks":{}}})", ranks));
 }
 
-std::shared_ptr<Service::Question> Service::ask_control(const std::string& id, bool force) {
-  const auto question = std::make_shared<Question>(loop_, config_.release_limit);
-  // Only the loop looks behind the weak pointer.
-  const auto done = [mailbox = mailbox_, asked = std::weak_ptr(question)](ReleaseState state) {
-    mailbox->post([asked, state] {
-      if (const auto waiting = asked.lock()) {
-        waiting->answered = true;
-        waiting->answer = state;
-        waiting->timer.cancel();
-      }
-    });
-  };
-  parcels_->release(id, force, done);
+std::shared_ptr<Service::Question<ReleaseState>> Service::ask_release(const std::string& id, bool force) {
+  const auto question = std::make_shared<Question<ReleaseState>>(loop_, config_.release_limit);
+  parcels_->release(id, force, Question<ReleaseState>::answering(question, mailbox_));
   return question;
-}
-
-asio::awaitable<ReleaseState> Service::answer_of(std::shared_ptr<Question> question) {
-  if (!question->answered) co_await question->timer.async_wait(asio::as_tuple(asio::use_awaitable));
-  co_return question->answer;
 }
 
 }  // namespace kvferry::bootstrap

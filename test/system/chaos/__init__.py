@@ -1,0 +1,1 @@
+"""A chain of real servers under faults: scripts/chaos."""
