@@ -60,29 +60,18 @@ void ParcelOwner::on_reader_came(OwnerSession& session) {
   Reader& reader = readers_[key];
   reader.sessions.push_back(&session);
   reader.grace.reset();
-  // I5: another incarnation under the same name is another reader, and one without a session will not be back. Of those
-  // that have one nobody can say which is the newest, since a hello may be handled after a later one's: each has failed
-  // when its session ends.
-  for (const auto& [other, stands] : incarnations_of(key.engine_id))
-    if (!stands) fail_reader(other);
 }
 
+// I5: another incarnation under the same name is another reader. Nobody can say which of those that have a session is
+// the newest, since a hello may be handled after a later one's: each has failed when its own session stays away, and
+// until then another may claim its rank's parcels in its place.
 void ParcelOwner::on_reader_left(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
   const auto found = readers_.find(key);
   if (found == readers_.end() || std::erase(found->second.sessions, &session) == 0) return;
   if (!found->second.sessions.empty()) return;
-  for (const auto& [other, stands] : incarnations_of(key.engine_id))
-    if (stands) return fail_reader(key);
   found->second.grace = std::make_unique<Timer>(parts_.loop);
   found->second.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, key] { fail_reader(key); });
-}
-
-std::vector<std::pair<ParcelOwner::ReaderKey, bool>> ParcelOwner::incarnations_of(const std::string& engine_id) const {
-  std::vector<std::pair<ReaderKey, bool>> out;
-  for (auto at = readers_.lower_bound({engine_id, 0}); at != readers_.end() && at->first.engine_id == engine_id; ++at)
-    out.emplace_back(at->first, !at->second.sessions.empty());
-  return out;
 }
 
 void ParcelOwner::fail_reader(const ReaderKey& reader) {

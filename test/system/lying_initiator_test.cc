@@ -4,6 +4,7 @@
 
 #include "test/support/eventually.h"
 #include "test/support/peek.h"
+#include "test/support/process.h"
 #include "test/support/raw_peer.h"
 #include "test/system/bystander.h"
 
@@ -88,6 +89,26 @@ TEST_F(LyingInitiator, ScannersThatSayNothingDelayNobodyAndAreSentAway) {
   honest_.expect_work();
   EXPECT_TRUE(scanners.front().is_closed());
   EXPECT_TRUE(scanners.back().is_closed());
+}
+
+// Real programs, without a pause, while transfers are under way.
+TEST_F(LyingInitiator, AFloodOfStrangersDelaysNobody) {
+  const std::string address = honest_.owner().address();
+  const auto strangers = [&] {
+    const std::string metrics = honest_.owner().metrics();
+    return std::stoull(metrics.substr(metrics.find("\nkvferry_strangers_total ") + 25));
+  };
+  const std::string port = address.substr(address.rfind(':') + 1);
+  Process flood = must(Process::spawn(KVF_STRANGER, std::vector<std::string>{"flood", port}));
+  ASSERT_TRUE(flood.read_line_with("flooding", seconds(20)).ok());
+  const uint64_t before = strangers();
+  int rounds = 0;
+  EXPECT_TRUE(eventually([&] {
+    honest_.expect_work();
+    EXPECT_LT(honest_.longest_wait(5), seconds(1));
+    return ++rounds >= 20 && strangers() > before + 50;
+  }));
+  EXPECT_FALSE(flood.wait(milliseconds(0)).ok()) << "the flood has ended";
 }
 
 TEST_F(LyingInitiator, ASessionThatSaysNoHello) {
