@@ -269,7 +269,7 @@ TEST_F(ParcelProtocol, AnUnforcedReleaseTakesEffectAfterTheLastLiveClaim) {
   publish(spec("t", {5, 6, 7, 8}));
   const ReadPtr reading = read(reader_, "t", {1, 2, 3, 4});
   ASSERT_TRUE(granted("t"));
-  EXPECT_EQ(owner_.owner().release("t", false), ParcelOwner::ReleaseAnswer::waits_for_readers);
+  EXPECT_EQ(owner_.owner().release("t", false), ReleaseAnswer::waits_for_readers);
   EXPECT_TRUE(owner_.released().empty());
   EXPECT_EQ(end_of(reading), ReadState::accepted);
   EXPECT_EQ(released("t"), ReleaseReason::released);
@@ -281,7 +281,7 @@ TEST_F(ParcelProtocol, AForcedReleaseMovesTheGenerationNowAndReadersGetStale) {
   publish(spec("t", {5, 6, 7, 8}));
   const ReadPtr reading = read(reader_, "t", {1, 2, 3, 4});
   ASSERT_TRUE(granted("t"));
-  EXPECT_EQ(owner_.owner().release("t", true), ParcelOwner::ReleaseAnswer::done);
+  EXPECT_EQ(owner_.owner().release("t", true), ReleaseAnswer::done);
   const auto events = owner_.released();  // in this very call
   ASSERT_EQ(events.size(), 1u);
   EXPECT_EQ(events[0].why, ReleaseReason::released);
