@@ -236,7 +236,8 @@ TEST_F(ParcelProtocol, AReaderThatIsBackWithinTheGraceKeepsItsClaim) {
   EXPECT_EQ(released("t"), ReleaseReason::settled);
 }
 
-TEST_F(ParcelProtocol, ANewIncarnationOfARankReplacesTheOneThatDied) {
+// It takes the parcel over while the former one's session still stands; else the blocks went back when it came.
+TEST_F(ParcelProtocol, ANewIncarnationOfARankReplacesTheOneThatDiedWithoutWaitingForIt) {
   slow_down(1, 100us);
   publish(spec("t", {5, 6, 7, 8}));
   static_cast<void>(read(reader_, "t", {1, 2, 3, 4}));
@@ -244,8 +245,9 @@ TEST_F(ParcelProtocol, ANewIncarnationOfARankReplacesTheOneThatDied) {
   reader_.kill(true);
   reader_.start();
   slow_down(1, 0us);
-  EXPECT_EQ(end_of(read(reader_, "t", {1, 2, 3, 4}), 20s), ReadState::accepted);
-  EXPECT_EQ(released("t"), ReleaseReason::settled);
+  const ReadState end = end_of(read(reader_, "t", {1, 2, 3, 4}), 3s);
+  EXPECT_TRUE(end == ReadState::accepted || end == ReadState::gone) << to_string(end);
+  EXPECT_EQ(released("t"), end == ReadState::accepted ? ReleaseReason::settled : ReleaseReason::reader_failed);
 }
 
 TEST_F(ParcelProtocol, WhenOneRankHasFailedAndTheRestAreQuietTheParcelIsGivenBack) {
@@ -267,7 +269,7 @@ TEST_F(ParcelProtocol, AnUnforcedReleaseTakesEffectAfterTheLastLiveClaim) {
   publish(spec("t", {5, 6, 7, 8}));
   const ReadPtr reading = read(reader_, "t", {1, 2, 3, 4});
   ASSERT_TRUE(granted("t"));
-  EXPECT_EQ(owner_.owner().release("t", false), ParcelOwner::ReleaseAnswer::waits_for_readers);
+  EXPECT_EQ(owner_.owner().release("t", false), ReleaseAnswer::waits_for_readers);
   EXPECT_TRUE(owner_.released().empty());
   EXPECT_EQ(end_of(reading), ReadState::accepted);
   EXPECT_EQ(released("t"), ReleaseReason::released);
@@ -279,7 +281,7 @@ TEST_F(ParcelProtocol, AForcedReleaseMovesTheGenerationNowAndReadersGetStale) {
   publish(spec("t", {5, 6, 7, 8}));
   const ReadPtr reading = read(reader_, "t", {1, 2, 3, 4});
   ASSERT_TRUE(granted("t"));
-  EXPECT_EQ(owner_.owner().release("t", true), ParcelOwner::ReleaseAnswer::done);
+  EXPECT_EQ(owner_.owner().release("t", true), ReleaseAnswer::done);
   const auto events = owner_.released();  // in this very call
   ASSERT_EQ(events.size(), 1u);
   EXPECT_EQ(events[0].why, ReleaseReason::released);
