@@ -92,11 +92,15 @@ class KVFERRY_API Parcels {
 
   // ---- as reader
   Result<ParcelReading> read(ParcelReadRequest request);
+  // Reads and waits: cheaper than the two calls. Must not be called in a callback.
+  ParcelReadOutcome read_and_wait(ParcelReadRequest request);
   // Tells an owner that nobody of this group will read the parcel.
   void release_at(const PeerRef& owner, const std::string& transfer_id, bool force,
                   Duration timeout = std::chrono::seconds(30));
 
  private:
+  Result<ParcelReading> start(ParcelReadRequest request, bool waiter_follows);
+
   std::shared_ptr<detail::EngineState> engine_;
   std::shared_ptr<const KvLayout> layout_;
 };

@@ -17,7 +17,7 @@ std::string shown_lines(std::string_view page) {
   std::string out;
   while (!page.empty()) {
     const size_t end = std::min(page.find('\n'), page.size() - 1) + 1;
-    if (page.starts_with("kvferry_")) out.append(page.substr(0, end));
+    if (page.starts_with("kvferry_") || page.starts_with("vllm:kvferry_")) out.append(page.substr(0, end));
     page.remove_prefix(end);
   }
   return out;

@@ -36,24 +36,22 @@ class ParcelClient {
     return client;
   }
 
-  Result<ParcelReading> start(const std::string& id, uint32_t pages) {
-    ParcelReadRequest request;
-    request.transfer_id = id;
-    request.owners = {owner_};
-    request.group_instance_id = "bench";
-    request.fingerprint = "bench";
-    request.end_token = pages * 16;
-    BlockList& list = request.blocks.emplace_back();
+  ParcelReadRequest request(const std::string& id, uint32_t pages) {
+    ParcelReadRequest made;
+    made.transfer_id = id;
+    made.owners = {owner_};
+    made.group_instance_id = "bench";
+    made.fingerprint = "bench";
+    made.end_token = pages * 16;
+    BlockList& list = made.blocks.emplace_back();
     for (uint32_t i = 0; i < pages; ++i) list.ids.push_back(next_page_++ % pages_);
-    return parcels_->read(std::move(request));
+    return made;
   }
+  Result<ParcelReading> start(const std::string& id, uint32_t pages) { return parcels_->read(request(id, pages)); }
   // The microseconds that one took.
   Result<double> read(const std::string& id, uint32_t pages) {
     Status status;
-    const double took = timed([&] {
-      auto reading = start(id, pages);
-      status = reading ? reading->wait().status : Status(std::move(reading).error());
-    });
+    const double took = timed([&] { status = parcels_->read_and_wait(request(id, pages)).status; });
     KVF_RETURN_IF_ERROR(std::move(status));
     return took;
   }

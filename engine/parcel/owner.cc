@@ -17,8 +17,6 @@ uint64_t fresh_generation(Random& random) {
   return (random.next() >> 2) | (uint64_t{1} << 62);
 }
 
-constexpr size_t kMaxTransferId = 256;
-
 // Whether every block of the cache lies in its region.
 Status check_fits(const KvLayout& layout, const std::map<RegionId, RegionInfo>& regions) {
   for (const KvLayer& layer : layout.layers) {
@@ -41,11 +39,28 @@ Status check_fits(const KvLayout& layout, const std::map<RegionId, RegionInfo>& 
 }
 
 Status check_id(const std::string& transfer_id) {
-  if (!transfer_id.empty() && transfer_id.size() <= kMaxTransferId) return {};
-  return Error{ErrorCode::invalid_argument, fmt::format("a transfer id has 1 to {} bytes", kMaxTransferId)};
+  if (!transfer_id.empty() && transfer_id.size() <= kMaxParcelName) return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a transfer id has 1 to {} bytes", kMaxParcelName)};
+}
+
+// I6: the ticket must fit a session's frame of 1 MiB; a block id takes 5 bytes at most, a region 60, the rest 200.
+Status check_ticket(size_t layout_bytes, size_t regions, const std::vector<BlockList>& blocks) {
+  size_t ids = 0;
+  for (const BlockList& list : blocks) ids += list.ids.size();
+  if (layout_bytes + regions * 60 + ids * 5 + blocks.size() * 16 + 200 <= Frames::Limits{}.frame_bytes) return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a ticket with {} block ids does not fit a frame", ids)};
 }
 
 }  // namespace
+
+Status check_names(std::string_view transfer_id, std::string_view owner_instance, std::string_view reader_instance,
+                   std::string_view fingerprint) {
+  if (std::max({transfer_id.size(), owner_instance.size(), reader_instance.size()}) <= kMaxParcelName &&
+      fingerprint.size() <= kMaxFingerprint)
+    return {};
+  return Error{ErrorCode::invalid_argument, fmt::format("a claim's names have at most {} bytes, its fingerprint {}",
+                                                        kMaxParcelName, kMaxFingerprint)};
+}
 
 std::string_view to_string(ReleaseReason reason) {
   switch (reason) {
@@ -65,13 +80,16 @@ std::string_view to_string(ReleaseReason reason) {
   return "unknown";
 }
 
+// Told once until it is taken: who hears of it takes all there is.
 void ParcelEvents::push(ParcelReleased released) {
+  bool first = false;
   {
     const std::lock_guard lock(mutex_);
+    first = queue_.empty();
     queue_.push_back(std::move(released));
     untaken_.store(queue_.size(), std::memory_order_relaxed);
   }
-  hub_.tell(kParcelReleased);
+  if (first) hub_.tell(kParcelReleased);
 }
 
 std::vector<ParcelReleased> ParcelEvents::take() {
@@ -154,6 +172,8 @@ Status ParcelOwner::publish(ParcelSpec spec) {
   if (spec.blocks.size() != layout_.groups.size())
     return Error{ErrorCode::invalid_argument, fmt::format("blocks of {} KV groups, but the cache has {}",
                                                           spec.blocks.size(), layout_.groups.size())};
+  KVF_RETURN_IF_ERROR(check_ticket(layout_bytes_.size(), cache_regions_.size(), spec.blocks));
+  KVF_RETURN_IF_ERROR(check_names(spec.transfer_id, {}, {}, spec.fingerprint));
   if (buried(spec.transfer_id)) {
     // Released before it came: the blocks go straight back, by the event that the caller waits for anyway.
     parts_.events.push({std::move(spec.transfer_id), ReleaseReason::aborted});

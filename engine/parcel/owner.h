@@ -146,8 +146,6 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void stop_checking(const ClaimPtr& claim);
   void fail_claim(const ClaimPtr& claim, bool replaced);
   void fail_reader(const ReaderKey& reader);
-  // Every incarnation that is known of a reader, and whether it has a session.
-  std::vector<std::pair<ReaderKey, bool>> incarnations_of(const std::string& engine_id) const;
   void leave_parcel(const ClaimPtr& claim);
   void review(Parcel& parcel);
   void keep_verdict(const ClaimKey& key, const Status& verdict);

@@ -10,20 +10,8 @@
 namespace kvferry {
 namespace {
 
-constexpr size_t kMaxName = 256;  // of a transfer or an instance, as a claim may give it
-constexpr size_t kMaxFingerprint = 4096;
-
 uint32_t rank_index(const RankId& rank, uint32_t tp_size) {
   return rank.pp * tp_size + rank.tp;
-}
-
-// I6: answers quote what a claim says, and must fit a frame.
-Status check_claim(const proto::Claim& asked) {
-  if (asked.transfer_id().size() <= kMaxName && asked.expected_instance_id().size() <= kMaxName &&
-      asked.group().instance_id().size() <= kMaxName && asked.fingerprint().size() <= kMaxFingerprint)
-    return {};
-  return Error{ErrorCode::invalid_argument,
-               fmt::format("a claim's names have at most {} bytes, its fingerprint {}", kMaxName, kMaxFingerprint)};
 }
 
 }  // namespace
@@ -72,29 +60,18 @@ void ParcelOwner::on_reader_came(OwnerSession& session) {
   Reader& reader = readers_[key];
   reader.sessions.push_back(&session);
   reader.grace.reset();
-  // I5: another incarnation under the same name is another reader, and one without a session will not be back. Of those
-  // that have one nobody can say which is the newest, since a hello may be handled after a later one's: each has failed
-  // when its session ends.
-  for (const auto& [other, stands] : incarnations_of(key.engine_id))
-    if (!stands) fail_reader(other);
 }
 
+// I5: another incarnation under the same name is another reader. Nobody can say which of those that have a session is
+// the newest, since a hello may be handled after a later one's: each has failed when its own session stays away, and
+// until then another may claim its rank's parcels in its place.
 void ParcelOwner::on_reader_left(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
   const auto found = readers_.find(key);
   if (found == readers_.end() || std::erase(found->second.sessions, &session) == 0) return;
   if (!found->second.sessions.empty()) return;
-  for (const auto& [other, stands] : incarnations_of(key.engine_id))
-    if (stands) return fail_reader(key);
   found->second.grace = std::make_unique<Timer>(parts_.loop);
   found->second.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, key] { fail_reader(key); });
-}
-
-std::vector<std::pair<ParcelOwner::ReaderKey, bool>> ParcelOwner::incarnations_of(const std::string& engine_id) const {
-  std::vector<std::pair<ReaderKey, bool>> out;
-  for (auto at = readers_.lower_bound({engine_id, 0}); at != readers_.end() && at->first.engine_id == engine_id; ++at)
-    out.emplace_back(at->first, !at->second.sessions.empty());
-  return out;
 }
 
 void ParcelOwner::fail_reader(const ReaderKey& reader) {
@@ -109,12 +86,20 @@ void ParcelOwner::fail_reader(const ReaderKey& reader) {
 
 void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
   const ClaimKey key{reader, asked.number()};
-  if (Status status = check_claim(asked); !status.ok()) return granted(status.error());
+  if (Status status = check_names(asked.transfer_id(), asked.expected_instance_id(), asked.group().instance_id(),
+                                  asked.fingerprint());
+      !status.ok())
+    return granted(status.error());
   if (const auto kept = verdicts_.find(key); kept != verdicts_.end())
-    return granted(Error{ErrorCode::gone, "this claim has ended: " + kept->second.message});
+    return granted(Error{kept->second.valid ? ErrorCode::gone : kept->second.code,
+                         "this claim has ended: " + kept->second.message});
   if (const auto known = claims_.find(key); known != claims_.end()) {
     // Asked again after a reconnect, or read by a fetch after its ticket.
-    if (known->second->state == ClaimState::granted) return granted(known->second);
+    if (known->second->state == ClaimState::granted) {
+      // It is read anew: what is being checked is no longer what the reader has.
+      if (const auto checking = std::exchange(known->second->checking, nullptr)) checking->stop();
+      return granted(known->second);
+    }
     known->second->granted = std::move(granted);
     return;
   }

@@ -16,6 +16,12 @@
 
 namespace kvferry {
 
+// I6: what a claim may name; answers quote it, and must fit a frame.
+inline constexpr size_t kMaxParcelName = 256;  // bytes of a transfer id or an instance id
+inline constexpr size_t kMaxFingerprint = 4096;
+Status check_names(std::string_view transfer_id, std::string_view owner_instance, std::string_view reader_instance,
+                   std::string_view fingerprint);
+
 // What a prefiller publishes under one transfer id.
 struct ParcelSpec {
   std::string transfer_id;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "engine/parcel/parcel_types.h"
 #include "engine/session/messages.h"
 
 // A read from its first claim to its outcome. How the bytes come is in reader_bytes.cc.
@@ -56,6 +57,10 @@ ParcelReader::ReadId ParcelReader::read(ParcelRead request, Done done) {
   }
   if (read->shares.empty()) {
     give_up(read, ReadState::failed, Error{ErrorCode::invalid_argument, "a read names at least one owner"});
+  } else if (Status names = check_names(read->request.transfer_id, read->request.expected_instance_id,
+                                        read->request.group_instance_id, read->request.fingerprint);
+             !names.ok()) {
+    give_up(read, ReadState::failed, names.error());
   } else if (Status status = pin_cache(*read); !status.ok()) {
     give_up(read, ReadState::failed, status.error());
   } else if (!try_one_stream(read)) {

@@ -16,7 +16,7 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 class Ports:
     """Gives out free ports from `first` on, none twice."""
 
-    def __init__(self, first: int = 18100) -> None:
+    def __init__(self, first: int) -> None:
         self.next = first
 
     def take(self, count: int = 1) -> int:

@@ -1,12 +1,14 @@
 """The command lines of a whole chain: prefillers, decoders, the proxy, and one server that does it all."""
 
+import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chain.client import fetch
 from chain.metrics import Page
 from chain.ports import Ports
-from chain.processes import Server
+from chain.processes import Server, StartError
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Chain:
     proxy_port: int
     admin_port: int
     ports: Ports
+    bootstrap_ports: Ports | None = None  # elsewhere than the servers' own
     host: str = "127.0.0.1"
     prefillers: list[Server] = field(default_factory=list)
     decoders: list[Server] = field(default_factory=list)
@@ -41,7 +44,7 @@ class Chain:
     def __post_init__(self) -> None:
         bootstraps = []
         for number, tp in enumerate(self.shape.prefill_tp):
-            base = self.ports.take(tp)
+            base = (self.bootstrap_ports or self.ports).take(tp)
             bootstraps.append(base)
             flags = ["--bootstrap-port", str(base), *self.shape.prefill]
             self.prefillers.append(self.model_server(f"prefill-{number}", "prefill", tp, flags))
@@ -73,6 +76,19 @@ class Chain:
         assert self.single is not None
         assert self.proxy is not None
         return [*self.prefillers, *self.decoders, self.single, self.proxy]
+
+    async def start(self, limit_s: float = 30.0) -> None:
+        """Starts all, and returns when the proxy would use every one of them."""
+        for server in self.servers():
+            server.start()
+        await asyncio.gather(*(server.ready(limit_s) for server in self.servers()))
+        assert self.proxy is not None
+        end = time.monotonic() + limit_s
+        backends = len(self.prefillers) + len(self.decoders)
+        while (await metrics_of(self.proxy)).total("kvferry_proxy_backend_usable") < backends:
+            if time.monotonic() > end:
+                raise StartError(f"the proxy does not find all backends:\n{self.proxy.last_words()}")
+            await asyncio.sleep(0.05)  # pause of a wait
 
     def stop(self) -> dict[str, int]:
         """Ends all, those first that send to others; exit status by name."""

@@ -28,7 +28,7 @@ def missing_functions(text: str, sources: list[str]) -> Iterator[str]:
     for holder, function in sorted(set(FUNCTION.findall(text))):
         defined = re.compile(rf"\b{holder}::{function}\b")
         inline = re.compile(rf"\b(?:class|struct|enum)\b[^;{{]*\b{holder}\b[^;]*{{")
-        called = re.compile(rf"\b{function}\(")
+        called = re.compile(rf"\b{function}(?:\(| = |;)")  # a function, or a member with its default
         if not any(defined.search(source) or (inline.search(source) and called.search(source)) for source in sources):
             yield f"{holder}::{function}"
 

@@ -58,7 +58,7 @@ class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
     out.timeout = std::chrono::seconds(10);
     return out;
   }
-  ParcelReadOutcome read(ParcelReadRequest request) { return must(reader_->parcels->read(std::move(request))).wait(); }
+  ParcelReadOutcome read(ParcelReadRequest request) { return reader_->parcels->read_and_wait(std::move(request)); }
   // The next release that the owner is told of.
   ParcelReleased released() {
     std::vector<ParcelReleased> taken;

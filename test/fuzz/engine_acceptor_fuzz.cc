@@ -1,6 +1,6 @@
 // The engine's port: two connections at once, cut anywhere. Each is handed over once, with exactly the bytes behind its
-// preface, or counted as a stranger. The first byte says how many bytes arrive at once, the second where the input is cut
-// in two.
+// preface, or counted as a stranger. The first byte says how many bytes arrive at once, the second where the input is
+// cut in two.
 #include "engine/session/acceptor.h"
 #include "test/support/manual_loop.h"
 
@@ -16,7 +16,7 @@ class OnePort final : public Network {
   };
   Result<std::unique_ptr<Listener>> listen(const Address&, Accepted accept) override {
     accepted = std::move(accept);
-    return std::make_unique<Open>();
+    return std::unique_ptr<Listener>(std::make_unique<Open>());
   }
   Result<std::unique_ptr<Stream>> dial(const Address&) override { return Error{ErrorCode::unavailable, "no network"}; }
   Accepted accepted;

@@ -1,7 +1,7 @@
-// An engine that uses a peer's memory and parcels, and a peer that answers what it likes (records.h): 0 a session frame,
-// 1 to 4 bytes of the lane that was dialled first to fourth, 5 as many seconds pass as there are bytes, 6 a read and 7 a
-// write are submitted, 8 a parcel is read, 9 what was submitted last is cancelled. Whatever it says: each transfer has
-// one outcome by its deadline, and no byte lands outside of what was asked for.
+// An engine that uses a peer's memory and parcels, and a peer that answers what it likes (records.h): 0 a session
+// frame, 1 to 4 bytes of the lane that was dialled first to fourth, 5 as many seconds pass as there are bytes, 6 a read
+// and 7 a write are submitted, 8 a parcel is read, 9 what was submitted last is cancelled. Whatever it says: each
+// transfer has one outcome by its deadline, and no byte lands outside of what was asked for.
 #include <deque>
 
 #include "engine/parcel/reader.h"
@@ -82,9 +82,19 @@ class World {
 
  private:
   EngineCore::Parts parts() {
-    return {loop_,    network_,      random_, clock_,   *words_, registry_,
-            hub_,     notifications_, nullptr, [this](Task task) { loop_.defer(std::move(task)); },
-            metrics_, config_.logger, HostIdentity{"here", 1, 1, 1}};
+    return {loop_,
+            network_,
+            random_,
+            clock_,
+            *words_,
+            registry_,
+            hub_,
+            notifications_,
+            nullptr,
+            [this](Task task) { loop_.defer(std::move(task)); },
+            metrics_,
+            config_.logger,
+            HostIdentity{"here", 1, 1, 1}};
   }
 
   static EngineConfig config() {
@@ -221,8 +231,9 @@ class World {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   World world;
   size_t records = 0;
-  kvferry::test::for_each_record({reinterpret_cast<const char*>(data), size}, [&](uint8_t what, std::string_view bytes) {
-    if (++records <= 64) world.happen(what, bytes);
-  });
+  kvferry::test::for_each_record({reinterpret_cast<const char*>(data), size},
+                                 [&](uint8_t what, std::string_view bytes) {
+                                   if (++records <= 64) world.happen(what, bytes);
+                                 });
   return 0;
 }

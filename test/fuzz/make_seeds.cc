@@ -25,7 +25,8 @@ std::string record(uint8_t what, const proto::Frame& frame) {
   return record(what, frame.SerializeAsString());
 }
 
-std::string lane_frame(tcp::FrameType type, uint64_t op, const std::string& table, size_t payload, ErrorCode code = {}) {
+std::string lane_frame(tcp::FrameType type, uint64_t op, const std::string& table, size_t payload,
+                       ErrorCode code = {}) {
   tcp::Header header;
   header.type = type;
   header.op = op;
@@ -80,7 +81,8 @@ std::string owner_conversation() {
   return record(0, asks) + record(0, extends) + record(0, settle(1, false, 0)) +
          record(2, claim(2, "digested", selection).SerializeAsString()) + record(0, settle(2, true, 0)) +
          record(2, claim(3, "announced", selection).SerializeAsString()) + record(5, std::string()) +
-         record(4, std::string(3, 's')) + record(1, releases) + record(7, std::string()) + record(4, std::string(70, 's'));
+         record(4, std::string(3, 's')) + record(1, releases) + record(7, std::string()) +
+         record(4, std::string(70, 's'));
 }
 
 std::string owner_quarrel() {
@@ -88,8 +90,20 @@ std::string owner_quarrel() {
   *first.mutable_claim() = claim(1, "announced", "");
   *second.mutable_claim() = claim(1, "published", "");
   second.mutable_claim()->mutable_group()->set_instance_id("others");
-  return record(0, first) + record(1, second) + record(0, second) + record(6, "announced") + record(1, settle(1, false, 3)) +
-         record(7, "x") + record(4, std::string(10, 's')) + record(3, lane_frame(tcp::FrameType::fetch, 9, "junk", 0));
+  return record(0, first) + record(1, second) + record(0, second) + record(6, "announced") +
+         record(1, settle(1, false, 3)) + record(7, "x") + record(4, std::string(10, 's')) +
+         record(3, lane_frame(tcp::FrameType::fetch, 9, "junk", 0));
+}
+
+// What an answer would quote does not fit a frame with it, and a group of 16 million ranks does not fit memory.
+std::string owner_hostile_claims() {
+  proto::Frame names, group;
+  *names.mutable_claim() = claim(1, "published", "");
+  names.mutable_claim()->set_expected_instance_id(std::string(65000, 'i'));
+  *group.mutable_claim() = claim(2, "published", "");
+  group.mutable_claim()->mutable_group()->set_tp_size(4096);
+  group.mutable_claim()->mutable_group()->set_pp_size(4096);
+  return record(0, names) + record(0, group) + record(2, group.claim().SerializeAsString());
 }
 
 proto::Frame ticket(uint64_t number) {
@@ -181,6 +195,7 @@ int main(int argc, char** argv) {
   write(corpus / "parcel_wire/layer", layout_and_selection(named, by_layer));
   write(corpus / "parcel_owner/conversation", owner_conversation());
   write(corpus / "parcel_owner/quarrel", owner_quarrel());
+  write(corpus / "parcel_owner/hostile_claims", owner_hostile_claims());
   write(corpus / "engine_peer/transfers", peer_transfers());
   write(corpus / "engine_peer/parcels", peer_parcels());
   LanePreface lane;

@@ -213,8 +213,9 @@ class World {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   World world;
   size_t records = 0;
-  kvferry::test::for_each_record({reinterpret_cast<const char*>(data), size}, [&](uint8_t what, std::string_view bytes) {
-    if (++records <= 64) world.happen(what, bytes);
-  });
+  kvferry::test::for_each_record({reinterpret_cast<const char*>(data), size},
+                                 [&](uint8_t what, std::string_view bytes) {
+                                   if (++records <= 64) world.happen(what, bytes);
+                                 });
   return 0;
 }

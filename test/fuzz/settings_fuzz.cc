@@ -1,6 +1,6 @@
 // Command lines, environments and config files of the programs: an Error that says why, or a configuration that can be
-// printed. The first byte says what follows: 0 the environment of an engine, 1 the flags of the bootstrap server, 2 those
-// of the proxy, 3 a YAML file of the proxy. One variable (name=value) or flag a line.
+// printed. The first byte says what follows: 0 the environment of an engine, 1 the flags of the bootstrap server, 2
+// those of the proxy, 3 a YAML file of the proxy. One variable (name=value) or flag a line.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -28,7 +28,8 @@ std::vector<std::string> lines_of(std::string_view text) {
 Environment environment_of(std::string_view text) {
   std::map<std::string, std::string> values;
   for (const std::string& line : lines_of(text))
-    if (const size_t sign = line.find('='); sign != std::string::npos) values[line.substr(0, sign)] = line.substr(sign + 1);
+    if (const size_t sign = line.find('='); sign != std::string::npos)
+      values[line.substr(0, sign)] = line.substr(sign + 1);
   return Environment(std::move(values));
 }
 

@@ -16,7 +16,7 @@
 namespace kvferry::test {
 
 // The path of kvf-test-target in the build folder.
-const char* target_program();
+std::string target_program();
 
 // A process that runs kvf-test-target (target_main.cc). Its memory is read from outside, so also when it is stopped.
 class Target {

@@ -23,12 +23,14 @@ constexpr Duration kSlack = std::chrono::milliseconds(1500);
 // An engine here that reads from and writes to a target in another process.
 class Initiator {
  public:
-  Initiator(const std::string& fabric, size_t bytes, AuthConfig auth = {}) : memory_(bytes) {
+  Initiator(const std::string& fabric, size_t bytes, AuthConfig auth = {},
+            Duration heartbeat = std::chrono::milliseconds(200))
+      : memory_(bytes) {
     EngineConfig config;
     config.engine_id = "initiator";
     config.fabrics = {fabric};
     config.auth = std::move(auth);
-    config.heartbeat = std::chrono::milliseconds(200);
+    config.heartbeat = heartbeat;
     config.missed_heartbeats = 4;
     config.logger = make_null_logger();
     config.allow_open = true;

@@ -244,10 +244,21 @@ TEST_F(SecureStreamTest, IsTornAsSoonAsTheStreamBeneathIs) {
 TEST_F(SecureStreamTest, ChangesItsKeysBeforeTheyAreWornOut) {
   bytes_per_key_ = 50000;
   connect(keys_->psk(), keys_->psk());
+  pump();
+  wire_.clear();
   const std::string up = text_of(1 << 20, 7);
   client_->send(up, 30000);
   server_->send(up, 100);
   pump();
+  // A change of keys is the only message of five bytes: 22 with its type and tag.
+  size_t changes = 0;
+  for (size_t at = 0; at + 5 <= wire_.size();) {
+    const size_t length =
+        static_cast<size_t>(static_cast<unsigned char>(wire_[at + 3])) << 8 | static_cast<unsigned char>(wire_[at + 4]);
+    changes += length == 22;
+    at += 5 + length;
+  }
+  EXPECT_GE(changes, 15u);
   ASSERT_FALSE(server_->error || client_->error);
   EXPECT_TRUE(server_->received == up);
   EXPECT_TRUE(client_->received == up);

@@ -231,9 +231,7 @@ TEST_F(ParcelProtocol, AReaderThatIsBackWithinTheGraceKeepsItsClaim) {
   publish(spec("t", {5, 6, 7, 8}));
   const ReadPtr reading = read(reader_, "t", {1, 2, 3, 4});
   ASSERT_TRUE(granted("t"));
-  while (scene_.wires.reset_any(false)) {  // every connection there is
-    if (!scene_.run_until(10ms, [] { return false; })) break;
-  }
+  for (int i = 0; i < 8; ++i) scene_.wires.reset_any(false);  // every connection there is
   EXPECT_EQ(end_of(reading), ReadState::accepted);
   EXPECT_EQ(released("t"), ReleaseReason::settled);
 }
@@ -301,11 +299,11 @@ TEST_F(ParcelProtocol, AReleaseByAReaderNeedsNoGroup) {
 // ---- the lease
 
 TEST_F(ParcelProtocol, ALiveClaimExtendsTheLease) {
-  slow_down(1, 500us);  // 65 KiB in about 16 s for each way of the data
-  publish(spec("t", {5}, 4s));
+  slow_down(1, 500us);
+  publish(spec("t", {5, 6, 7}, 4s));
   const TimePoint began = scene_.timeline.now();
-  EXPECT_EQ(end_of(read(reader_, "t", {1})), ReadState::accepted);
-  EXPECT_GE(scene_.timeline.now() - began, 8s) << "the test read too fast to mean anything";
+  EXPECT_EQ(end_of(read(reader_, "t", {1, 2, 3})), ReadState::accepted);
+  EXPECT_GE(scene_.timeline.now() - began, 6s) << "the test read too fast to mean anything";
   EXPECT_EQ(released("t"), ReleaseReason::settled);
 }
 
@@ -315,9 +313,9 @@ TEST_F(ParcelProtocol, ExtensionsEndAtTheOwnersLimit) {
   ParcelNode strict(scene_, 2, options);
   slow_down(1, 0us);
   scene_.wires.throttle(2, 1, 500us);
-  ASSERT_TRUE(strict.owner().publish(spec("t", {5}, 4s)).ok());
+  ASSERT_TRUE(strict.owner().publish(spec("t", {5, 6, 7}, 4s)).ok());
   const TimePoint began = scene_.timeline.now();
-  ParcelRead asked = request(reader_, "t", {1});
+  ParcelRead asked = request(reader_, "t", {1, 2, 3});
   asked.owners = {reader_.peer(strict)};
   const ReadPtr reading = read(reader_, asked);
   std::vector<ParcelReleased> events;

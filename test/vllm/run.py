@@ -84,6 +84,8 @@ def run_group(name: str, group: Group, options: argparse.Namespace, folder: Path
         with Deployment(group.setup, folder / name, model, options.proxy) as deployment:
             print(f"{name}: servers up after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             for case in group.cases:
+                if options.only and case.__name__ not in options.only:
+                    continue
                 result = {"case": f"{name}.{case.__name__}", **run_case(case, deployment, group.must_fail)}
                 results.append(result)
                 print(json.dumps(result) if options.json else _line(result), flush=True)
@@ -103,6 +105,7 @@ def _line(result: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", choices=sorted(GROUPS), help="a group of cases; default: CI's")
+    parser.add_argument("--only", action="append", help="of these groups, the cases of this name alone")
     parser.add_argument("--all", action="store_true", help="every group")
     parser.add_argument("--json", action="store_true", help="one JSON object a case")
     parser.add_argument("--proxy", type=Path, default=ROOT / "build/release/bin/kvferry-proxy")

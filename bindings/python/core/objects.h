@@ -38,16 +38,13 @@ class PyEngine {
   Duration connect_timeout_;
 };
 
-// The parcels of an engine, which they keep alive until it is closed.
+// The parcels of an engine. They do not keep it: once it is closed, every call is refused.
 class PyParcels {
  public:
-  explicit PyParcels(const PyEngine& engine) : engine_(engine.get()), parcels_(*engine_) {}
-  // Calls after the engine was closed are refused by the engine.
+  explicit PyParcels(const PyEngine& engine) : parcels_(*engine.get()) {}
   Parcels& get() const { return parcels_; }
-  const std::shared_ptr<Engine>& engine() const { return engine_; }
 
  private:
-  std::shared_ptr<Engine> engine_;
   mutable Parcels parcels_;
 };
 

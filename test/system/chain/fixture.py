@@ -51,13 +51,7 @@ class ChainTest(unittest.IsolatedAsyncioTestCase):
         # Tests run side by side: each process looks for its ports elsewhere.
         ports = Ports(20000 + os.getpid() % 400 * 40)
         cls.chain = Chain(PROGRAMS, cls.logs, cls.shape, ports.take(), ports.take(), ports)
-        asyncio.run(cls.start())
-
-    @classmethod
-    async def start(cls) -> None:
-        for server in cls.chain.servers():
-            server.start()
-        await asyncio.gather(*(server.ready() for server in cls.chain.servers()))
+        asyncio.run(cls.chain.start())
 
     @classmethod
     def tearDownClass(cls) -> None:

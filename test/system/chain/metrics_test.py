@@ -10,7 +10,7 @@ from fixture import ChainTest, body
 from chain.client import ask
 from chain.metrics import Page
 
-NAME = re.compile(r"\bkvferry_[a-z0-9_]+\b")
+NAME = re.compile(r"\bkvferry_[a-z0-9_]*[a-z0-9]\b")
 DOCS = Path("docs")
 # Families that servers have only once something has failed.
 ONLY_AFTER_FAILURES = {"kvferry_bootstrap_replaced_total"}
@@ -21,7 +21,8 @@ class Metrics(ChainTest):
         self.assertTrue((await ask(self.proxy, "/v1/completions", body())).complete)
         urls = [self.proxy, self.prefiller, self.decoder, self.bootstrap]
         pages = [Page.parse(await self.page(url + "/metrics")) for url in urls]
-        return set().union(*(page.names() for page in pages)) | ONLY_AFTER_FAILURES
+        names = set().union(*(page.names() for page in pages)) | ONLY_AFTER_FAILURES
+        return names | {name.removesuffix("_bucket") for name in names}
 
     async def check(self, named: set[str], where: str) -> None:
         self.assertGreater(len(named), 5, f"{where} names metrics")

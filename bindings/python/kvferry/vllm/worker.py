@@ -80,7 +80,7 @@ class Worker:
 
     def start(self, meta: KVFerryMetadata, empty_step: bool) -> None:
         for transfer_id in meta.announced:
-            self._parcels.announce(transfer_id, self._settings.lease)
+            self._announce(transfer_id)
         for transfer_id in meta.withdrawn:
             self._parcels.withdraw(transfer_id)
         for publication in meta.published:
@@ -126,6 +126,12 @@ class Worker:
 
     # ---- as owner
 
+    def _announce(self, transfer_id: str) -> None:
+        try:
+            self._parcels.announce(transfer_id, self._settings.lease)
+        except kvferry.Error as error:  # whoever wanted it has left before we heard of it
+            logger.info("parcel %s was not announced: %s", transfer_id, error)
+
     def _publish(self, publication: Publication) -> None:
         try:
             self._parcels.publish(
@@ -163,6 +169,10 @@ class Worker:
 
     def _read(self, request_id: str, loading: _Loading) -> None:
         load = loading.load
+        unknown = loading.owners.exception()
+        if unknown is not None:
+            self._fail_load(request_id, loading, str(unknown))
+            return
         try:
             loading.reading = self._parcels.read(
                 load.source.transfer_id,
