@@ -206,6 +206,7 @@ EngineSelf Engine::self() const {
   self.fabrics = state_->config.fabrics;
   self.protocol_min = kProtocolMin;
   self.protocol_max = kProtocolMax;
+  self.auth = to_string(state_->config.auth.mode);
   self.regions = state_->registry->snapshot();
   return self;
 }

@@ -153,6 +153,7 @@ TEST(AuthTest, AnAddressThatOthersReachNeedsAModeAndTheErrorSaysWhich) {
   config.auth = auth_of(AuthMode::psk);
   const auto secured = must(Engine::create(config));
   EXPECT_THAT(secured->describe(), HasSubstr("\"auth\":\"psk\""));
+  EXPECT_EQ(secured->self().auth, "psk");
   config.auth = {};
   config.allow_open = true;
   const auto lines = std::make_shared<Lines>();
