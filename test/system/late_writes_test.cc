@@ -151,14 +151,13 @@ TEST_P(StoppedTargets, ThatGoOnWriteNothingThatWasGivenUp) {
   EXPECT_GT(hits(), *stops / 10);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tcp, StoppedTargets,
-                         ::testing::Values(Way{"write", Operation::write, false},
-                                           Way{"write_behind_a_full_session", Operation::write, true},
-                                           Way{"read", Operation::read, false},
-                                           Way{"write_over_tls", Operation::write, false, AuthMode::psk},
-                                           Way{"write_over_tls_behind_a_full_session", Operation::write, true,
-                                               AuthMode::psk}),
-                         [](const auto& one) { return std::string(one.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Tcp, StoppedTargets,
+    ::testing::Values(Way{"write", Operation::write, false}, Way{"write_behind_a_full_session", Operation::write, true},
+                      Way{"read", Operation::read, false},
+                      Way{"write_over_tls", Operation::write, false, AuthMode::psk},
+                      Way{"write_over_tls_behind_a_full_session", Operation::write, true, AuthMode::psk}),
+    [](const auto& one) { return std::string(one.param.name); });
 
 }  // namespace
 }  // namespace kvferry::test
