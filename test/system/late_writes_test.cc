@@ -139,7 +139,7 @@ class StoppedTargets : public ::testing::TestWithParam<Way> {
   size_t worst_ = 0;
 };
 
-// 100 stops each; KVFERRY_TEST_STOPS asks for another number. What 1,000 gave: docs/faults.md.
+// 100 stops each; KVFERRY_TEST_STOPS asks for another number (docs/faults.md).
 TEST_P(StoppedTargets, ThatGoOnWriteNothingThatWasGivenUp) {
   const auto stops = Environment::of_process().integer("KVFERRY_TEST_STOPS", 100, 1, 100000);
   ASSERT_TRUE(stops.ok());
