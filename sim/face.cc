@@ -138,9 +138,10 @@ asio::awaitable<void> Face::complete(http::Request& request, http::ResponseWrite
     ~Leaving() { --count; }
   } const leaving{answering_};
   const auto id = request.headers.get("x-request-id");
-  const ResponseHead head{.id = (chat ? "chatcmpl-" : "cmpl-") + (id ? std::string(*id) : fmt::format("{:016x}", random_.next())),
-                          .model = parts_.options.model_name,
-                          .created = unix_seconds()};
+  const ResponseHead head{
+      .id = (chat ? "chatcmpl-" : "cmpl-") + (id ? std::string(*id) : fmt::format("{:016x}", random_.next())),
+      .model = parts_.options.model_name,
+      .created = unix_seconds()};
   const auto submitted = submit(*parsed);
   // A client that leaves ends its request at once; the answer's end is waited for nevertheless.
   writer.on_gone([this, submitted] { parts_.serving.abort(submitted->id); });
