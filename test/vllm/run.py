@@ -30,7 +30,7 @@ class Group:
     """The setup breaks something: every case must notice."""
 
 
-def short(deployment: cases.Deployment) -> dict[str, Any]:
+def short(deployment: Deployment) -> dict[str, Any]:
     return cases.equal_answers(deployment, 12)
 
 
