@@ -30,11 +30,32 @@ elseif(CMAKE_BUILD_TYPE MATCHES "Release|RelWithDebInfo")
   target_link_options(kvferry_flags INTERFACE -Wl,-z,relro,-z,now)
 endif()
 
+# With KVFERRY_UNITY, sources of a target that share no name are compiled in one go: most of what the compiler does under
+# sanitizers it does for headers and templates that they have in common.
+function(kvferry_unite target)
+  if(NOT KVFERRY_UNITY)
+    return()
+  endif()
+  get_target_property(sources ${target} SOURCES)
+  execute_process(
+    COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/scripts/lint.d/units.py 8 ${sources}
+    WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}
+    OUTPUT_VARIABLE units OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  foreach(source unit IN ZIP_LISTS sources units)
+    set_property(SOURCE ${source} PROPERTY UNITY_GROUP ${target}_${unit})
+  endforeach()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
+
 # A layer: one static library per folder, linked into programs, tests and the shared library alike.
 function(kvferry_layer name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINKS")
   add_library(${name} STATIC ${arg_SOURCES})
   target_link_libraries(${name} PUBLIC kvferry_flags ${arg_LINKS})
+  kvferry_unite(${name})
+  if(KVFERRY_PRECOMPILED)
+    kvferry_precompiled(${name} ${KVFERRY_PRECOMPILED})
+  endif()
 endfunction()
 
 function(kvferry_program name)
@@ -42,6 +63,9 @@ function(kvferry_program name)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE kvferry_flags ${arg_LINKS})
   target_link_options(${name} PRIVATE -pie)
+  if(KVFERRY_PRECOMPILED)
+    kvferry_precompiled(${name} ${KVFERRY_PRECOMPILED})
+  endif()
 endfunction()
 
 # One test binary; LABEL sorts it into a stage of scripts/test, TIMEOUT bounds each of its cases.
@@ -53,8 +77,13 @@ function(kvferry_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 60)
   endif()
+  if(KVFERRY_SANITIZE)
+    math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 4")
+  endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE kvferry_flags ${arg_LINKS} GTest::gtest GTest::gmock GTest::gtest_main)
+  kvferry_unite(${name})
+  kvferry_precompiled(${name} test)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test)
   if(arg_WHOLE) # one process for all its cases: cheap, for many small ones
     add_test(NAME ${name} COMMAND ${name})

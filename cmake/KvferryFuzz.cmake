@@ -1,5 +1,7 @@
 set(KVFERRY_FUZZ_SECONDS 20 CACHE STRING "How long ctest runs each libFuzzer target")
 
+add_custom_target(fuzzers) # `scripts/build fuzz fuzzers` builds what the fuzzing needs and no program
+
 # One libFuzzer target; its test starts from the seeds in corpus/<name> beside it and keeps what it finds, and the input
 # of a crash, in the build folder.
 function(kvferry_fuzzer name)
@@ -12,6 +14,7 @@ function(kvferry_fuzzer name)
   endif()
   add_executable(${target} ${arg_SOURCES})
   target_link_libraries(${target} PRIVATE kvferry_flags ${arg_LINKS})
+  add_dependencies(fuzzers ${target})
   target_compile_options(${target} PRIVATE -fsanitize=fuzzer)
   target_link_options(${target} PRIVATE -fsanitize=fuzzer)
   file(MAKE_DIRECTORY ${found})

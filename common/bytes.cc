@@ -1,5 +1,7 @@
 #include "common/bytes.h"
 
+#include <openssl/crypto.h>
+
 #include <bit>
 
 namespace kvferry {
@@ -41,10 +43,7 @@ std::string to_hex(std::string_view bytes) {
 }
 
 bool equal_secrets(std::string_view left, std::string_view right) {
-  if (left.size() != right.size()) return false;
-  unsigned difference = 0;
-  for (size_t i = 0; i < left.size(); ++i) difference |= static_cast<unsigned char>(left[i] ^ right[i]);
-  return difference == 0;
+  return left.size() == right.size() && CRYPTO_memcmp(left.data(), right.data(), left.size()) == 0;
 }
 
 }  // namespace kvferry

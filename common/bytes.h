@@ -67,7 +67,7 @@ class ByteReader {
 // Lower-case hexadecimal.
 KVFERRY_API std::string to_hex(std::string_view bytes);
 
-// Compares without leaking by its time how far two secrets agree.
-bool equal_secrets(std::string_view left, std::string_view right);
+// Takes the same time whatever the contents are (not whatever the lengths are).
+KVFERRY_API bool equal_secrets(std::string_view left, std::string_view right);
 
 }  // namespace kvferry

@@ -5,6 +5,60 @@
 #include "engine/io/address.h"
 
 namespace kvferry {
+namespace {
+
+Result<AuthMode> parse_auth_mode(const std::string& name) {
+  for (const AuthMode mode : {AuthMode::open, AuthMode::psk, AuthMode::mtls})
+    if (name == to_string(mode)) return mode;
+  return Error{ErrorCode::invalid_argument, "KVFERRY_AUTH must be open, psk or mtls, not \"" + name + "\""};
+}
+
+// A key that is named and not used would be a door that somebody believes to be shut: it sets the mode.
+Result<AuthConfig> auth_from_environment(const Environment& environment) {
+  AuthConfig auth;
+  auth.psk_file = environment.get("KVFERRY_PSK_FILE").value_or("");
+  auth.certificate_file = environment.get("KVFERRY_TLS_CERT").value_or("");
+  auth.key_file = environment.get("KVFERRY_TLS_KEY").value_or("");
+  auth.ca_file = environment.get("KVFERRY_TLS_CA").value_or("");
+  auth.peer_names = split_list(environment.get("KVFERRY_TLS_PEERS").value_or(""));
+  if (const auto name = environment.get("KVFERRY_AUTH")) {
+    KVF_ASSIGN_OR_RETURN(auth.mode, parse_auth_mode(*name));
+  } else if (!auth.psk_file.empty()) {
+    auth.mode = AuthMode::psk;
+  } else if (!auth.certificate_file.empty() || !auth.key_file.empty() || !auth.ca_file.empty()) {
+    auth.mode = AuthMode::mtls;
+  }
+  return auth;
+}
+
+}  // namespace
+
+std::string_view to_string(AuthMode mode) {
+  switch (mode) {
+    case AuthMode::open:
+      return "open";
+    case AuthMode::psk:
+      return "psk";
+    case AuthMode::mtls:
+      return "mtls";
+  }
+  return "?";
+}
+
+Status AuthConfig::validate() const {
+  const bool has_psk = !psk_file.empty();
+  const bool has_tls = !certificate_file.empty() || !key_file.empty() || !ca_file.empty() || !peer_names.empty();
+  if ((has_psk && mode != AuthMode::psk) || (has_tls && mode != AuthMode::mtls))
+    return Error{ErrorCode::invalid_argument, "auth mode " + std::string(to_string(mode)) +
+                                                  " does not use the keys or certificates that are named: set "
+                                                  "KVFERRY_AUTH to the mode that is meant, or name none"};
+  if (mode == AuthMode::psk && !has_psk)
+    return Error{ErrorCode::invalid_argument, "auth mode psk needs a file with the shared secret: KVFERRY_PSK_FILE"};
+  if (mode == AuthMode::mtls && (certificate_file.empty() || key_file.empty() || ca_file.empty() || peer_names.empty()))
+    return Error{ErrorCode::invalid_argument,
+                 "auth mode mtls needs KVFERRY_TLS_CERT, KVFERRY_TLS_KEY, KVFERRY_TLS_CA and KVFERRY_TLS_PEERS"};
+  return {};
+}
 
 Result<EngineConfig> EngineConfig::from_environment(const Environment& environment) {
   EngineConfig config;
@@ -12,6 +66,8 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
   config.listen = environment.get("KVFERRY_LISTEN").value_or(config.listen);
   config.congestion = environment.get("KVFERRY_CONGESTION").value_or(config.congestion);
   if (const auto names = environment.get("KVFERRY_FABRICS")) config.fabrics = split_list(*names);
+  KVF_ASSIGN_OR_RETURN(config.auth, auth_from_environment(environment));
+  KVF_ASSIGN_OR_RETURN(config.strict, environment.boolean("KVFERRY_STRICT", config.strict));
   KVF_ASSIGN_OR_RETURN(config.allow_open, environment.boolean("KVFERRY_ALLOW_OPEN", config.allow_open));
   KVF_ASSIGN_OR_RETURN(config.default_timeout, environment.duration("KVFERRY_TIMEOUT", config.default_timeout));
   KVF_ASSIGN_OR_RETURN(config.connect_timeout, environment.duration("KVFERRY_CONNECT_TIMEOUT", config.connect_timeout));
@@ -24,6 +80,8 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
   KVF_ASSIGN_OR_RETURN(const int64_t lanes, environment.integer("KVFERRY_BULK_LANES", config.bulk_lanes, 1, 8));
   config.bulk_lanes = static_cast<int>(lanes);
   KVF_ASSIGN_OR_RETURN(config.staging_bytes, environment.size("KVFERRY_STAGING_BYTES", config.staging_bytes));
+  KVF_ASSIGN_OR_RETURN(config.parcels.longest_lease,
+                       environment.duration("KVFERRY_LONGEST_LEASE", config.parcels.longest_lease));
   KVF_ASSIGN_OR_RETURN(const LogLevel level, parse_log_level(environment.get("KVFERRY_LOG").value_or("warning")));
   config.logger = make_stderr_logger(level, "kvferry");
   return config;
@@ -31,16 +89,20 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
 
 Status EngineConfig::validate() const {
   KVF_ASSIGN_OR_RETURN(const Address address, parse_address(listen, false));
-  if (!address.is_loopback() && !allow_open)
+  KVF_RETURN_IF_ERROR(auth.validate());
+  if (auth.mode == AuthMode::open && !address.is_loopback() && !allow_open)
     return Error{ErrorCode::permission_denied,
                  "refusing to listen on " + listen +
                      " without authentication: whoever reaches that port could read and write registered memory; "
-                     "listen on a loopback address, or set KVFERRY_ALLOW_OPEN=1 (EngineConfig::allow_open) if the "
-                     "network is trusted"};
+                     "set KVFERRY_AUTH=psk and KVFERRY_PSK_FILE (or KVFERRY_AUTH=mtls and its certificates), listen on "
+                     "a loopback address, or set KVFERRY_ALLOW_OPEN=1 (EngineConfig::allow_open) if the network is "
+                     "trusted"};
   if (fabrics.empty()) return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp"};
   for (const std::string& name : fabrics)
     if (name != "local" && name != "tcp" && !(name == "loopback" && loopback))
       return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; this build has local, tcp"};
+  if (strict && fabrics == std::vector<std::string>{"local"})
+    return Error{ErrorCode::unsupported, "a strict engine does not use the fabric local: name tcp"};
   if (heartbeat < std::chrono::milliseconds(10))
     return Error{ErrorCode::invalid_argument, "KVFERRY_HEARTBEAT must be at least 10ms"};
   if (engine_id.size() > 256) return Error{ErrorCode::invalid_argument, "engine id is longer than 256 bytes"};

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/config.h"
@@ -13,14 +14,55 @@ namespace loopback {
 class Hub;
 }
 
+// I6, DESIGN.md. About 1 KiB and 4 bytes a block id for a parcel; a full table refuses with `resource_exhausted`.
+struct ParcelLimits {
+  size_t parcels = 200'000;
+  size_t claims_per_parcel = 4096;
+  size_t waiting_per_reader = 4096;
+  size_t spans_per_claim = size_t{1} << 20;
+  size_t kept_verdicts = 65'536;
+  size_t tombstones = 200'000;
+  Duration unknown_grace = std::chrono::seconds(30);  // a claim for an id that nobody announced
+  Duration reader_grace = std::chrono::seconds(5);    // a reader without a session
+  Duration verdict_life = std::chrono::seconds(120);  // the longest settle deadline
+  Duration longest_lease = std::chrono::hours(1);     // with extensions, from publish on
+};
+
+// Who may talk (docs/security.md).
+enum class AuthMode : uint8_t {
+  open,  // whoever reaches the port
+  psk,   // whoever has the secret of a file: TLS 1.3 with that key and a fresh Diffie-Hellman exchange
+  mtls,  // whoever has a certificate of a named authority for a named peer: TLS 1.3
+};
+KVFERRY_API std::string_view to_string(AuthMode mode);
+
+struct AuthConfig {
+  AuthMode mode = AuthMode::open;
+  // psk: one secret a line, at least 16 bytes each; empty lines and those with a '#' in front are skipped. The first is
+  // what this engine dials with, all are accepted.
+  std::string psk_file;
+  // mtls: PEM files, of the chain that this engine shows, its key, and the authorities that peers' must come from.
+  std::string certificate_file;
+  std::string key_file;
+  std::string ca_file;
+  // mtls: DNS or URI names of which a peer's certificate must carry one; "*.x" stands for one label before ".x".
+  std::vector<std::string> peer_names;
+
+  Status validate() const;
+};
+
 // Everything an engine can be told, once, at its start. docs/settings.md lists the variables that set it.
 struct EngineConfig {
   // The name that peers see; made up when empty.
   std::string engine_id;
   // host:port, numeric; port 0 takes a free one.
   std::string listen = "127.0.0.1:0";
-  // An address that others can reach is refused while nobody authenticates, unless this says that it is meant.
+  AuthConfig auth;
+  // In mode open, an address that others can reach is refused unless this says that it is meant.
   bool allow_open = false;
+  // Regions are private whatever is asked for, and only parcels' tickets open them, over fabrics on which this engine
+  // moves the bytes itself: tcp alone.
+  bool strict = false;
   // Fabrics that may be used, best first. A name that this build or machine does not have is an error.
   std::vector<std::string> fabrics = {"local", "tcp"};
 
@@ -39,9 +81,11 @@ struct EngineConfig {
   size_t max_regions = 65536;                        // of this engine, and of each peer; about 200 bytes each
   size_t max_peers = 16384;                          // that this engine dials; about 10 KiB each
   size_t max_sessions = 16384;                       // that dial this engine; about 20 KiB each
+  size_t max_sessions_per_host = 2048;               // of them
   size_t max_notifications = 65536;                  // that the application has not taken
   size_t max_notification_bytes = size_t{64} << 20;  // of them all
   size_t staging_bytes = size_t{64} << 20;           // for memory that the CPU cannot touch
+  ParcelLimits parcels;
 
   // For tests: lets the fabric "loopback" be named, between the engines of one process that hold the same hub.
   std::shared_ptr<loopback::Hub> loopback;

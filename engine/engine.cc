@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "engine/engine_state.h"
+#include "engine/session/messages.h"
 
 namespace kvferry {
 
@@ -85,7 +86,7 @@ void finish_directly(EngineState& engine, const std::string& address, const std:
 // owner's gate and without the loop. False: the loop has to take it.
 bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const std::shared_ptr<TransferTask>& task,
                    bool any_size) {
-  if (task->notification || task->job->local_ops->kind() != MemoryKind::host) return false;
+  if (task->notification || task->awaited != 0 || task->job->local_ops->kind() != MemoryKind::host) return false;
   if (!any_size && task->job->bytes > local::Copier::kInlineBytes) return false;
   const PeerView::Snapshot view = peer.view->get();
   if (!view.link || view.link->closed()) return false;
@@ -113,6 +114,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
 
 Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
   KVF_RETURN_IF_ERROR(config.validate());
+  if (config.strict) std::erase(config.fabrics, "local");  // whoever may call process_vm_readv may read everything
   auto state = std::make_shared<EngineState>();
   EngineState& s = *state;
   s.config = std::move(config);
@@ -127,6 +129,11 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   SocketOptions sockets;
   sockets.congestion = s.config.congestion;
   s.network = std::make_unique<SocketNetwork>(*s.loop, sockets);
+  if (s.config.auth.mode != AuthMode::open) {
+    KVF_ASSIGN_OR_RETURN(s.credentials, Credentials::load(s.config.auth, s.config.logger, s.metrics));
+    s.secure_network =
+        std::make_unique<SecureNetwork>(*s.loop, *s.network, *s.credentials, plain_refusal(s.config.auth.mode));
+  }
   const bool use_local = std::find(s.config.fabrics.begin(), s.config.fabrics.end(), "local") != s.config.fabrics.end();
   if (use_local) {
     const int spare = std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 3);
@@ -140,14 +147,14 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
     raw->driver->wake_waiters();
   });
   s.core = std::make_unique<EngineCore>(
-      EngineCore::Parts{*s.loop, *s.network, s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
+      EngineCore::Parts{*s.loop, s.outer_network(), s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
                         s.copier.get(), [raw](Task task) { raw->driver->post(std::move(task)); }, s.metrics,
                         s.config.logger, this_host()},
       s.config);
   s.parcel_events = std::make_unique<ParcelEvents>(*s.hub);
   s.parcel_owner = std::make_unique<ParcelOwner>(
       ParcelOwner::Parts{*s.loop, *s.words, *s.registry, s.core->lanes(), s.random, s.metrics, *s.parcel_events},
-      ParcelLimits{});
+      s.config.parcels);
   s.parcel_reader = std::make_unique<ParcelReader>(*s.core, *s.loop, *s.registry);
   s.core->set_parcel_desk(s.parcel_owner.get());
   KVF_RETURN_IF_ERROR(s.core->listen());
@@ -199,6 +206,7 @@ EngineSelf Engine::self() const {
   self.fabrics = state_->config.fabrics;
   self.protocol_min = kProtocolMin;
   self.protocol_max = kProtocolMax;
+  self.auth = to_string(state_->config.auth.mode);
   self.regions = state_->registry->snapshot();
   return self;
 }
@@ -214,6 +222,9 @@ Result<std::vector<Region>> Engine::register_memory(std::span<const std::pair<vo
   KVF_RETURN_IF_ERROR(state_->usable());
   if ((permissions & ~uint32_t{kRemoteReadWrite}) != 0)
     return Error{ErrorCode::invalid_argument, fmt::format("unknown permissions {:#x}", permissions)};
+  if (state_->config.strict && permissions != kPrivate)
+    return Error{ErrorCode::permission_denied,
+                 "this engine is strict: regions are private, and only parcels' tickets open them"};
   std::vector<Region> regions;
   regions.reserve(ranges.size());
   for (const auto& [base, length] : ranges) {
@@ -271,6 +282,14 @@ Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
     return std::move(status).error();
   }
   task->job = std::move(job);
+  if (request.event != 0) {
+    const auto happened = task->job->local_ops->event_done(request.event);
+    if (!happened) {
+      engine->in_flight.fetch_sub(1, std::memory_order_relaxed);
+      return happened.error();
+    }
+    task->awaited = *happened ? 0 : request.event;
+  }
   if (copy_directly(*engine, *peer, task, sync)) return Submitted{std::move(task), true};
   engine->driver->post([raw = engine.get(), index = peer->index, task] { raw->core->submit(index, task); }, sync);
   return Submitted{std::move(task), false};

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "engine/io/secure_network.h"
 #include "engine/io/socket_network.h"
 #include "engine/parcel/owner.h"
 #include "engine/parcel/reader.h"
@@ -29,6 +30,8 @@ struct EngineState {
   std::unique_ptr<Registry> registry;
   std::unique_ptr<EpollLoop> loop;
   std::unique_ptr<SocketNetwork> network;
+  std::unique_ptr<Credentials> credentials;       // null in mode open
+  std::unique_ptr<SecureNetwork> secure_network;  // likewise
   std::unique_ptr<local::Copier> copier;
   std::unique_ptr<LoopDriver> driver;
   std::unique_ptr<CompletionHub> hub;
@@ -46,6 +49,9 @@ struct EngineState {
   std::atomic<bool> announcing{false};
   std::atomic<bool> stopped{false};
 
+  Network& outer_network() {
+    return secure_network ? static_cast<Network&>(*secure_network) : static_cast<Network&>(*network);
+  }
   // Runs `task` on the loop and waits until it has called what it was given.
   void call(const std::function<void(Task finished)>& task, TimePoint deadline = kNever);
   Status usable() const;

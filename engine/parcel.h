@@ -53,6 +53,8 @@ class KVFERRY_API ParcelReading {
   std::optional<ParcelReadOutcome> poll() const;
   // By the request's timeout (I3). Must not be called in a callback.
   ParcelReadOutcome wait() const;
+  // As wait(), but gives up waiting, not the read, after `patience`.
+  std::optional<ParcelReadOutcome> wait_for(Duration patience) const;
   // Once, on the engine's loop, or here when it is done already. Must not block.
   void on_done(std::function<void(const ParcelReadOutcome&)> callback) const;
   // When this returns the blocks are quiet and the outcome is there.
@@ -90,11 +92,15 @@ class KVFERRY_API Parcels {
 
   // ---- as reader
   Result<ParcelReading> read(ParcelReadRequest request);
+  // Reads and waits: cheaper than the two calls. Must not be called in a callback.
+  ParcelReadOutcome read_and_wait(ParcelReadRequest request);
   // Tells an owner that nobody of this group will read the parcel.
   void release_at(const PeerRef& owner, const std::string& transfer_id, bool force,
                   Duration timeout = std::chrono::seconds(30));
 
  private:
+  Result<ParcelReading> start(ParcelReadRequest request, bool waiter_follows);
+
   std::shared_ptr<detail::EngineState> engine_;
   std::shared_ptr<const KvLayout> layout_;
 };

@@ -60,6 +60,13 @@ ParcelReadOutcome ParcelReading::wait() const {
   return *handle_->outcome;
 }
 
+std::optional<ParcelReadOutcome> ParcelReading::wait_for(Duration patience) const {
+  EngineState& engine = *handle_->engine;
+  if (!done() && !engine.driver->owned_here() && engine.usable().ok())
+    engine.driver->wait(handle_->done, after(engine.clock->now(), patience));
+  return poll();
+}
+
 void ParcelReading::on_done(std::function<void(const ParcelReadOutcome&)> callback) const {
   {
     const std::lock_guard lock(handle_->mutex);
@@ -158,6 +165,22 @@ std::vector<ParcelReleased> Parcels::take_released() {
 }
 
 Result<ParcelReading> Parcels::read(ParcelReadRequest request) {
+  return start(std::move(request), false);
+}
+
+ParcelReadOutcome Parcels::read_and_wait(ParcelReadRequest request) {
+  ParcelReadOutcome refused;
+  if (engine_->driver->owned_here()) {
+    refused.status = Error{ErrorCode::invalid_argument, "this would block the engine's loop: use read() in callbacks"};
+    return refused;
+  }
+  auto reading = start(std::move(request), true);
+  if (reading) return reading->wait();
+  refused.status = std::move(reading).error();
+  return refused;
+}
+
+Result<ParcelReading> Parcels::start(ParcelReadRequest request, bool waiter_follows) {
   KVF_RETURN_IF_ERROR(engine_->usable());
   if (!layout_) return Error{ErrorCode::invalid_argument, "read before the cache is described"};
   if (engine_->in_flight.fetch_add(1, std::memory_order_relaxed) >= engine_->config.max_transfers) {
@@ -180,12 +203,13 @@ Result<ParcelReading> Parcels::read(ParcelReadRequest request) {
   read.end_token = request.end_token;
   read.more = request.more;
   read.deadline = after(engine_->clock->now(), request.timeout);
-  engine_->driver->post([raw = engine_.get(), handle = reading.handle_, read = std::move(read)]() mutable {
+  Task task = [raw = engine_.get(), handle = reading.handle_, read = std::move(read)]() mutable {
     // The outcome may come before read() returns.
     const auto id =
         raw->parcel_reader->read(std::move(read), [handle](const ParcelOutcome& outcome) { finish(handle, outcome); });
     handle->read = id;
-  });
+  };
+  engine_->driver->post(std::move(task), waiter_follows);
   return reading;
 }
 

@@ -8,9 +8,6 @@
 
 namespace kvferry::http {
 
-// Takes the same time whatever the contents are (not whatever the lengths are).
-bool equal_in_constant_time(std::string_view left, std::string_view right);
-
 // True if the Authorization header is "Bearer <token>". An empty token means: nobody is asked.
 bool authorized(const Headers& headers, std::string_view token);
 

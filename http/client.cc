@@ -75,7 +75,6 @@ class ConnectionImpl final : public ClientConnection {
         if (head->status < 200) continue;
         body_.emplace(*head);
         keep_alive_ = head->keep_alive;
-        drained_ = true;
         co_return std::move(head);
       }
       if (in_.size() > kMaxResponseHead) {
@@ -99,7 +98,6 @@ class ConnectionImpl final : public ClientConnection {
       KVF_ASSIGN_OR_RETURN(taken_, body_->take(in_, payload));
       return std::string_view(in_).substr(0, taken_);
     }
-    if (std::exchange(drained_, false)) return std::string_view();
     auto bytes = stream_->receive_now();
     if (!bytes.ok()) {
       if (!stream_->closed() && bytes.error().cause == "end of stream" && body_->end_of_stream()) {
@@ -108,15 +106,30 @@ class ConnectionImpl final : public ClientConnection {
       }
       return failure(bytes.error());
     }
-    drained_ = bytes->size() < kBlockBytes;
     KVF_ASSIGN_OR_RETURN(const size_t used, body_->take(*bytes, payload));
     if (used < bytes->size()) keep_alive_ = false;  // more than an answer: not to be trusted again
     return bytes->substr(0, used);
   }
 
-  asio::awaitable<void> wait() override {
-    drained_ = false;
-    return stream_->wait_readable();
+  asio::awaitable<void> wait() override { return stream_->wait_readable(); }
+
+  asio::awaitable<Status> pump(std::function<bool(std::string_view)> take) override {
+    Status end;
+    // False: the caller has to go on.
+    const auto step = [this, &take, &end] {
+      for (;;) {
+        const auto piece = body_now(nullptr);
+        if (!piece.ok()) end = piece.error();
+        if (!piece.ok() || body_->done()) {
+          if (piece.ok() && !piece->empty()) (void)take(*piece);
+          return false;
+        }
+        if (piece->empty()) return true;
+        if (!take(*piece)) return false;
+      }
+    };
+    if (step()) co_await stream_->wait_readable(step);
+    co_return end;
   }
 
   bool body_done() const override { return body_ && body_->done(); }
@@ -166,7 +179,6 @@ class ConnectionImpl final : public ClientConnection {
   std::optional<BodyTracker> body_;
   bool keep_alive_ = true;
   bool answered_ = false;
-  bool drained_ = false;  // the last receive left nothing behind
   bool timed_out_ = false;
 };
 

@@ -2,6 +2,7 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +37,9 @@ class ClientConnection {
   // appended to it.
   virtual Result<std::string_view> body_now(std::string* payload = nullptr) = 0;
   virtual boost::asio::awaitable<void> wait() = 0;
+  // Hands the body to `take`, piece by piece as it comes and without waking the caller in between, until the body is
+  // done or `take` has returned false. An Error where body_now() would give one.
+  virtual boost::asio::awaitable<Status> pump(std::function<bool(std::string_view)> take) = 0;
   virtual bool body_done() const = 0;
   // True between two chunks of a chunked body: bytes of our own may be put in there.
   virtual bool between_chunks() const = 0;
@@ -44,7 +48,8 @@ class ClientConnection {
   virtual bool answered() const = 0;
   // True if input waits in the socket: an answer that was not read yet.
   virtual bool has_input() = 0;
-  // True if another request may be sent: the answer was complete, both sides keep the connection, nothing came since.
+  // True if another request may be sent: the answer was complete, both sides keep the connection, and nothing has come
+  // since, as of the loop's last turn.
   virtual bool reusable() = 0;
   // From anywhere on the loop: what waits on this connection ends with `cancelled`.
   virtual void close() = 0;

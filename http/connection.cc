@@ -41,8 +41,9 @@ asio::awaitable<void> Connection::run() {
   deadline_.set_in(shared_->config.head_timeout);
   const Status secured = co_await stream_->handshake();
   bool more = secured.ok();
+  Request request;
   while (more) {
-    Request request;
+    request.clear(kKeptInput);
     more = co_await read_request(request);
     if (!more) break;
     phase_ = Phase::handler;
@@ -315,16 +316,24 @@ asio::awaitable<Status> Connection::finish() {
   co_return status;
 }
 
-asio::awaitable<Status> Connection::raw(std::string_view bytes) {
+Result<bool> Connection::raw_now(std::string_view bytes) {
   started_ = true;
   const auto sent = stream_->send_now(bytes);
   if (!sent.ok()) {
     stream_->close();
     notice_gone();
-    co_return sent.error();
+    return sent.error();
   }
-  if (*sent == bytes.size()) co_return Status();
   out_.assign(bytes.substr(*sent));  // the bytes may lie in the block that the loop shares
+  return out_.empty();
+}
+
+asio::awaitable<Status> Connection::raw(std::string_view bytes) {
+  if (!bytes.empty()) {
+    const auto sent = raw_now(bytes);
+    if (!sent.ok()) co_return sent.error();
+  }
+  if (out_.empty()) co_return Status();
   Status status = co_await push(out_, {});
   std::string().swap(out_);
   co_return status;

@@ -49,6 +49,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   boost::asio::awaitable<Status> finish() override;
   boost::asio::awaitable<Status> raw(std::string_view bytes) override;
   void raw_end(bool reusable) override;
+  Result<bool> raw_now(std::string_view bytes) override;
   bool started() const override { return started_; }
   bool keep_alive() const override { return keep_alive_ && !shared_->draining; }
   bool gone() const override { return gone_; }

@@ -28,6 +28,10 @@ constexpr std::array<std::string_view, 9> kHopByHop = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te",
     "trailer",    "upgrade",    "transfer-encoding"};
 
+// Of one message: fewer steps of growing.
+constexpr size_t kUsualText = 512;
+constexpr size_t kUsualFields = 12;
+
 }  // namespace
 
 bool iequals(std::string_view left, std::string_view right) {
@@ -35,7 +39,22 @@ bool iequals(std::string_view left, std::string_view right) {
          std::equal(left.begin(), left.end(), right.begin(), [](char a, char b) { return lower(a) == lower(b); });
 }
 
+void Request::clear(size_t most_kept) {
+  if (body.capacity() > most_kept) std::string().swap(body);
+  body.clear();
+  method.clear();
+  target.clear();
+  headers.clear();
+  framing = Framing::none;
+  content_length = 0;
+  expects_continue = false;
+}
+
 void Headers::add(std::string_view name, std::string_view value) {
+  if (slots_.capacity() == 0) {
+    text_.reserve(kUsualText);
+    slots_.reserve(kUsualFields);
+  }
   const auto name_at = static_cast<uint32_t>(text_.size());
   text_.append(name);
   const auto value_at = static_cast<uint32_t>(text_.size());

@@ -19,6 +19,11 @@ class Headers {
   // Replaces every field of that name by this one.
   void set(std::string_view name, std::string_view value);
   void erase(std::string_view name);
+  // All of them; what they took stays for the next.
+  void clear() {
+    text_.clear();
+    slots_.clear();
+  }
 
   // The first of that name.
   std::optional<std::string_view> get(std::string_view name) const;
@@ -63,6 +68,9 @@ struct RequestHead {
 struct Request : RequestHead {
   std::string body;    // whole; its capacity exceeds its size by kBodyPadding
   std::string remote;  // address of the other side, without the port
+
+  // For the next request on the connection; what a small one took stays.
+  void clear(size_t most_kept);
 };
 
 // simdjson reads this far behind the end.

@@ -32,6 +32,9 @@ class ResponseWriter {
   // and whether another request may follow on this connection; without it the connection is closed.
   virtual boost::asio::awaitable<Status> raw(std::string_view bytes) = 0;
   virtual void raw_end(bool reusable) = 0;
+  // As raw(), without waiting. False: the client does not take all of it now; the rest is kept, and raw({}) sends it.
+  // REQUIRES: nothing is kept.
+  virtual Result<bool> raw_now(std::string_view bytes) = 0;
 
   // True as soon as the first byte of an answer is on its way.
   virtual bool started() const = 0;

@@ -1,5 +1,6 @@
 #include "http/stream.h"
 
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -11,6 +12,8 @@
 #include <cerrno>
 #include <cstring>
 #include <vector>
+
+#include "common/check.h"
 
 namespace kvferry::http {
 namespace {
@@ -70,6 +73,39 @@ class Cursor {
   size_t offset_ = 0;
 };
 
+// Wakes a coroutine, or lets `step` look first.
+template <class Handler>
+class SteppedWaiter final : public Readiness::Waiter {
+ public:
+  SteppedWaiter(Readiness& readiness, std::function<bool()> step, Handler handler)
+      : readiness_(readiness), step_(std::move(step)), handler_(std::move(handler)) {}
+
+  void resume(std::unique_ptr<Waiter> self) override {
+    if (step_ && step_()) return readiness_.wait(std::move(self));
+    Handler handler = std::move(handler_);
+    self.reset();
+    std::move(handler)();
+  }
+
+ private:
+  Readiness& readiness_;
+  std::function<bool()> step_;
+  Handler handler_;
+};
+
+class FunctionWaiter final : public Readiness::Waiter {
+ public:
+  explicit FunctionWaiter(std::function<void()> ready) : ready_(std::move(ready)) {}
+  void resume(std::unique_ptr<Waiter> self) override {
+    const auto ready = std::move(ready_);
+    self.reset();
+    ready();
+  }
+
+ private:
+  std::function<void()> ready_;
+};
+
 Error lost(std::string cause) {
   return {ErrorCode::peer_lost, "connection lost", std::move(cause), "", ""};
 }
@@ -86,17 +122,51 @@ struct Stream::Tls {
 };
 
 Stream::Stream(Socket socket) : socket_(std::move(socket)) {
-  error_code ignored;
-  socket_.non_blocking(true, ignored);
-  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+  prepare();
+  const int on = 1;
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_INQ, &on, sizeof on);
+  if (socket_.is_open()) readiness_ = std::make_unique<Readiness>(socket_);
 }
 
-Stream::Stream(Socket socket, asio::ssl::context& context) : Stream(std::move(socket)) {
+Stream::Stream(Socket socket, asio::ssl::context& context) : socket_(std::move(socket)) {
+  prepare();
   tls_ = std::make_unique<Tls>(socket_, context);
   tls_->block.resize(kBlockBytes);
 }
 
 Stream::~Stream() = default;
+
+void Stream::prepare() {
+  error_code ignored;
+  socket_.non_blocking(true, ignored);
+  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+}
+
+ssize_t Stream::receive(std::span<char> target) {
+  if (!readiness_->readable()) {
+    errno = EAGAIN;
+    return -1;
+  }
+  iovec into{target.data(), target.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control;
+  msghdr message{};
+  message.msg_iov = &into;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t got = ::recvmsg(socket_.native_handle(), &message, 0);
+  if (got < 0 && errno == EAGAIN) {
+    readiness_->drained();
+    return got;
+  }
+  // How much is left; a FIN counts as a byte. Without that word there may be more.
+  int left = 1;
+  const cmsghdr* told = got > 0 ? CMSG_FIRSTHDR(&message) : nullptr;
+  if (told != nullptr && told->cmsg_level == SOL_TCP && told->cmsg_type == TCP_CM_INQ)
+    std::memcpy(&left, CMSG_DATA(told), sizeof left);
+  readiness_->received(left != 0);
+  return got;
+}
 
 asio::awaitable<Status> Stream::handshake() {
   if (!tls_) co_return Status();
@@ -109,7 +179,7 @@ Result<std::string_view> Stream::receive_now() {
   if (closed_) return lost("closed here");
   if (tls_) return receive_tls();
   auto& block = shared_block();
-  const ssize_t got = ::recv(socket_.native_handle(), block.data(), block.size(), 0);
+  const ssize_t got = receive(block);
   if (got > 0) return std::string_view(block.data(), static_cast<size_t>(got));
   if (got == 0) return lost("end of stream");
   if (errno == EAGAIN || errno == EINTR) return std::string_view();
@@ -124,7 +194,7 @@ Result<size_t> Stream::receive_into(std::span<char> target) {
     return bytes.size();
   }
   if (closed_) return lost("closed here");
-  const ssize_t got = ::recv(socket_.native_handle(), target.data(), target.size(), 0);
+  const ssize_t got = receive(target);
   if (got > 0) return static_cast<size_t>(got);
   if (got == 0) return lost("end of stream");
   if (errno == EAGAIN || errno == EINTR) return size_t{0};
@@ -144,12 +214,18 @@ Result<std::string_view> Stream::receive_tls() {
   return std::string_view(tls_->block.data(), std::exchange(tls_->received, 0));
 }
 
-asio::awaitable<void> Stream::wait_readable() {
+asio::awaitable<void> Stream::wait_readable(std::function<bool()> step) {
   if (closed_) co_return;
   if (!tls_) {
-    co_await socket_.async_wait(Socket::wait_read, use_tuple);
+    co_await asio::async_initiate<const asio::use_awaitable_t<>, void()>(
+        [this, &step](auto handler) {
+          using Waiting = SteppedWaiter<decltype(handler)>;
+          readiness_->wait(std::make_unique<Waiting>(*readiness_, std::move(step), std::move(handler)));
+        },
+        asio::use_awaitable);
     co_return;
   }
+  KVF_CHECK(!step);
   if (tls_->received > 0) co_return;
   tls_->reading = true;
   auto [error, got] = co_await tls_->stream.async_read_some(asio::buffer(tls_->block), use_tuple);
@@ -160,8 +236,7 @@ asio::awaitable<void> Stream::wait_readable() {
 
 void Stream::on_readable(std::function<void()> ready) {
   if (!tls_) {
-    socket_.async_wait(Socket::wait_read, [ready = std::move(ready)](const error_code&) { ready(); });
-    return;
+    return readiness_->wait(std::make_unique<FunctionWaiter>(std::move(ready)));
   }
   if (tls_->received > 0) return asio::post(socket_.get_executor(), std::move(ready));
   tls_->reading = true;
@@ -222,6 +297,7 @@ void Stream::close(bool reset) {
 
 bool Stream::quiet_idle() {
   if (closed_) return false;
+  if (readiness_) return !readiness_->readable();
   char byte;
   const ssize_t got = ::recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return got < 0 && errno == EAGAIN;

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "common/result.h"
+#include "http/readiness.h"
 
 namespace kvferry::http {
 
@@ -36,8 +37,9 @@ class Stream {
   Result<std::string_view> receive_now();
   // The same into the caller's memory; 0: nothing yet.
   Result<size_t> receive_into(std::span<char> target);
-  // Returns when receive_now() has something to say, or the stream was closed here.
-  boost::asio::awaitable<void> wait_readable();
+  // Returns when receive_now() has something to say, or the stream was closed here. With `step`, which is called
+  // instead of waking the caller: when it has returned false.
+  boost::asio::awaitable<void> wait_readable(std::function<bool()> step = {});
   // The same with a callback; at most one of both at a time. REQUIRES: the callback keeps the Stream alive.
   void on_readable(std::function<void()> ready);
 
@@ -58,11 +60,15 @@ class Stream {
 
  private:
   struct Tls;
+  void prepare();
+  // As recv(2), with what it says of the socket noted.
+  ssize_t receive(std::span<char> target);
   Result<std::string_view> receive_tls();
   size_t split_tls(std::span<char> target);
   boost::asio::awaitable<Status> send_tls(std::string_view bytes);
 
-  Socket socket_;
+  Readiness::Socket socket_;
+  std::unique_ptr<Readiness> readiness_;  // not with TLS, whose own reads would wait behind it
   std::unique_ptr<Tls> tls_;
   bool closed_ = false;
 };

@@ -70,41 +70,42 @@ bool Backends::any_usable(Role role, TimePoint now) const {
   return std::any_of(of(role).begin(), of(role).end(), [&](const auto& backend) { return backend->usable(now); });
 }
 
-std::optional<Choice> Router::choose(Role role, const Question& question) {
-  std::vector<Candidate> candidates;
-  std::vector<Choice> choices;
+void Router::list(Role role, TimePoint now) {
+  candidates_.clear();
+  places_.clear();
+  const auto add = [&](const std::shared_ptr<Backend>& backend, int rank) {
+    Candidate& candidate = candidates_.emplace_back();
+    candidate.key = candidate_key(*backend, rank);
+    candidate.usable = backend->usable(now);
+    candidate.weight = backend->weight(now, slow_start_);
+    candidate.load = role == Role::prefill ? prefill_load(backend->tokens_in_flight, backend->parcels)
+                                           : decode_load(backend->streams, backend->tokens_in_flight);
+    places_.push_back({&backend, rank});
+  };
   for (const auto& backend : backends_.of(role)) {
-    std::vector<int> ranks;
-    for (const auto& [rank, engine] : backend->engine_ids) ranks.push_back(rank);
-    if (ranks.empty()) ranks.push_back(0);
-    for (const int rank : ranks) {
-      Candidate candidate;
-      candidate.key = candidate_key(*backend, rank);
-      candidate.usable = backend->usable(question.now);
-      candidate.weight = backend->weight(question.now, slow_start_);
-      candidate.load = role == Role::prefill ? prefill_load(backend->tokens_in_flight, backend->parcels)
-                                             : decode_load(backend->streams, backend->tokens_in_flight);
-      candidates.push_back(candidate);
-      choices.push_back({backend, rank, 0});
-    }
+    for (const auto& [rank, engine] : backend->engine_ids) add(backend, rank);
+    if (backend->engine_ids.empty()) add(backend, 0);
   }
-  const auto avoided = [&](size_t i) { return choices[i].backend.get() == question.avoid; };
+}
+
+std::optional<Choice> Router::choose(Role role, const Question& question) {
+  list(role, question.now);
+  const auto avoided = [&](size_t i) { return places_[i].backend->get() == question.avoid; };
   bool other = false;
-  for (size_t i = 0; i < candidates.size(); ++i) other = other || (candidates[i].usable && !avoided(i));
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    if (other && avoided(i)) candidates[i].usable = false;
+  for (size_t i = 0; i < candidates_.size(); ++i) other = other || (candidates_[i].usable && !avoided(i));
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (other && avoided(i)) candidates_[i].usable = false;
   }
   if (policy_ == Policy::prefix) {
-    const auto shares = seen_.shares(question.prompt, candidates);
-    for (size_t i = 0; i < candidates.size(); ++i) candidates[i].cached_share = shares[i];
+    const auto shares = seen_.shares(question.prompt, candidates_);
+    for (size_t i = 0; i < candidates_.size(); ++i) candidates_[i].cached_share = shares[i];
   }
   uint64_t& ordinal = ordinals_[role == Role::prefill ? 0 : 1];
-  const auto index = proxy::choose(policy_, candidates, {ordinal++, question.session});
+  const auto index = proxy::choose(policy_, candidates_, {ordinal++, question.session});
   if (!index) return std::nullopt;
-  if (policy_ == Policy::prefix) seen_.remember(question.prompt, candidates[*index].key);
-  Choice choice = choices[*index];
-  choice.tokens = uncached_tokens(question.prompt.size(), candidates[*index].cached_share);
-  return choice;
+  if (policy_ == Policy::prefix) seen_.remember(question.prompt, candidates_[*index].key);
+  return Choice{*places_[*index].backend, places_[*index].dp_rank,
+                uncached_tokens(question.prompt.size(), candidates_[*index].cached_share)};
 }
 
 void Router::forget(const Backend& backend) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -54,6 +55,29 @@ struct Backend {
   double weight(TimePoint now, Duration span) const;
 };
 
+// Counts a request against a backend for as long as it runs there.
+class Busy {
+ public:
+  Busy(std::shared_ptr<Backend> backend, double tokens, bool stream)
+      : backend_(std::move(backend)), tokens_(tokens), stream_(stream ? 1 : 0) {
+    ++backend_->requests;
+    backend_->tokens_in_flight += tokens_;
+    backend_->streams += stream_;
+  }
+  ~Busy() {
+    --backend_->requests;
+    backend_->tokens_in_flight = std::max(0.0, backend_->tokens_in_flight - tokens_);
+    backend_->streams -= stream_;
+  }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  const std::shared_ptr<Backend> backend_;
+  const double tokens_;
+  const size_t stream_;
+};
+
 // All backends, by role. On the loop.
 class Backends {
  public:
@@ -98,7 +122,15 @@ class Router {
   void forget(const Backend& backend);
 
  private:
+  struct Place {
+    const std::shared_ptr<Backend>* backend;
+    int dp_rank;
+  };
+  void list(Role role, TimePoint now);
+
   Backends& backends_;
+  std::vector<Candidate> candidates_;  // of the choice being made
+  std::vector<Place> places_;          // theirs
   const Policy policy_;
   const Duration slow_start_;
   PrefixIndex seen_;

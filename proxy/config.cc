@@ -130,9 +130,10 @@ void add_scalars(CLI::App& app, ProxyConfig& config, RawFlags& raw) {
 }
 
 void add_durations(CLI::App& app, ProxyConfig& config, RawFlags& raw) {
-  raw.durations.reserve(16);  // the options keep pointers into it
+  raw.durations.reserve(24);  // the options keep pointers into it
   add_duration(app, raw, "--lease", config.lease, "Until the first byte; default VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT");
   add_duration(app, raw, "--prefill-timeout", config.prefill_timeout, "Until a prefiller has answered");
+  add_duration(app, raw, "--prefiller-wait", config.prefiller_wait, "Without local prefill: for a prefiller to return");
   add_duration(app, raw, "--connect-timeout", config.connect_timeout, "Until a backend is connected");
   add_duration(app, raw, "--stream-idle-timeout", config.stream_idle_timeout, "Between two pieces of an answer");
   add_duration(app, raw, "--upstream-idle", config.upstream_idle, "How long unused connections to backends are kept");

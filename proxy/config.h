@@ -30,7 +30,8 @@ struct ProxyConfig {
   Policy policy = Policy::least_loaded;
   size_t min_prompt_bytes = 64;  // shorter prompts go to the decoder alone
   size_t prefix_entries = 200000;
-  bool local_prefill = true;  // with no prefiller left, let the decoder compute the prompt
+  bool local_prefill = true;                           // with no prefiller left, let the decoder compute the prompt
+  Duration prefiller_wait = std::chrono::seconds(10);  // without local_prefill: for one that is being restarted
 
   Duration lease = std::chrono::seconds(480);  // until the decoder's first byte; how long releases are retried
   Duration prefill_timeout = std::chrono::seconds(480);

@@ -36,7 +36,8 @@ struct Proxy::Core {
 
   // proxy/canary.cc
   boost::asio::awaitable<void> run_canary();
-  boost::asio::awaitable<bool> send_canary(std::string prompt);
+  boost::asio::awaitable<bool> send_canary();
+  boost::asio::awaitable<double> total_of(Role role, std::string metric);
 
   boost::asio::awaitable<void> finish(std::function<void()> done);
 

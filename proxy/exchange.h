@@ -21,6 +21,7 @@ namespace kvferry::proxy {
 
 // What all requests share; owned by Proxy (proxy/proxy.h).
 struct Context {
+  boost::asio::io_context& loop;
   const ProxyConfig& config;
   http::Deadlines& deadlines;
   Random& random;
@@ -60,15 +61,21 @@ class Exchange {
     std::string message;
   };
 
+  static constexpr int kAttempts = 3;
+
+  // proxy/prefill.cc: prefill, prefiller_..., judge_prefill.
   boost::asio::awaitable<void> split(Endpoint endpoint, const RequestFacts& facts);
   boost::asio::awaitable<Step> attempt(Endpoint endpoint, const RequestFacts& facts);
   boost::asio::awaitable<Step> prefill(Endpoint endpoint, const RequestFacts& facts);
+  boost::asio::awaitable<bool> prefiller_comes();
+  boost::asio::awaitable<bool> prefiller_restarted();
   boost::asio::awaitable<Step> prefill_on(Endpoint endpoint, const RequestFacts& facts, Choice choice);
   boost::asio::awaitable<Step> judge_prefill(http::ResponseHead head, std::shared_ptr<Backend> backend, int dp_rank);
 
   // proxy/relay.cc
   boost::asio::awaitable<Step> decode(const Spliced& body, std::string_view leg);
   boost::asio::awaitable<Step> relay(http::ResponseHead head, std::string_view leg);
+  boost::asio::awaitable<Status> relay_events(bool succeeded);
   boost::asio::awaitable<void> finish_relay(const http::ResponseHead& head, std::string_view leg, Status end);
   boost::asio::awaitable<void> end_event_stream();
   Result<std::string_view> next_piece(bool dechunk);
@@ -102,6 +109,8 @@ class Exchange {
   std::unique_ptr<http::ClientConnection> wire_;  // in use with a backend
   HeldParcel parcel_;
   Handover handover_;
+  int dp_rank_ = 0;         // of the prefiller
+  bool restarted_ = false;  // it became another engine under way; once a request
   Fault fault_;
   bool gone_ = false;
   int status_ = 0;

@@ -18,6 +18,8 @@ Metrics::Metrics()
       canary_not_moved(registry.counter("kvferry_proxy_canary_total",
                                         "Canary requests by what the backends' metrics say",
                                         {{"result", "not_moved"}})),
+      canary_failed(registry.counter("kvferry_proxy_canary_total", "Canary requests by what the backends' metrics say",
+                                     {{"result", "failed"}})),
       in_flight(registry.gauge("kvferry_proxy_requests_in_flight", "Requests being served")),
       queued(registry.gauge("kvferry_proxy_requests_queued", "Requests waiting for a place")) {}
 

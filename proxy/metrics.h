@@ -38,6 +38,7 @@ class Metrics {
   Counter& relay_pieces;
   Counter& canary_moved;
   Counter& canary_not_moved;
+  Counter& canary_failed;
   Gauge& in_flight;
   Gauge& queued;
 

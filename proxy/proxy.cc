@@ -67,8 +67,8 @@ Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Rand
       releases(loop, deadlines, backends, bootstrap, log, {config.dialect, config.lease, config.api_key}),
       access_log(std::move(access_log_in)),
       admission(deadlines, metrics, {config.max_concurrent, config.max_queue, config.queue_timeout}),
-      context{config, deadlines,    random,   scanner, backends,    router,
-              pool,   health_watch, releases, metrics, *access_log, *log} {
+      context{loop, config,       deadlines, random,  scanner,     backends, router,
+              pool, health_watch, releases,  metrics, *access_log, *log} {
   metrics.registry.on_collect([this] { publish_gauges(); });
 }
 

@@ -42,6 +42,15 @@ asio::awaitable<Exchange::Step> Exchange::decode(const Spliced& body, std::strin
   }
   const int status = answered->status;
   status >= 500 ? decoder_->breaker.failed(now(), false) : decoder_->breaker.succeeded();
+  if (status >= 500 && leg == "decode" && !restarted_) {
+    restarted_ = co_await prefiller_restarted();
+    if (restarted_) {
+      context_.metrics.leg(leg, status, "prefiller_restarted", decoder_->name);
+      fault_ = {status, "the prefiller was restarted under way"};
+      wire_.reset();
+      co_return stop() ? Step::done : Step::failed;
+    }
+  }
   if (worth_another(status) && context_.backends.of(Role::decode).size() > 1 && failed_decoder_ == nullptr) {
     context_.metrics.leg(leg, status, "status", decoder_->name);
     failed_decoder_ = decoder_.get();
@@ -112,6 +121,10 @@ asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::st
   while (sent.ok() && piece.ok() && !wire_->body_done()) {
     const bool waiting_for_first = first_byte_ < Duration(0);
     wire_->set_deadline(waiting_for_first ? first_byte_due_ : after(now(), context_.config.stream_idle_timeout));
+    if (!waiting_for_first && !dechunk) {
+      sent = co_await relay_events(succeeded);
+      break;
+    }
     co_await wire_->wait();
     wire_->set_deadline(kNever);  // a slow client is the writer's business
     piece = next_piece(dechunk);
@@ -123,6 +136,31 @@ asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::st
   if (sent.ok() && !piece.ok()) end = piece.error();
   co_await finish_relay(head, leg, std::move(end));
   co_return Step::done;
+}
+
+// After the first piece: as long as the client takes what comes, no coroutine wakes up for it.
+asio::awaitable<Status> Exchange::relay_events(bool succeeded) {
+  const Duration idle = context_.config.stream_idle_timeout;
+  Status sent;
+  bool all = true;
+  const auto take = [&](std::string_view piece) {
+    note_piece(piece, succeeded);
+    const auto taken = writer_.raw_now(piece);
+    if (!taken.ok()) sent = taken.error();
+    all = taken.ok() && *taken;
+    if (all) wire_->set_deadline(after(now(), idle));
+    return all;
+  };
+  while (sent.ok() && !wire_->body_done()) {
+    wire_->set_deadline(after(now(), idle));
+    const Status pumped = co_await wire_->pump(take);
+    wire_->set_deadline(kNever);
+    if (!sent.ok()) break;
+    if (!pumped.ok()) co_return pumped;
+    if (!all) sent = co_await writer_.raw({});
+    all = true;
+  }
+  co_return sent;
 }
 
 asio::awaitable<void> Exchange::finish_relay(const http::ResponseHead& head, std::string_view leg, Status end) {

@@ -13,6 +13,7 @@ struct Control {
 constexpr Control kControls[] = {
     {"contact", measure_contact}, {"notify", measure_notify}, {"register", measure_register},
     {"stopped", measure_stopped}, {"crowd", measure_crowd},   {"fairness", measure_fairness},
+    {"parcels", measure_parcels},
 };
 
 }  // namespace

@@ -18,5 +18,6 @@ Result<std::vector<Figure>> measure_register();  // cost of a region
 Result<std::vector<Figure>> measure_stopped();   // CPU while a peer is stopped
 Result<std::vector<Figure>> measure_crowd();     // 1000 sessions to one engine
 Result<std::vector<Figure>> measure_fairness();  // slow and stopped peers among others
+Result<std::vector<Figure>> measure_parcels();   // one small parcel, many, their ends, digests
 
 }  // namespace kvferry::bench

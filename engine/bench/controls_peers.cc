@@ -71,10 +71,12 @@ Result<std::vector<Figure>> measure_crowd() {
   Samples among_samples;
   Samples alone_samples;
   for (int i = 0; i < kReads; i += kBurst) {
-    for (const auto& [client, samples] : {std::pair{among.get(), &among_samples}, {alone.get(), &alone_samples}})
+    for (const auto& [reader, samples] : {std::pair{among.get(), &among_samples}, {alone.get(), &alone_samples}})
       for (int j = 0; j < kBurst; ++j) {
         Status status;
-        samples->add(timed([&] { status = client->engine->transfer(client->request(Operation::read, kPage)).status; }));
+        samples->add(timed([&status, client = reader] {  // clang 14 takes no structured binding by reference
+          status = client->engine->transfer(client->request(Operation::read, kPage)).status;
+        }));
         KVF_RETURN_IF_ERROR(std::move(status));
       }
   }

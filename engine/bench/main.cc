@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "engine/bench/auth.h"
 #include "engine/bench/controls.h"
 #include "engine/bench/options.h"
 #include "engine/bench/report.h"
@@ -89,6 +90,8 @@ int fail(const Error& error) {
 int measure(const Options& options) {
   std::FILE* const table = options.json == "-" ? stderr : stdout;
   Results results;
+  const auto keys = use_trial_keys(options.auth);
+  if (!keys) return fail(keys.error());
   if (Status status = run_cases(options, table, results); !status.ok()) return fail(status.error());
   if (Status status = run_controls(options, table, results); !status.ok()) return fail(status.error());
   if (!options.json.empty())

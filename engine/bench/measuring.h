@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/clock.h"
+#include "engine/bench/auth.h"
 #include "engine/bench/pool.h"
 #include "engine/engine.h"
 
@@ -47,7 +48,9 @@ struct Client {
 };
 
 inline EngineConfig client_config(const std::string& fabric) {
-  EngineConfig config;
+  auto base = base_config();
+  KVF_CHECK(base.ok());  // use_trial_keys() made it
+  EngineConfig config = std::move(*base);
   config.fabrics = {fabric};
   return config;
 }

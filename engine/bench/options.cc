@@ -25,6 +25,7 @@ struct Words {
   std::vector<int> threads = {1};
   std::vector<std::string> layouts = {"scattered"};
   std::string pool;
+  std::string auth = "open";
   double seconds = 1;
   int64_t slow_us = 0;
 };
@@ -65,6 +66,8 @@ void add_measuring(CLI::App& app, Options& options, Words& words) {
   app.add_option("--burst", options.runner.burst, "Samples in a row before the raw limit has its turn")
       ->check(CLI::Range(1, 1000));
   app.add_flag("--verify", options.runner.verify, "Check every byte of both pools after one transfer of each case");
+  app.add_option("--auth", words.auth, "open, psk, mtls: with keys made for this run")
+      ->check(CLI::IsMember({"open", "psk", "mtls"}));
   app.add_flag("--check", options.check, "Exit with status 1 when a goal is missed");
   app.add_option("--slow-us", words.slow_us, "Add this to each transfer: proves that the check can fail")
       ->check(CLI::Range(0, 10'000'000));
@@ -96,6 +99,8 @@ Status understand(const Words& words, bool is_target, Options& options) {
     options.role = words.crowd.empty() ? Options::Role::reader : Options::Role::crowd;
     options.scripted_peer_of = words.crowd.empty() ? words.reader : words.crowd;
   }
+  for (const AuthMode mode : {AuthMode::psk, AuthMode::mtls})
+    if (words.auth == to_string(mode)) options.auth = mode;
   options.runner.time = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(words.seconds));
   options.runner.handicap = std::chrono::microseconds(words.slow_us);
   KVF_ASSIGN_OR_RETURN(options.cases, swept_cases(words));

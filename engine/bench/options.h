@@ -20,6 +20,7 @@ struct Options {
   std::vector<Case> cases;
   std::vector<std::string> controls;
   RunnerOptions runner;
+  AuthMode auth = AuthMode::open;  // with keys made for it
   bool check = false;
   std::string json;  // path, or "-"
 

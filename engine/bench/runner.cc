@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "engine/bench/auth.h"
+
 namespace kvferry::bench {
 namespace {
 
@@ -36,7 +38,7 @@ Result<std::unique_ptr<Runner>> Runner::create(Remote remote, RunnerOptions opti
 Result<Runner::Initiator*> Runner::initiator(const std::string& fabric) {
   const auto found = initiators_.find(fabric);
   if (found != initiators_.end()) return &found->second;
-  EngineConfig config;
+  KVF_ASSIGN_OR_RETURN(EngineConfig config, base_config());
   config.engine_id = "bench-initiator-" + fabric;
   config.fabrics = {fabric};
   Initiator fresh;

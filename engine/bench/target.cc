@@ -7,8 +7,10 @@
 #include <sstream>
 #include <vector>
 
+#include "engine/bench/auth.h"
 #include "engine/bench/cases.h"
 #include "engine/bench/channel.h"
+#include "engine/bench/parcel_target.h"
 #include "engine/bench/pool.h"
 #include "engine/bench/raw.h"
 #include "engine/engine.h"
@@ -17,8 +19,8 @@
 namespace kvferry::bench {
 namespace {
 
-EngineConfig engine_config(const std::string& host) {
-  EngineConfig config;
+Result<EngineConfig> engine_config(const std::string& host) {
+  KVF_ASSIGN_OR_RETURN(EngineConfig config, base_config());
   config.engine_id = "bench-target";
   config.listen = Address{host, 0}.to_string();
   config.allow_open = true;  // whoever binds the target to a reachable address means it
@@ -32,7 +34,8 @@ class Target {
     target->host_ = host;
     KVF_ASSIGN_OR_RETURN(target->pool_, Pool::create(bytes));
     KVF_ASSIGN_OR_RETURN(target->raw_, RawServer::create(host));
-    KVF_ASSIGN_OR_RETURN(target->engine_, Engine::create(engine_config(host)));
+    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host));
+    KVF_ASSIGN_OR_RETURN(target->engine_, Engine::create(std::move(config)));
     KVF_ASSIGN_OR_RETURN(target->region_, target->engine_->register_memory(target->pool_->base(), bytes,
                                                                            MemoryKind::host, kRemoteReadWrite));
     return target;
@@ -47,6 +50,7 @@ class Target {
     if (verb == "fill") return fill(rest);
     if (verb == "check") return check(rest);
     if (verb == "regions") return regions(rest);
+    if (verb == "parcel") return parcel(rest);
     if (verb == "take") return std::to_string(engine_->notifications().size());
     return Error{ErrorCode::invalid_argument, "unknown verb " + verb};
   }
@@ -99,11 +103,19 @@ class Target {
     constexpr uint64_t kRegionBytes = 4096;
     if (count == 0 || count * kRegionBytes > pool_->size())
       return Error{ErrorCode::invalid_argument, "so many regions do not fit into the pool"};
-    KVF_ASSIGN_OR_RETURN(many_, Engine::create(engine_config(host_)));
+    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host_));
+    KVF_ASSIGN_OR_RETURN(many_, Engine::create(std::move(config)));
     std::vector<std::pair<void*, uint64_t>> ranges;
     for (uint64_t i = 0; i < count; ++i) ranges.emplace_back(pool_->base() + i * kRegionBytes, kRegionBytes);
     KVF_ASSIGN_OR_RETURN(many_regions_, many_->register_memory(ranges, MemoryKind::host, kRemoteReadWrite));
     return fmt::format("{} {}", many_->address(), many_regions_[count / 2].id());
+  }
+
+  Result<std::string> parcel(const std::string& line) {
+    if (!parcels_) {
+      KVF_ASSIGN_OR_RETURN(parcels_, ParcelTarget::create(host_, *pool_));
+    }
+    return parcels_->answer(line);
   }
 
   std::string host_;
@@ -114,6 +126,7 @@ class Target {
   Case plan_;
   std::unique_ptr<Engine> many_;
   std::vector<Region> many_regions_;
+  std::unique_ptr<ParcelTarget> parcels_;
 };
 
 }  // namespace

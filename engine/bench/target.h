@@ -16,6 +16,7 @@ namespace kvferry::bench {
 //   fill SEED        fills the pool
 //   check SEED FROM  whether the pool holds SEED but for the blocks of the plan, which hold FROM (0: no block moved)
 //   regions N        a fresh engine with N regions, in the place of the one before; its address and a region's id
+//   parcel LINE      as ParcelTarget answers it
 //   take             takes the notifications of the first engine; their number
 struct TargetOptions {
   std::string listen = "127.0.0.1:0";

@@ -148,7 +148,7 @@ Status run_reader(const std::string& address, double bytes_per_second) {
   const uint64_t length = std::min(kRead, peer.region_length());
   const Pair pair{nullptr, peer.region(), 0, length};
   std::string table;
-  tcp::encode_spans({&pair, 1}, Chunk{0, 0, 1, length}, table);
+  tcp::encode_spans({&pair, 1}, Chunk{.first = 0, .skip = 0, .count = 1, .ended = 1, .bytes = length}, table);
   uint64_t op = 1;
   const auto ask = [&] {
     tcp::Header header;

@@ -51,6 +51,8 @@ class OneSidedPath : public Path {
  public:
   // I1: whether the owner's word holds `generation`, behind everything that was copied before.
   virtual bool in_force(WordIndex word, uint64_t generation) const = 0;
+  // Whether it can copy from and to that region of the peer's.
+  virtual bool reaches(const RegionInfo& region) const = 0;
 };
 
 // What an owner-executed fabric asks about the session that its lanes belong to. On loop only.

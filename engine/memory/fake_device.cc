@@ -100,4 +100,27 @@ Result<bool> FakeDevice::copy_done(CopyId id) {
   return true;
 }
 
+EventId FakeDevice::create_event() {
+  const std::lock_guard lock(mutex_);
+  events_.emplace(next_event_, false);
+  return next_event_++;
+}
+
+void FakeDevice::signal(EventId event) {
+  const std::lock_guard lock(mutex_);
+  if (const auto found = events_.find(event); found != events_.end()) found->second = true;
+}
+
+void FakeDevice::destroy_event(EventId event) {
+  const std::lock_guard lock(mutex_);
+  events_.erase(event);
+}
+
+Result<bool> FakeDevice::event_done(EventId event) {
+  const std::lock_guard lock(mutex_);
+  const auto found = events_.find(event);
+  if (found == events_.end()) return Error{ErrorCode::not_found, "no such event on the fake device"};
+  return found->second;
+}
+
 }  // namespace kvferry

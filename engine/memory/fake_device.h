@@ -24,6 +24,11 @@ class FakeDevice final : public MemoryOps {
   Status store(std::byte* device, const void* from, size_t length);
   Status load(void* into, const std::byte* device, size_t length) const;
 
+  // An event that is done when signal() is called; one that was destroyed before is an error to who waits for it.
+  EventId create_event();
+  void signal(EventId event);
+  void destroy_event(EventId event);
+
   MemoryKind kind() const override { return MemoryKind::fake; }
   Status check(const void* base, size_t length) const override;
   bool host_addressable() const override { return false; }
@@ -31,6 +36,7 @@ class FakeDevice final : public MemoryOps {
   void free_staging(std::byte* staging, size_t length) override;
   Result<CopyId> start_copy(CopyDirection direction, std::span<const CopySpan> spans) override;
   Result<bool> copy_done(CopyId copy) override;
+  Result<bool> event_done(EventId event) override;
 
  private:
   struct Block {
@@ -49,6 +55,8 @@ class FakeDevice final : public MemoryOps {
   std::map<const std::byte*, Block> blocks_;
   std::map<CopyId, Copy> copies_;
   CopyId next_copy_ = 1;
+  std::map<EventId, bool> events_;  // whether it is done
+  EventId next_event_ = 1;
 };
 
 }  // namespace kvferry

@@ -32,6 +32,8 @@ class HostMemory final : public MemoryOps {
   }
 
   Result<bool> copy_done(CopyId) override { return true; }
+
+  Result<bool> event_done(EventId) override { return Error{ErrorCode::invalid_argument, "host memory has no events"}; }
 };
 
 }  // namespace

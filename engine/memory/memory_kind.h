@@ -29,6 +29,10 @@ struct CopySpan {
 // A copy in flight on the kind's own stream; 0 is never one.
 using CopyId = uint64_t;
 
+// An event of the kind's own (for a GPU, the driver's): everything that was given to the device before it was recorded.
+// 0 is none.
+using EventId = uint64_t;
+
 // What the engine may do with one kind of memory. Device addresses are opaque outside of this table: everything that
 // is not host_addressable() passes through staging memory. Thread-safe.
 class MemoryOps {
@@ -49,6 +53,10 @@ class MemoryOps {
   virtual Result<CopyId> start_copy(CopyDirection direction, std::span<const CopySpan> spans) = 0;
   // True once; then the id is forgotten. An Error ends the copy too: its bytes are undefined but quiet.
   virtual Result<bool> copy_done(CopyId copy) = 0;
+
+  // Whether all work before the event is done. An Error: the device has failed, or it is no event of this kind. The
+  // event's maker keeps it until it is done.
+  virtual Result<bool> event_done(EventId event) = 0;
 };
 
 // The kinds an engine knows; absent ones say why.

@@ -1,11 +1,13 @@
 #include "engine/memory/staging.h"
 
+#include <algorithm>
 #include <thread>
 
 namespace kvferry {
 namespace {
 
 constexpr Duration kPollPeriod = std::chrono::microseconds(20);
+constexpr Duration kLongestEventPause = std::chrono::microseconds(500);
 
 }  // namespace
 
@@ -78,6 +80,32 @@ void Staging::check_copies() {
     finished.front().done(std::move(finished.front().status));
   }
   if (!copies_.empty()) poll_.arm(loop_.now() + kPollPeriod, [this] { check_copies(); });
+}
+
+void Staging::when(MemoryOps& ops, EventId event, CopyDone done) {
+  events_.push_back(Event{&ops, event, std::move(done), kPollPeriod, loop_.now()});
+  event_poll_.arm(loop_.now(), [this] { check_events(); });
+}
+
+void Staging::check_events() {
+  const TimePoint now = loop_.now();
+  TimePoint next = kNever;
+  for (auto event = events_.begin(); event != events_.end();) {
+    if (event->next <= now) {
+      const auto done = event->ops->event_done(event->id);
+      if (!done || *done) {
+        std::list<Event> ended;
+        ended.splice(ended.begin(), events_, event++);
+        ended.front().done(done ? Status() : Status(done.error()));
+        continue;
+      }
+      event->next = now + event->pause;
+      event->pause = std::min(event->pause * 2, kLongestEventPause);
+    }
+    next = std::min(next, event->next);
+    ++event;
+  }
+  if (next != kNever) event_poll_.arm(next, [this] { check_events(); });
 }
 
 void Staging::drain() {

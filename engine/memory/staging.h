@@ -11,7 +11,7 @@
 
 namespace kvferry {
 
-// Host buffers and copies for memory that the CPU cannot touch, within a budget (I6). On loop only.
+// Host buffers, copies and events of memory that the CPU cannot touch, within a budget (I6). On loop only.
 class Staging {
  public:
   // Holds part of the budget; returned with the object. Must not outlive the Staging.
@@ -37,7 +37,7 @@ class Staging {
   using Acquired = std::function<void(Result<Buffer>)>;
 
   // At least one buffer of any size is always granted, so that a chunk larger than the budget cannot wait for ever.
-  Staging(Loop& loop, size_t budget) : loop_(loop), budget_(budget), poll_(loop) {}
+  Staging(Loop& loop, size_t budget) : loop_(loop), budget_(budget), poll_(loop), event_poll_(loop) {}
 
   // Calls `acquired` at once or when the budget allows, in order of asking.
   void acquire(MemoryOps& ops, size_t length, Acquired acquired);
@@ -49,6 +49,9 @@ class Staging {
   // Waits, without the loop, until no copy is in flight any more; the callbacks follow on the loop. For cancel (I4):
   // bounded by one chunk's copy.
   void drain();
+  // Calls `done` on the loop when all work before the event is done, or with the reason why that is not to be had.
+  // Polled too, more and more seldom: an event may be far off. Bounded by the parcels and transfers that wait (I6).
+  void when(MemoryOps& ops, EventId event, CopyDone done);
 
  private:
   struct Waiting {
@@ -68,6 +71,14 @@ class Staging {
   void serve_waiting();
   void check_copies();
   static void poll_one(Copy& copy);
+  struct Event {
+    MemoryOps* ops;
+    EventId id;
+    CopyDone done;
+    Duration pause;  // until it is looked at again
+    TimePoint next;
+  };
+  void check_events();
 
   Loop& loop_;
   const size_t budget_;
@@ -75,6 +86,8 @@ class Staging {
   std::deque<Waiting> waiting_;
   std::list<Copy> copies_;
   Timer poll_;
+  std::list<Event> events_;
+  Timer event_poll_;
 };
 
 }  // namespace kvferry

@@ -15,6 +15,7 @@
 #include "common/random.h"
 #include "engine/fabric/tcp/owner.h"
 #include "engine/memory/registry.h"
+#include "engine/parcel/digest_run.h"
 #include "engine/parcel/layout.h"
 #include "engine/parcel/parcel_types.h"
 #include "engine/parcel/span_table.h"
@@ -48,7 +49,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   ParcelOwner(Parts parts, ParcelLimits limits);
   ~ParcelOwner() override;
 
-  // How this rank's cache lies; its regions are registered. Before anything is announced, once.
+  // How this rank's cache lies; its regions are registered, and of one memory kind. Before anything is announced, once.
   Status set_cache(std::string instance_id, KvLayout layout);
 
   // The request is known: claims for it wait, for as long as the lease.
@@ -104,10 +105,12 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     Parcel* parcel = nullptr;  // while granted
     Granted granted;           // while waiting
     std::unique_ptr<Timer> timer;
+    std::shared_ptr<DigestRun> checking;  // while its verdict waits for it
   };
   enum class RankState : uint8_t { expected, settled, failed };
   struct Parcel {
     std::string id;
+    uint64_t serial = 0;
     ParcelState state = ParcelState::none;
     std::vector<BlockList> blocks;
     uint64_t tokens = 0;
@@ -118,6 +121,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     Duration lease{0};
     TimePoint expires;
     bool digest = false;
+    bool filled = true;  // the event that was published with it is done: claims are answered
     bool release_wanted = false;
     // The reader group, once known.
     std::string group;
@@ -136,24 +140,38 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   std::vector<ClaimPtr> take_waiting(const std::string& transfer_id);
 
   void on_settle(OwnerSession& reader, const proto::Settle& settle);
-  Status settle(const ClaimPtr& claim, const proto::Settle& settle);
-  Status check_digest(const Claim& claim, const proto::Settle& settle) const;
+  void settle(const ClaimPtr& claim, const proto::Settle& settle, Status verdict);
+  void check_digest(const ClaimPtr& claim, const proto::Settle& settle);
+  void send_verdict(const ClaimKey& key);
+  void stop_checking(const ClaimPtr& claim);
   void fail_claim(const ClaimPtr& claim, bool replaced);
   void fail_reader(const ReaderKey& reader);
   void leave_parcel(const ClaimPtr& claim);
   void review(Parcel& parcel);
   void keep_verdict(const ClaimKey& key, const Status& verdict);
 
+  void grant_waiting(Parcel& parcel);
+  void on_filled(const std::string& transfer_id, uint64_t generation, const Status& status);
   void end(Parcel& parcel, ParcelEvent event, ReleaseReason why);
   void bury(const std::string& transfer_id, Duration lease);
   bool buried(const std::string& transfer_id);
+  void set_expiry(Parcel& parcel, TimePoint expires);
   void schedule_expiry();
   void expire_due();
 
+  // What a selection takes of a parcel.
+  struct Bytes {
+    MemoryOps* ops = nullptr;  // null: nothing is selected
+    CacheWalk walk;
+    std::vector<RegionPin> pins;
+  };
+  Result<Bytes> bytes_of(const Parcel& parcel, const std::string& selection) const;
+
   proto::Ticket ticket_of(const Claim& claim, const Parcel& parcel) const;
-  Result<CacheSpans> spans_of(const Parcel& parcel, const std::string& selection) const;
   void send_ticket(const ReaderKey& reader, uint64_t number, const Result<ClaimPtr>& granted);
   void update_gauges();
+  Error full(const char* limit, size_t value) const;
+  void refused(const char* limit) const;
 
   Parts parts_;
   const ParcelLimits limits_;
@@ -162,10 +180,13 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   std::string layout_bytes_;
   uint64_t layout_hash_ = 0;
   std::vector<RegionInfo> cache_regions_;
+  MemoryOps* cache_ops_ = nullptr;
 
   std::unordered_map<std::string, std::unique_ptr<Parcel>> parcels_;
-  std::set<std::pair<TimePoint, std::string>> expiry_;
+  std::map<std::pair<TimePoint, uint64_t>, Parcel*> expiry_;  // by time and serial
+  uint64_t next_serial_ = 1;
   Timer expiry_timer_;
+  TimePoint expiry_due_;
   std::unordered_map<std::string, std::vector<ClaimPtr>> waiting_;  // by transfer id
   std::map<ReaderKey, Reader> readers_;
   std::map<ClaimKey, ClaimPtr> claims_;  // waiting and granted
@@ -182,7 +203,6 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
 
   Gauge& parcels_gauge_;
   Gauge& claims_gauge_;
-  Counter& refused_;
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

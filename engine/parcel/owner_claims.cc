@@ -44,10 +44,8 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
       const bool holds = std::any_of(parcel.live.begin(), parcel.live.end(),
                                      [&](const ClaimPtr& claim) { return claim->key.reader == reader; });
       if (!holds) return;
-      expiry_.erase({parcel.expires, parcel.id});
-      parcel.expires = std::max(
-          parcel.expires, std::min(after(parts_.loop.now(), parcel.lease), after(parcel.born, limits_.longest_lease)));
-      expiry_.emplace(parcel.expires, parcel.id);
+      set_expiry(parcel, std::max(parcel.expires, std::min(after(parts_.loop.now(), parcel.lease),
+                                                           after(parcel.born, limits_.longest_lease))));
       return schedule_expiry();
     }
     default:
@@ -59,16 +57,14 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
 
 void ParcelOwner::on_reader_came(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
-  // I5: another incarnation under the same name is another reader; the old one will not be back.
-  std::vector<ReaderKey> former;
-  for (const auto& [known, reader] : readers_)
-    if (known.engine_id == key.engine_id && known.incarnation != key.incarnation) former.push_back(known);
-  for (const ReaderKey& dead : former) fail_reader(dead);
   Reader& reader = readers_[key];
   reader.sessions.push_back(&session);
   reader.grace.reset();
 }
 
+// I5: another incarnation under the same name is another reader. Nobody can say which of those that have a session is
+// the newest, since a hello may be handled after a later one's: each has failed when its own session stays away, and
+// until then another may claim its rank's parcels in its place.
 void ParcelOwner::on_reader_left(OwnerSession& session) {
   const ReaderKey key{session.engine_id(), session.incarnation()};
   const auto found = readers_.find(key);
@@ -90,11 +86,20 @@ void ParcelOwner::fail_reader(const ReaderKey& reader) {
 
 void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
   const ClaimKey key{reader, asked.number()};
+  if (Status status = check_names(asked.transfer_id(), asked.expected_instance_id(), asked.group().instance_id(),
+                                  asked.fingerprint());
+      !status.ok())
+    return granted(status.error());
   if (const auto kept = verdicts_.find(key); kept != verdicts_.end())
-    return granted(Error{ErrorCode::gone, "this claim has ended: " + kept->second.message});
+    return granted(Error{kept->second.valid ? ErrorCode::gone : kept->second.code,
+                         "this claim has ended: " + kept->second.message});
   if (const auto known = claims_.find(key); known != claims_.end()) {
     // Asked again after a reconnect, or read by a fetch after its ticket.
-    if (known->second->state == ClaimState::granted) return granted(known->second);
+    if (known->second->state == ClaimState::granted) {
+      // It is read anew: what is being checked is no longer what the reader has.
+      if (const auto checking = std::exchange(known->second->checking, nullptr)) checking->stop();
+      return granted(known->second);
+    }
     known->second->granted = std::move(granted);
     return;
   }
@@ -110,18 +115,17 @@ void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, G
   claims_.emplace(key, claim);
   update_gauges();
   const auto found = parcels_.find(asked.transfer_id());
-  if (found != parcels_.end() && found->second->state != ParcelState::announced) return grant(*found->second, claim);
+  const bool published = found != parcels_.end() && found->second->state != ParcelState::announced;
+  if (published && found->second->filled) return grant(*found->second, claim);
   wait_for_publish(std::move(claim), found != parcels_.end());
 }
 
 void ParcelOwner::wait_for_publish(ClaimPtr claim, bool announced) {
   Reader& reader = readers_[claim->key.reader];
   if (reader.waiting >= limits_.waiting_per_reader) {
-    refused_.add();
     claims_.erase(claim->key);
-    return claim->granted(
-        Error{ErrorCode::resource_exhausted,
-              fmt::format("waiting_per_reader ({}) claims wait already", limits_.waiting_per_reader)});
+    update_gauges();
+    return claim->granted(full("waiting_per_reader", limits_.waiting_per_reader));
   }
   ++reader.waiting;
   Duration patience = std::chrono::milliseconds(claim->asked.remaining_ms());
@@ -165,8 +169,8 @@ void ParcelOwner::refuse_waiting(const std::string& transfer_id, const Error& wh
 Status ParcelOwner::join_group(Parcel& parcel, const Claim& claim) {
   const proto::ReaderGroup& group = claim.asked.group();
   if (parcel.group.empty()) {
-    if (group.instance_id().empty() || group.tp_size() < 1 || group.pp_size() < 1 || group.tp_size() > kMaxRanks ||
-        group.pp_size() > kMaxRanks)
+    if (group.instance_id().empty() || group.tp_size() < 1 || group.pp_size() < 1 ||
+        uint64_t{group.tp_size()} * group.pp_size() > kMaxRanks)
       return Error{ErrorCode::invalid_argument, "the claim names no usable reader group"};
     parcel.group = group.instance_id();
     parcel.group_tp = group.tp_size();
@@ -185,10 +189,7 @@ Status ParcelOwner::join_group(Parcel& parcel, const Claim& claim) {
 Status ParcelOwner::admit(Parcel& parcel, Claim& claim) {
   if (claim.asked.fingerprint() != parcel.fingerprint)
     return Error{ErrorCode::conflict, "the fingerprint differs: this KV means something else to the reader"};
-  if (parcel.live.size() >= limits_.claims_per_parcel) {
-    refused_.add();
-    return Error{ErrorCode::resource_exhausted, fmt::format("claims_per_parcel ({})", limits_.claims_per_parcel)};
-  }
+  if (parcel.live.size() >= limits_.claims_per_parcel) return full("claims_per_parcel", limits_.claims_per_parcel);
   return join_group(parcel, claim);
 }
 
@@ -217,41 +218,56 @@ void ParcelOwner::grant(Parcel& parcel, const ClaimPtr& claim) {
 
 void ParcelOwner::on_settle(OwnerSession& session, const proto::Settle& asked) {
   const ClaimKey key{{session.engine_id(), session.incarnation()}, asked.number()};
+  const auto found = claims_.find(key);
+  if (found == claims_.end() || found->second->state != ClaimState::granted) {
+    if (!asked.one_way()) send_verdict(key);
+    return;
+  }
+  const ClaimPtr claim = found->second;
+  if (asked.code() != 0) {
+    fail_claim(claim, asked.more());  // the reader gave up
+    if (!asked.one_way()) send_verdict(key);
+    return;
+  }
+  // I1: a claim is live only while its parcel's generation is in force; what it read before that moved is refused.
+  if (asked.generation() != claim->parcel->generation)
+    return settle(claim, asked, Error{ErrorCode::stale, "another generation"});
+  if (claim->parcel->digest && !asked.one_way()) return check_digest(claim, asked);
+  settle(claim, asked, {});
+}
+
+// The answer that is kept, to the session that spoke last.
+void ParcelOwner::send_verdict(const ClaimKey& key) {
+  const auto reader = readers_.find(key.reader);
+  if (reader == readers_.end() || reader->second.sessions.empty()) return;  // it asks again when it is back
   proto::Frame frame;
   proto::Verdict& answer = *frame.mutable_verdict();
-  answer.set_number(asked.number());
-  const auto found = claims_.find(key);
-  if (found != claims_.end() && found->second->state == ClaimState::granted) {
-    const ClaimPtr claim = found->second;
-    const Status verdict = settle(claim, asked);
-    if (!verdict.ok()) {
-      answer.set_code(static_cast<uint32_t>(verdict.error().code));
-      answer.set_message(verdict.error().message);
-    }
-  } else if (const auto kept = verdicts_.find(key); kept != verdicts_.end()) {
+  answer.set_number(key.number);
+  if (const auto kept = verdicts_.find(key); kept != verdicts_.end()) {
     if (!kept->second.valid) answer.set_code(static_cast<uint32_t>(kept->second.code));
     answer.set_message(kept->second.message);
   } else {
     answer.set_code(static_cast<uint32_t>(ErrorCode::gone));
     answer.set_message("no such claim");
   }
-  if (!asked.one_way()) session.send(frame);
+  reader->second.sessions.back()->send(frame);
 }
 
-Status ParcelOwner::settle(const ClaimPtr& claim, const proto::Settle& asked) {
+// The claim has ended while its digest was computed: the reader waits for its verdict.
+void ParcelOwner::stop_checking(const ClaimPtr& claim) {
+  if (!claim->checking) return;
+  std::exchange(claim->checking, nullptr)->stop();
+  send_verdict(claim->key);
+}
+
+void ParcelOwner::settle(const ClaimPtr& claim, const proto::Settle& asked, Status verdict) {
   Parcel& parcel = *claim->parcel;
-  if (asked.code() != 0) {
-    fail_claim(claim, asked.more());
-    return Error{ErrorCode::cancelled, "the reader gave up"};
-  }
-  // I1: a claim is live only while its parcel's generation is in force; what it read before that moved is refused.
-  Status verdict = asked.generation() == parcel.generation ? Status() : Error{ErrorCode::stale, "another generation"};
-  if (verdict.ok() && parcel.digest && !asked.one_way()) verdict = check_digest(*claim, asked);
+  claim->checking.reset();
   keep_verdict(claim->key, verdict);
   claim->state = transition(claim->state, verdict.ok() ? ClaimEvent::settle : ClaimEvent::fail);
   if (!asked.more()) parcel.ranks[claim->asked.group().rank()] = verdict.ok() ? RankState::settled : RankState::failed;
+  if (!asked.one_way()) send_verdict(claim->key);
   leave_parcel(claim);
-  return verdict;
 }
 
 // `replaced`: another claim of the same rank stands in for it.
@@ -271,6 +287,7 @@ void ParcelOwner::fail_claim(const ClaimPtr& claim, bool replaced) {
   if (claim->state != ClaimState::granted) return;
   claim->state = transition(claim->state, ClaimEvent::fail);
   keep_verdict(claim->key, Error{ErrorCode::gone, "the claim has failed"});
+  stop_checking(claim);
   if (!replaced) claim->parcel->ranks[claim->asked.group().rank()] = RankState::failed;
   leave_parcel(claim);
 }
@@ -303,6 +320,7 @@ void ParcelOwner::keep_verdict(const ClaimKey& key, const Status& verdict) {
   verdict_order_.emplace_back(after(now, limits_.verdict_life), key);
   while (!verdict_order_.empty() &&
          (verdict_order_.front().first <= now || verdict_order_.size() > limits_.kept_verdicts)) {
+    if (verdict_order_.front().first > now) refused("kept_verdicts");
     verdicts_.erase(verdict_order_.front().second);
     verdict_order_.pop_front();
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <mutex>
@@ -8,10 +9,18 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "engine/config.h"
+#include "engine/memory/memory_kind.h"
 #include "engine/parcel/layout.h"
 #include "engine/run/completion.h"
 
 namespace kvferry {
+
+// I6: what a claim may name; answers quote it, and must fit a frame.
+inline constexpr size_t kMaxParcelName = 256;  // bytes of a transfer id or an instance id
+inline constexpr size_t kMaxFingerprint = 4096;
+Status check_names(std::string_view transfer_id, std::string_view owner_instance, std::string_view reader_instance,
+                   std::string_view fingerprint);
 
 // What a prefiller publishes under one transfer id.
 struct ParcelSpec {
@@ -21,6 +30,8 @@ struct ParcelSpec {
   std::string fingerprint;        // must be the reader's, byte for byte
   Duration lease = std::chrono::seconds(480);
   bool digest = false;
+  // An event of the cache's memory kind (engine/memory/memory_kind.h): claims are answered once it is done. 0: none.
+  EventId event = 0;
 };
 
 enum class ReleaseReason : uint8_t {
@@ -28,7 +39,7 @@ enum class ReleaseReason : uint8_t {
   released,       // somebody released it
   expired,        // the lease ended
   reader_failed,  // a reader failed and no other was reading
-  aborted,        // it was released before it was published
+  aborted,        // it was released before it was published, or its event failed
   shut_down,
 };
 std::string_view to_string(ReleaseReason reason);
@@ -43,31 +54,19 @@ struct ParcelReleased {
 };
 
 // What the owner's caller takes; the engine's completion descriptor is readable while something is here. Thread-safe.
-// Bounded by the parcels that live (I6).
+// Bounded (I6): what is not taken counts as a parcel that lives.
 class ParcelEvents {
  public:
   explicit ParcelEvents(CompletionHub& hub) : hub_(hub) {}
   void push(ParcelReleased released);
   std::vector<ParcelReleased> take();
+  size_t untaken() const { return untaken_.load(std::memory_order_relaxed); }
 
  private:
   CompletionHub& hub_;
   std::mutex mutex_;
   std::deque<ParcelReleased> queue_;  // GUARDED_BY(mutex_)
-};
-
-// I6, DESIGN.md. About 1 KiB and 4 bytes a block id for a parcel; a full table refuses with `resource_exhausted`.
-struct ParcelLimits {
-  size_t parcels = 200'000;
-  size_t claims_per_parcel = 4096;
-  size_t waiting_per_reader = 4096;
-  size_t spans_per_claim = size_t{1} << 20;
-  size_t kept_verdicts = 65'536;
-  size_t tombstones = 200'000;
-  Duration unknown_grace = std::chrono::seconds(30);  // a claim for an id that nobody announced
-  Duration reader_grace = std::chrono::seconds(5);    // a reader without a session
-  Duration verdict_life = std::chrono::seconds(120);  // the longest settle deadline
-  Duration longest_lease = std::chrono::hours(1);     // with extensions, from publish on
+  std::atomic<size_t> untaken_{0};    // its size
 };
 
 struct ParcelStatus {

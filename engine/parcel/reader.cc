@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "engine/parcel/parcel_types.h"
 #include "engine/session/messages.h"
 
 // A read from its first claim to its outcome. How the bytes come is in reader_bytes.cc.
@@ -12,6 +13,7 @@ namespace kvferry {
 namespace {
 
 constexpr int kMaxAttempts = 8;  // sessions that may break under one claim
+constexpr Duration kShortestExtension = std::chrono::milliseconds(5);
 
 ReadState state_of_refusal(ErrorCode code) {
   switch (code) {
@@ -55,6 +57,10 @@ ParcelReader::ReadId ParcelReader::read(ParcelRead request, Done done) {
   }
   if (read->shares.empty()) {
     give_up(read, ReadState::failed, Error{ErrorCode::invalid_argument, "a read names at least one owner"});
+  } else if (Status names = check_names(read->request.transfer_id, read->request.expected_instance_id,
+                                        read->request.group_instance_id, read->request.fingerprint);
+             !names.ok()) {
+    give_up(read, ReadState::failed, names.error());
   } else if (Status status = pin_cache(*read); !status.ok()) {
     give_up(read, ReadState::failed, status.error());
   } else if (!try_one_stream(read)) {
@@ -182,6 +188,7 @@ Status ParcelReader::take_ticket(Share& share, const proto::Ticket& ticket) {
   share.word = ticket.word();
   share.tokens = ticket.tokens();
   share.digest = ticket.digest() != 0;
+  share.lease = std::chrono::milliseconds(ticket.lease_ms());
   share.ticket = true;
   return {};
 }
@@ -194,11 +201,36 @@ void ParcelReader::on_ticket(const ReadPtr& read, size_t index, const proto::Tic
     return give_up(read, state_of_refusal(code), Error{code, "claim refused: " + ticket.message()});
   }
   if (Status status = take_ticket(share, ticket); !status.ok()) return give_up(read, ReadState::failed, status.error());
+  extend_in_time(read);
   if (read->planned) {
     share.state = transition(share.state, ReadEvent::ticket);  // again, after a reconnect
     return read_share(read, index);
   }
   plan_when_complete(read);
+}
+
+// A lease that would end under the read is extended when half of it is gone, again and again while the claim lives; the
+// owner's limit ends that. A read that must end sooner needs none.
+void ParcelReader::extend_in_time(const ReadPtr& read) {
+  if (read->extension && read->extension->armed()) return;
+  Duration shortest = Duration::max();
+  for (const Share& share : read->shares)
+    if (share.ticket && !is_final(share.state)) shortest = std::min(shortest, share.lease);
+  const TimePoint when = after(loop_.now(), std::max(shortest / 2, kShortestExtension));
+  if (when >= read->request.deadline) return;
+  if (!read->extension) read->extension = std::make_unique<Timer>(loop_);
+  read->extension->arm(when, [this, weak = std::weak_ptr(read)] {
+    const ReadPtr held = weak.lock();
+    if (held == nullptr || held->over) return;
+    proto::Frame frame;
+    frame.mutable_extend()->set_transfer_id(held->request.transfer_id);
+    for (const Share& share : held->shares) {
+      InitiatorSession* session = core_.peer(share.peer).session();
+      if (session != nullptr && share.ticket && !is_final(share.state)) session->send_parcel(frame);
+      if (held->over) return;
+    }
+    extend_in_time(held);
+  });
 }
 
 void ParcelReader::plan_when_complete(const ReadPtr& read) {
@@ -278,12 +310,18 @@ void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
 
 // Nothing more lands in the blocks for this share when this returns (I4).
 void ParcelReader::stop_share(Share& share) {
-  if (share.job && share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path)
+  const bool path_stands = share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path;
+  if (share.staged)
+    share.staged->stop(path_stands);
+  else if (share.job && path_stands)
     share.job_path->cancel(share.job, {});
+  share.staged.reset();
   share.job.reset();
+  if (share.digesting) std::exchange(share.digesting, nullptr)->stop();
   if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)
     path->cancel(share.fetch);
   share.fetch = 0;
+  if (share.sink) std::exchange(share.sink, nullptr)->stop();
 }
 
 void ParcelReader::give_up(const ReadPtr& read, ReadState state, const Error& why) {
@@ -315,6 +353,7 @@ void ParcelReader::finish(const ReadPtr& read, ParcelOutcome outcome) {
   read->over = true;
   read->pins.clear();
   read->timer.reset();
+  read->extension.reset();
   reads_.erase(read->id);
   const Done done = std::exchange(read->done, nullptr);
   done(outcome);

@@ -9,8 +9,11 @@
 #include <vector>
 
 #include "engine/memory/registry.h"
+#include "engine/parcel/digest_run.h"
 #include "engine/parcel/layout.h"
 #include "engine/parcel/reshard.h"
+#include "engine/parcel/sink.h"
+#include "engine/parcel/staged_read.h"
 #include "engine/parcel/states.h"
 #include "engine/run/core.h"
 #include "proto/control.pb.h"
@@ -83,9 +86,13 @@ class ParcelReader {
     uint64_t tokens = 0;
     bool digest = false;
     std::vector<BlockList> blocks;
-    std::shared_ptr<Job> job;           // while reading by a one-sided fabric
-    tcp::FetchPath::FetchId fetch = 0;  // while reading a stream
+    Duration lease{0};         // that was left when the ticket came
+    std::shared_ptr<Job> job;  // while reading by a one-sided fabric
     OneSidedPath* job_path = nullptr;
+    std::shared_ptr<StagedRead> staged;    // the job, where it goes into memory that the CPU cannot touch
+    std::shared_ptr<DigestRun> digesting;  // of what the job has read
+    tcp::FetchPath::FetchId fetch = 0;     // while reading a stream
+    std::shared_ptr<ParcelSink> sink;
     OwnerShare plan;
     int attempts = 0;
   };
@@ -99,7 +106,9 @@ class ParcelReader {
     uint64_t bytes = 0;
     std::string fabric;
     std::vector<RegionPin> pins;  // of this rank's cache
+    MemoryOps* ops = nullptr;     // of all of them
     std::unique_ptr<Timer> timer;
+    std::unique_ptr<Timer> extension;
   };
 
   void listen_to(EngineCore::PeerIndex peer);
@@ -113,8 +122,12 @@ class ParcelReader {
   void on_ticket(const ReadPtr& read, size_t index, const proto::Ticket& ticket);
   Status take_ticket(Share& share, const proto::Ticket& ticket);
   void plan_when_complete(const ReadPtr& read);
+  void extend_in_time(const ReadPtr& read);
   void read_share(const ReadPtr& read, size_t index);
+  bool reaches(const Share& share) const;
+  Result<std::shared_ptr<Job>> job_of(const Read& read, const Share& share) const;
   void read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path);
+  void on_copied(const ReadPtr& read, size_t index, Status status);
   void read_stream(const ReadPtr& read, size_t index);
   void on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer);
   void on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest);
@@ -124,8 +137,8 @@ class ParcelReader {
   void retry_share(const ReadPtr& read, size_t index, const Error& why);
 
   Result<std::vector<Pair>> local_pairs(const Read& read, const CachePairs& pairs) const;
-  Result<std::vector<iovec>> targets(const Read& read, const CacheSpans& spans) const;
-  uint64_t digest_of_share(const Read& read, const Share& share) const;
+  static Result<CacheWalk> target_of(const Read& read, const Share& share);
+  static uint64_t digest_of_share(const Read& read, const Share& share);
   Status pin_cache(Read& read);
   void stop_share(Share& share);
   void give_up(const ReadPtr& read, ReadState state, const Error& why);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "engine/parcel/digest.h"
 #include "engine/parcel/reader.h"
 
 // How the bytes of a share come: copied from the owner's memory behind its gate, or as one stream.
@@ -33,28 +32,21 @@ Status ParcelReader::pin_cache(Read& read) {
                                      [&](const RegionPin& pin) { return pin->info.id == plane->region; });
       if (known) continue;
       KVF_ASSIGN_OR_RETURN(RegionPin pin, registry_.pin_remote(plane->region, kPrivate));
-      if (!pin->ops->host_addressable())
-        return Error{ErrorCode::unsupported, "parcels into device memory are not read yet"};
+      if (read.ops != nullptr && read.ops != pin->ops)
+        return Error{ErrorCode::unsupported, "the cache lies in several memory kinds"};
+      read.ops = pin->ops;
       read.pins.push_back(std::move(pin));
     }
   }
   return {};
 }
 
-Result<std::vector<iovec>> ParcelReader::targets(const Read& read, const CacheSpans& spans) const {
-  std::vector<iovec> out;
-  Status status;
-  spans.for_each([&](const CacheSpans::Span& span) {
-    for (const RegionPin& pin : read.pins) {
-      if (pin->info.id != span.region[0]) continue;
-      if (status.ok()) status = check_span(pin->info, span.offset[0], span.length);
-      out.push_back({pin->at(span.offset[0]), span.length});
-      return;
-    }
-    status = Error{ErrorCode::not_found, fmt::format("region {} of this cache is not registered", span.region[0])};
-  });
-  if (!status.ok()) return std::move(status).error();
-  return out;
+Result<CacheWalk> ParcelReader::target_of(const Read& read, const Share& share) {
+  KVF_ASSIGN_OR_RETURN(CacheSpans spans,
+                       reader_spans(share.plan.selection, CacheSide{read.request.layout.get(), read.request.blocks}));
+  std::vector<const RegionState*> regions;
+  for (const RegionPin& pin : read.pins) regions.push_back(pin.get());
+  return CacheWalk(std::move(spans), std::move(regions));
 }
 
 Result<std::vector<Pair>> ParcelReader::local_pairs(const Read& read, const CachePairs& pairs) const {
@@ -77,80 +69,112 @@ void ParcelReader::read_share(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
   if (share.plan.pairs.bytes() == 0) return on_share_read(read, index, {}, std::nullopt);
   Peer& peer = core_.peer(share.peer);
-  const auto on_host = [](const RegionInfo& region) {
-    return region.kind == MemoryKind::host && region.word != kNoWord;
-  };
-  const auto& regions = share.owner.regions->regions();
-  if (peer.one_sided_path() != nullptr && std::all_of(regions.begin(), regions.end(), on_host))
-    return read_one_sided(read, index, *peer.one_sided_path());
+  if (reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
   if (peer.fetch_path() != nullptr) return read_stream(read, index);
   give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"});
 }
 
-void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path) {
-  Share& share = read->shares[index];
-  auto pairs = local_pairs(*read, share.plan.pairs);
-  if (!pairs) return give_up(read, ReadState::failed, pairs.error());
+// Whether a one-sided fabric does.
+bool ParcelReader::reaches(const Share& share) const {
+  const OneSidedPath* path = core_.peer(share.peer).one_sided_path();
+  if (path == nullptr) return false;
+  const auto& regions = share.owner.regions->regions();
+  return std::all_of(regions.begin(), regions.end(), [path](const RegionInfo& one) { return path->reaches(one); });
+}
+
+Result<std::shared_ptr<Job>> ParcelReader::job_of(const Read& read, const Share& share) const {
   auto job = std::make_shared<Job>();
+  KVF_ASSIGN_OR_RETURN(job->pairs, local_pairs(read, share.plan.pairs));
   job->operation = Operation::read;
-  job->pairs = std::move(*pairs);
   job->bytes = share.plan.pairs.bytes();
-  job->deadline = read->request.deadline;
-  job->local_ops = nullptr;
+  job->deadline = read.request.deadline;
   job->table = share.owner.regions;
+  const RegionInfo* region = nullptr;
+  job->remote.reserve(job->pairs.size());
   for (const Pair& pair : job->pairs) {
-    const RegionInfo* region = job->table->find(pair.region);
+    if (region == nullptr || region->id != pair.region) region = job->table->find(pair.region);
     if (region == nullptr || !check_span(*region, pair.offset, pair.length).ok())
-      return give_up(read, ReadState::failed,
-                     Error{ErrorCode::protocol, "the ticket's regions do not hold its layout"});
+      return Error{ErrorCode::protocol, "the ticket's regions do not hold its layout"};
     job->remote.push_back(region);
   }
+  return job;
+}
+
+void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path) {
+  Share& share = read->shares[index];
+  auto made = job_of(*read, share);
+  if (!made) return give_up(read, ReadState::failed, made.error());
+  const std::shared_ptr<Job> job = *made;
   read->fabric = path.fabric();
   share.job = job;
   share.job_path = &path;
-  job->done = [this, alive = alive_, weak = std::weak_ptr<Read>(read), index, raw = job.get()](Status status) {
+  const auto held_if_current = [this, alive = alive_, weak = std::weak_ptr<Read>(read), index, raw = job.get()] {
     const ReadPtr held = weak.lock();
-    if (!*alive || held == nullptr || held->over || held->shares[index].job.get() != raw) return;
-    std::optional<uint64_t> digest;
-    if (status.ok() && held->shares[index].digest) {
-      Digest sum;
-      for (const Pair& pair : raw->pairs) {
-        const iovec piece{pair.local, pair.length};
-        sum.add({&piece, 1});
-      }
-      digest = sum.value();
-    }
-    on_share_read(held, index, std::move(status), digest);
+    return *alive && held && !held->over && held->shares[index].job.get() == raw ? held : nullptr;
   };
-  path.start(std::move(job));
+  if (!read->ops->host_addressable()) {
+    share.staged = std::make_shared<StagedRead>(
+        path, core_.lanes().staging(), *read->ops, job, share.digest,
+        [this, held_if_current, index, asked = share.digest](Status status, uint64_t digest) {
+          if (const ReadPtr held = held_if_current())
+            on_share_read(held, index, std::move(status), asked ? std::optional(digest) : std::nullopt);
+        });
+    return share.staged->start();
+  }
+  job->done = [this, held_if_current, index](Status status) {
+    if (const ReadPtr held = held_if_current()) on_copied(held, index, std::move(status));
+  };
+  path.start(job);
+}
+
+void ParcelReader::on_copied(const ReadPtr& read, size_t index, Status status) {
+  Share& share = read->shares[index];
+  if (!status.ok() || !share.digest) return on_share_read(read, index, std::move(status), std::nullopt);
+  auto bytes = target_of(*read, share);
+  if (!bytes) return on_share_read(read, index, std::move(bytes).error(), std::nullopt);
+  auto run = DigestRun::start(loop_, core_.lanes().staging(), *read->ops, std::move(*bytes),
+                              [this, weak = std::weak_ptr(read), index](const Result<uint64_t>& digest) {
+                                const ReadPtr held = weak.lock();
+                                if (!held || held->over) return;
+                                if (digest)
+                                  on_share_read(held, index, {}, *digest);
+                                else
+                                  on_share_read(held, index, digest.error(), std::nullopt);
+                              });
+  if (!run->over()) share.digesting = std::move(run);
 }
 
 void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
-  auto spans = reader_spans(share.plan.selection, CacheSide{read->request.layout.get(), read->request.blocks});
-  if (!spans) return give_up(read, ReadState::failed, spans.error());
-  auto target = targets(*read, *spans);
+  auto target = target_of(*read, share);
   if (!target) return give_up(read, ReadState::failed, target.error());
   read->fabric = "tcp";
   proto::Claim claim = claim_of(*read, share);
   claim.set_selection(encode(share.plan.selection));
-  tcp::FetchPath::Fetch fetch;
-  fetch.request = claim.SerializeAsString();
-  fetch.target = std::move(*target);
   const std::weak_ptr<Read> weak = read;
-  fetch.head = [this, alive = alive_, weak, index](ByteSpan head) {
+  const auto on_head = [this, alive = alive_, weak, index](ByteSpan head) {
     const ReadPtr held = weak.lock();
     if (!*alive || held == nullptr || held->over) return;
     proto::Ticket ticket;
     Share& owner_share = held->shares[index];
     const bool parsed = ticket.ParseFromArray(head.data(), static_cast<int>(head.size()));
     if (!parsed || !take_ticket(owner_share, ticket).ok()) owner_share.generation = 0;  // the verdict will not count
+    if (owner_share.digest) owner_share.sink->want_digest();
+    extend_in_time(held);
   };
-  fetch.ended = [this, alive = alive_, weak, index](Result<std::string> trailer) {
+  const auto on_end = [this, alive = alive_, weak, index](Result<std::string> trailer) {
     const ReadPtr held = weak.lock();
     if (*alive && held != nullptr && !held->over) on_stream_end(held, index, std::move(trailer));
   };
-  share.fetch = core_.peer(share.peer).fetch_path()->start(std::move(fetch));
+  const auto go_on = [this, alive = alive_, weak, index] {
+    const ReadPtr held = weak.lock();
+    if (!*alive || held == nullptr || held->over) return;
+    tcp::FetchPath* path = core_.peer(held->shares[index].peer).fetch_path();
+    if (path != nullptr) path->go_on(held->shares[index].fetch);
+  };
+  share.sink = std::make_shared<ParcelSink>(
+      ParcelSink::Parts{core_.lanes().staging(), *read->ops, std::move(*target), on_head, on_end, go_on});
+  share.fetch = core_.peer(share.peer).fetch_path()->start(claim.SerializeAsString(), share.sink);
 }
 
 void ParcelReader::on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer) {
@@ -170,6 +194,7 @@ void ParcelReader::on_stream_end(const ReadPtr& read, size_t index, Result<std::
     status = Error{ErrorCode::stale, verdict.message()};
   else if (share.digest && verdict.digest() != digest_of_share(*read, share))
     status = Error{ErrorCode::stale, "the digest of what was read differs"};
+  share.sink.reset();
   on_share_read(read, index, std::move(status), std::nullopt);
 }
 
@@ -183,6 +208,8 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
       status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
   }
   share.job.reset();
+  share.staged.reset();
+  share.digesting.reset();
   if (!status.ok()) {
     const ErrorCode code = status.error().code;
     const ReadState state = code == ErrorCode::gone                                    ? ReadState::gone
@@ -200,14 +227,9 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
   if (one_way && !read->over) accept_share(read, index);
 }
 
-uint64_t ParcelReader::digest_of_share(const Read& read, const Share& share) const {
-  auto spans = reader_spans(share.plan.selection, CacheSide{read.request.layout.get(), read.request.blocks});
-  if (!spans) return 0;
-  auto pieces = targets(read, *spans);
-  if (!pieces) return 0;
-  Digest digest;
-  digest.add(*pieces);
-  return digest.value();
+// Of the bytes as they came by the stream.
+uint64_t ParcelReader::digest_of_share(const Read&, const Share& share) {
+  return share.sink->digest();
 }
 
 // When every owner's layout is known from before and only streams are to be had, the claim travels with the fetch and
@@ -220,9 +242,10 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
   for (Share& share : read->shares) {
     Peer& peer = core_.peer(share.peer);
     const auto known = known_.find(share.peer);
-    if (peer.session() == nullptr || peer.one_sided_path() != nullptr || peer.fetch_path() == nullptr) return false;
+    if (peer.session() == nullptr || peer.fetch_path() == nullptr) return false;
     if (known == known_.end() || known->second.incarnation != peer.session()->peer().incarnation) return false;
     share.owner = known->second;
+    if (reaches(share)) return false;
     share.incarnation = known->second.incarnation;
     blocks.push_back(any_blocks(*share.owner.layout, request.end_token));
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +53,15 @@ class SpanTable {
     return spans;
   }
 
+  // Those that the spans of one side lie in.
+  std::vector<uint64_t> regions(size_t side) const {
+    std::vector<uint64_t> found;
+    for (const Step& step : steps_)
+      if (std::find(found.rbegin(), found.rend(), step.region[side]) == found.rend())
+        found.push_back(step.region[side]);
+    return found;
+  }
+
   uint64_t bytes() const { return bytes_; }
   bool empty() const { return steps_.empty(); }
   // An upper bound of what for_each visits; it is less where one step ends where the next begins.
@@ -60,6 +70,8 @@ class SpanTable {
  private:
   template <size_t>
   friend class SpanTableBuilder;
+  template <size_t>
+  friend class SpanCursor;
 
   // Offsets relative to a step's origin; they wrap where a later layer lies below the first.
   struct Piece {
@@ -85,6 +97,47 @@ class SpanTable {
   std::vector<std::vector<Piece>> lists_;
   size_t max_spans_ = 0;
   uint64_t bytes_ = 0;
+};
+
+// Walks a table's spans one at a time, as for_each does, so that nobody has to write them out.
+template <size_t kSides>
+class SpanCursor {
+ public:
+  using Table = SpanTable<kSides>;
+  SpanCursor() = default;
+  explicit SpanCursor(Table table) : table_(std::move(table)) {}
+
+  // False at the end.
+  bool next(typename Table::Span& span) {
+    bool open = false;
+    while (step_ < table_.steps_.size()) {
+      const auto& step = table_.steps_[step_];
+      const auto& list = table_.lists_[step.list];
+      if (piece_ == list.size()) {
+        ++step_;
+        piece_ = 0;
+        continue;
+      }
+      const auto& piece = list[piece_];
+      if (open && !Table::follows(span, step, piece)) return true;
+      if (!open) {
+        span.length = 0;
+        for (size_t side = 0; side < kSides; ++side) {
+          span.region[side] = step.region[side];
+          span.offset[side] = step.offset[side] + piece.offset[side];
+        }
+      }
+      span.length += piece.length;
+      open = true;
+      ++piece_;
+    }
+    return open;
+  }
+
+ private:
+  Table table_;
+  size_t step_ = 0;
+  size_t piece_ = 0;
 };
 
 using CacheSpans = SpanTable<1>;

@@ -9,42 +9,117 @@
 namespace kvferry {
 
 ParcelStream::ParcelStream(ParcelOwner& owner, std::string ticket, std::string transfer_id, uint64_t number,
-                           uint64_t generation, bool digest, std::vector<iovec> payload, std::vector<RegionPin> pins)
+                           uint64_t generation, bool digest, ParcelOwner::Bytes bytes)
     : owner_(owner),
       owner_alive_(owner.alive_),
       ticket_(std::move(ticket)),
       transfer_id_(std::move(transfer_id)),
       number_(number),
       generation_(generation),
-      payload_(std::move(payload)),
-      pins_(std::move(pins)),
-      wants_digest_(digest) {}
+      ops_(bytes.ops),
+      bytes_(std::move(bytes.walk)),
+      pins_(std::move(bytes.pins)) {
+  if (digest) digest_.emplace();
+}
 
 ParcelStream::~ParcelStream() {
   if (!*owner_alive_) return;
   const auto found = owner_.parcels_.find(transfer_id_);
   if (found != owner_.parcels_.end()) found->second->streams.erase(this);
+  // I2, I4: the parcel and the region no longer know of a copy that may still run.
+  const bool copying = std::any_of(staged_.begin(), staged_.end(),
+                                   [](const StagedPtr& piece) { return !piece->landed && piece->buffer; });
+  if (copying) owner_.parts_.lanes.staging().drain();
 }
 
 void ParcelStream::stop() {
   stopped_ = true;
   owner_.parts_.lanes.stop(*this);
+  if (!staged_.empty()) owner_.parts_.lanes.staging().drain();
+  staged_.clear();
   pins_.clear();
+  if (ops_ == nullptr || ops_->host_addressable()) return;
+  // It may wait for a copy. Later: sending may lose a lane, and other streams of the parcel with it.
+  owner_.parts_.loop.defer([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (self != nullptr && *self->owner_alive_) self->owner_.parts_.lanes.resume(*self);
+  });
 }
 
-std::vector<iovec> ParcelStream::next(uint64_t max_bytes) {
-  std::vector<iovec> piece;
-  for (uint64_t taken = 0; !at_end() && taken < max_bytes;) {
-    iovec& rest = payload_[index_];
-    const size_t count = std::min<uint64_t>(rest.iov_len, max_bytes - taken);
-    piece.push_back({rest.iov_base, count});
-    taken += count;
-    rest.iov_base = static_cast<char*>(rest.iov_base) + count;
-    rest.iov_len -= count;
-    if (rest.iov_len == 0) ++index_;
+bool ParcelStream::ready() const {
+  if (at_end() || ops_ == nullptr || ops_->host_addressable()) return true;
+  return !staged_.empty() && staged_.front()->landed;
+}
+
+ParcelStream::Piece ParcelStream::next(uint64_t max_bytes) {
+  Piece piece;
+  if (at_end()) return piece;
+  if (ops_->host_addressable()) {
+    auto bytes = bytes_.take(max_bytes);
+    if (!bytes) {
+      failure_ = std::move(bytes).error();
+      return piece;
+    }
+    piece.bytes = std::move(*bytes);
+  } else {
+    piece.staging = std::move(staged_.front()->buffer);
+    KVF_CHECK(piece.staging.size() <= max_bytes);
+    piece.bytes = {{piece.staging.data(), piece.staging.size()}};
+    staged_.pop_front();
+    stage_ahead();
   }
-  if (wants_digest_) digest_.add(piece);
+  if (digest_) digest_->add(piece.bytes);
   return piece;
+}
+
+void ParcelStream::begin() {
+  if (ops_ != nullptr && !ops_->host_addressable()) stage_ahead();
+}
+
+void ParcelStream::stage_ahead() {
+  while (failure_.ok() && staged_.size() < kAhead && !bytes_.at_end()) {
+    auto taken = bytes_.take(tcp::Owner::kPieceBytes);
+    if (!taken) {
+      failure_ = std::move(taken).error();
+      return;
+    }
+    const std::vector<iovec> parts = std::move(*taken);
+    uint64_t bytes = 0;
+    for (const iovec& part : parts) bytes += part.iov_len;
+    auto piece = std::make_shared<Staged>();
+    staged_.push_back(piece);
+    owner_.parts_.lanes.staging().acquire(*ops_, bytes,
+                                          [weak = weak_from_this(), piece, parts](Result<Staging::Buffer> acquired) {
+                                            const auto self = weak.lock();
+                                            if (self == nullptr || self->stopped_ || !self->failure_.ok()) return;
+                                            if (!acquired) return self->on_staged(*piece, std::move(acquired).error());
+                                            self->stage(piece, parts, std::move(*acquired));
+                                          });
+  }
+}
+
+void ParcelStream::stage(const StagedPtr& piece, const std::vector<iovec>& parts, Staging::Buffer buffer) {
+  std::vector<CopySpan> copies;
+  std::byte* into = buffer.data();
+  for (const iovec& part : parts) {
+    copies.push_back({static_cast<std::byte*>(part.iov_base), into, part.iov_len});
+    into += part.iov_len;
+  }
+  piece->buffer = std::move(buffer);
+  owner_.parts_.lanes.staging().copy(*ops_, CopyDirection::to_host, copies,
+                                     [weak = weak_from_this(), piece](const Status& status) {
+                                       piece->landed = true;
+                                       const auto self = weak.lock();
+                                       if (self != nullptr && !self->stopped_) self->on_staged(*piece, status);
+                                     });
+}
+
+void ParcelStream::on_staged(Staged& piece, const Status& status) {
+  if (!status.ok()) {
+    failure_ = status;
+    piece.buffer.release();
+  }
+  if (*owner_alive_ && ready()) owner_.parts_.lanes.resume(*this);
 }
 
 // Asked for when the last bytes are queued, and again if the parcel ends before they have left: `valid` is true of
@@ -55,85 +130,38 @@ std::string ParcelStream::trailer() {
   if (stopped_) {
     verdict.set_code(static_cast<uint32_t>(ErrorCode::stale));
     verdict.set_message("the parcel was given back while it was read");
-  } else if (wants_digest_) {
-    verdict.set_digest(digest_.value());
+  } else if (!failure_.ok()) {
+    verdict.set_code(static_cast<uint32_t>(failure_.error().code));
+    verdict.set_message("the owner cannot read the parcel: " + failure_.error().to_string());
+  } else if (digest_) {
+    verdict.set_digest(digest_->value());
   }
   return verdict.SerializeAsString();
 }
 
 // ---- the owner's part of it
 
-Result<CacheSpans> ParcelOwner::spans_of(const Parcel& parcel, const std::string& bytes) const {
-  KVF_ASSIGN_OR_RETURN(const Selection selection, decode_selection(as_bytes(bytes)));
-  for (const SelectionPart& part : selection.parts)
-    if (part.end_token > parcel.tokens)
-      return Error{ErrorCode::invalid_argument,
-                   fmt::format("the selection ends at token {}, the parcel covers {}", part.end_token, parcel.tokens)};
-  return owner_spans(selection, CacheSide{&layout_, parcel.blocks}, limits_.spans_per_claim);
-}
-
 void ParcelOwner::on_fetch(Guest& guest, ByteSpan request, Answer answer) {
   proto::Claim asked;
   if (!asked.ParseFromArray(request.data(), static_cast<int>(request.size())))
     return answer(Error{ErrorCode::protocol, "fetch that cannot be parsed"});
   const ReaderKey reader{guest.engine_id(), guest.incarnation()};
-  on_claim(reader, asked, [this, alive = alive_, selection = asked.selection(), answer](Result<ClaimPtr> granted) {
+  on_claim(reader, asked, [this, selection = asked.selection(), answer](Result<ClaimPtr> granted) {
     if (!granted) return answer(std::move(granted).error());
     const ClaimPtr claim = *granted;
     Parcel& parcel = *claim->parcel;
-    auto spans = spans_of(parcel, selection);
-    if (!spans) {
-      Error why = spans.error();
+    auto bytes = bytes_of(parcel, selection);
+    if (!bytes) {
       fail_claim(claim, false);
-      return answer(std::move(why));
+      return answer(std::move(bytes).error());
     }
-    std::vector<iovec> payload;
-    std::vector<RegionPin> pins;
-    Status status;
-    spans->for_each([&](const CacheSpans::Span& span) {
-      if (!status.ok()) return;
-      if (pins.empty() || pins.back()->info.id != span.region[0]) {
-        auto pin = parts_.registry.pin_remote(span.region[0], kPrivate);
-        if (!pin) {
-          status = pin.error();
-          return;
-        }
-        pins.push_back(std::move(*pin));
-      }
-      status = check_span(pins.back()->info, span.offset[0], span.length);
-      if (!pins.back()->ops->host_addressable())
-        status = Error{ErrorCode::unsupported, "parcels in device memory are not streamed yet"};
-      payload.push_back({pins.back()->at(span.offset[0]), span.length});
-    });
-    if (!status.ok()) {
-      fail_claim(claim, false);
-      return answer(status.error());
-    }
-    auto stream = std::make_shared<ParcelStream>(*this, ticket_of(*claim, parcel).SerializeAsString(), parcel.id,
-                                                 claim->key.number, parcel.generation, parcel.digest,
-                                                 std::move(payload), std::move(pins));
+    auto stream =
+        std::make_shared<ParcelStream>(*this, ticket_of(*claim, parcel).SerializeAsString(), parcel.id,
+                                       claim->key.number, parcel.generation, parcel.digest, std::move(*bytes));
     parcel.streams.insert(stream.get());
+    stream->begin();
     answer(std::shared_ptr<tcp::FetchSource>(std::move(stream)));
   });
-}
-
-// One-sided: the reader has told what it read; the owner reads the same bytes of its own memory.
-Status ParcelOwner::check_digest(const Claim& claim, const proto::Settle& settle) const {
-  KVF_ASSIGN_OR_RETURN(const CacheSpans spans, spans_of(*claim.parcel, settle.selection()));
-  Digest digest;
-  Status status;
-  spans.for_each([&](const CacheSpans::Span& span) {
-    auto pin = parts_.registry.pin_remote(span.region[0], kPrivate);
-    if (!pin || !(*pin)->ops->host_addressable()) {
-      status = Error{ErrorCode::unsupported, "the bytes cannot be checked again"};
-      return;
-    }
-    const iovec piece{(*pin)->at(span.offset[0]), span.length};
-    digest.add({&piece, 1});
-  });
-  KVF_RETURN_IF_ERROR(status);
-  if (digest.value() != settle.digest()) return Error{ErrorCode::stale, "the digest of what was read differs"};
-  return {};
 }
 
 }  // namespace kvferry

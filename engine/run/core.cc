@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "common/text.h"
+#include "engine/io/tls.h"
+#include "engine/session/messages.h"
 
 namespace kvferry {
 namespace {
@@ -17,11 +19,22 @@ Identity make_identity(const EngineConfig& config, Random& random, const HostIde
   Identity identity;
   identity.engine_id = config.engine_id.empty() ? "engine-" + to_hex(random.token(4)) : config.engine_id;
   identity.incarnation = random.next();
+  identity.auth = config.auth.mode;
   identity.host = host;
   identity.features = known_features();
   identity.heartbeat = config.heartbeat;
   identity.patience = config.heartbeat * config.missed_heartbeats;
   return identity;
+}
+
+// The host part of an address.
+std::string host_of(const std::string& address) {
+  return address.substr(0, address.rfind(':'));
+}
+
+bool is_misdeed(const Error& why) {
+  return why.code == ErrorCode::protocol || why.code == ErrorCode::resource_exhausted ||
+         why.code == ErrorCode::permission_denied;
 }
 
 bool has(const std::vector<std::string>& names, std::string_view name) {
@@ -58,10 +71,13 @@ EngineCore::EngineCore(Parts parts, const EngineConfig& config)
       local_owner_(parts_.words),
       transfer_metrics_(TransferMetrics::of(parts_.metrics)),
       strangers_(parts_.metrics.counter("kvferry_strangers_total", "Connections refused before they became a session")),
+      complaints_(parts_.loop, parts_.logger, parts_.metrics),
       sessions_gauge_(parts_.metrics.gauge("kvferry_sessions", "Sessions that peers hold with this engine")),
       quiet_poll_(parts_.loop) {
+  Acceptor::Options options;
+  options.plain_refusal = plain_refusal(config.auth.mode);
   acceptor_ = std::make_unique<Acceptor>(
-      parts_.loop, Acceptor::Options{}, parts_.logger, strangers_,
+      parts_.loop, std::move(options), complaints_, strangers_,
       [this](std::unique_ptr<Stream> stream) { session_came(std::move(stream)); },
       [this](std::unique_ptr<Stream> stream, const LanePreface& lane) { lane_came(std::move(stream), lane); });
 }
@@ -73,7 +89,13 @@ EngineCore::~EngineCore() {
 Status EngineCore::listen() {
   KVF_ASSIGN_OR_RETURN(const Address wanted, parse_address(config_.listen, false));
   KVF_RETURN_IF_ERROR(acceptor_->listen(parts_.network, wanted));
-  address_ = acceptor_->address();
+  address_ = identity_.address = acceptor_->address();
+  parts_.metrics
+      .gauge("kvferry_auth_mode", "1 for the engine's auth mode", {{"mode", std::string(to_string(config_.auth.mode))}})
+      .set(1);
+  if (config_.auth.mode == AuthMode::open && !address_.is_loopback())
+    parts_.logger->info("auth mode open on {}: whoever reaches that port may use what this engine registers",
+                        address_.to_string());
   if (config_.loopback)
     config_.loopback->add(identity_.engine_id, identity_.incarnation, parts_.registry, parts_.words);
   return {};
@@ -92,12 +114,23 @@ void EngineCore::shut_down() {
 
 // ---- peers that use this engine
 
+// `max_sessions` bounds what all of them cost, `max_sessions_per_host` what one host can take from the others (I6, I7).
+Status EngineCore::admit_session(const std::string& host) const {
+  if (sessions_.size() >= config_.max_sessions)
+    return Error{ErrorCode::resource_exhausted, fmt::format("max_sessions ({}) are open", config_.max_sessions)};
+  const auto found = sessions_by_host_.find(host);
+  if (found != sessions_by_host_.end() && found->second >= config_.max_sessions_per_host)
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("max_sessions_per_host ({}) are open with {}", config_.max_sessions_per_host, host)};
+  return {};
+}
+
 void EngineCore::session_came(std::unique_ptr<Stream> stream) {
-  if (sessions_.size() >= config_.max_sessions) {
-    parts_.logger->warning("session from {} refused: max_sessions ({}) are open", stream->peer_address(),
-                           config_.max_sessions);
+  const std::string address = stream->peer_address();
+  const std::string host = host_of(address);
+  if (Status status = admit_session(host); !status.ok()) {
     strangers_.add();
-    return;
+    return complaints_.note(address, status.error());
   }
   OwnerSession::Context context{
       parts_.loop,
@@ -114,6 +147,7 @@ void EngineCore::session_came(std::unique_ptr<Stream> stream) {
   auto session = std::make_unique<OwnerSession>(std::move(context), std::move(stream));
   const uint64_t id = session->session_id();
   sessions_.emplace(id, std::move(session));
+  ++sessions_by_host_[host];
   sessions_gauge_.set(static_cast<int64_t>(sessions_.size()));
 }
 
@@ -126,6 +160,10 @@ void EngineCore::session_ended(OwnerSession& session, const Error& why) {
   parts_.logger->debug("session of peer \"{}\" ended: {}", session.engine_id(), why.to_string());
   auto entry = sessions_.extract(session.session_id());
   if (entry.empty()) return;
+  const std::string address = session.peer_address();
+  const auto host = sessions_by_host_.find(host_of(address));
+  if (host != sessions_by_host_.end() && --host->second == 0) sessions_by_host_.erase(host);
+  if (is_misdeed(why)) complaints_.note(fmt::format("\"{}\" ({})", session.engine_id(), address), why);
   sessions_gauge_.set(static_cast<int64_t>(sessions_.size()));
   // Called from within the session: destroyed in a later turn.
   parts_.loop.defer([keep = std::shared_ptr<OwnerSession>(std::move(entry.mapped()))] {});
@@ -159,7 +197,8 @@ Result<EngineCore::PeerIndex> EngineCore::find_or_add_peer(const Address& addres
                         has(config_.fabrics, "loopback") ? config_.loopback : nullptr,
                         parts_.hub,
                         transfer_metrics_,
-                        parts_.logger};
+                        parts_.logger,
+                        complaints_};
   context.tcp_options.bulk_lanes = static_cast<size_t>(config_.bulk_lanes);
   const PeerIndex index = peers_.size();
   peers_.push_back(std::make_unique<Peer>(std::move(context), address));
@@ -211,9 +250,11 @@ void EngineCore::check_closing() {
 }
 
 std::string EngineCore::describe() const {
-  std::string out = fmt::format(R"({{"engine_id":{},"incarnation":"{:016x}","address":{},"auth":"open","regions":{})",
+  std::string out = fmt::format(R"({{"engine_id":{},"incarnation":"{:016x}","address":{},"auth":"{}","strict":{},)"
+                                R"("kernel_tls":{},"regions":{})",
                                 json_quote(identity_.engine_id), identity_.incarnation,
-                                json_quote(address_.to_string()), parts_.registry.snapshot().size());
+                                json_quote(address_.to_string()), to_string(config_.auth.mode), config_.strict,
+                                json_quote(kernel_tls()), parts_.registry.snapshot().size());
   out += fmt::format(R"(,"sessions":{},"quarantined":[)", sessions_.size());
   for (const Closing& closing : closing_)
     out += fmt::format(R"({}{{"region":{},"base":"0x{:x}","length":{}}})", &closing == &closing_.front() ? "" : ",",

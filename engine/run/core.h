@@ -93,6 +93,7 @@ class EngineCore {
     std::function<void(Status)> quiet;  // empty once called
     Task quiet_again;
   };
+  Status admit_session(const std::string& host) const;
   void session_came(std::unique_ptr<Stream> stream);
   void lane_came(std::unique_ptr<Stream> stream, const LanePreface& lane);
   void session_ended(OwnerSession& session, const Error& why);
@@ -109,8 +110,10 @@ class EngineCore {
   local::Owner local_owner_;
   TransferMetrics transfer_metrics_;
   Counter& strangers_;
+  Complaints complaints_;
   Gauge& sessions_gauge_;
   std::unordered_map<uint64_t, std::unique_ptr<OwnerSession>> sessions_;  // by session id
+  std::unordered_map<std::string, size_t> sessions_by_host_;
   std::vector<std::unique_ptr<Peer>> peers_;
   std::map<Address, PeerIndex> peers_by_address_;
   std::list<Closing> closing_;

@@ -81,6 +81,7 @@ void LoopDriver::wait(const std::atomic<bool>& done, TimePoint deadline) {
   KVF_CHECK(!owned_here());
   const TimePoint began = loop_.now();
   std::unique_lock lock(mutex_);
+  const bool follows_closely = began - left_ < kLongestPark;
   ++waiters_;
   ++waits_;
   waiting_.store(waiters_, std::memory_order_seq_cst);
@@ -95,9 +96,12 @@ void LoopDriver::wait(const std::atomic<bool>& done, TimePoint deadline) {
   }
   --waiters_;
   waiting_.store(waiters_, std::memory_order_seq_cst);
+  left_ = loop_.now();
+  // Handing the loop over costs two thread switches, and taking it back two more: who came back soon will do so again.
+  const bool lasted = left_ - began > kShortestPark && !follows_closely;
   if (waiters_ > 0) {
     waiters_cv_.notify_all();  // one of them takes the loop
-  } else if (resting_ || loop_.now() - began > kShortestPark || inbox_size_.load() > 0) {
+  } else if (resting_ || lasted || inbox_size_.load() > 0) {
     urgent_ = true;
     progress_cv_.notify_one();
   }

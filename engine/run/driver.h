@@ -15,9 +15,9 @@ namespace kvferry {
 // meanwhile, so that a synchronous call does not pay two thread switches. One owner at a time; everything `_on_loop`
 // runs in it.
 //
-// The progress thread leaves the loop as soon as somebody waits, and comes back 100 us after the last waiter has left;
-// while synchronous calls follow each other closely it stays away for up to kLongestPark, and anything posted without a
-// waiter brings it back at once.
+// The progress thread leaves the loop as soon as somebody waits, and comes back 100 us after the last waiter has left,
+// at once if that one had waited longer. While synchronous calls follow each other closely it stays away for up to
+// kLongestPark, however long each takes, and anything posted without a waiter brings it back at once.
 class LoopDriver final : private FdHandler {
  public:
   static Result<std::unique_ptr<LoopDriver>> create(EpollLoop& loop);
@@ -62,6 +62,7 @@ class LoopDriver final : private FdHandler {
   bool owned_ = false;    // GUARDED_BY(mutex_)
   int waiters_ = 0;       // GUARDED_BY(mutex_)
   uint64_t waits_ = 0;    // GUARDED_BY(mutex_): calls of wait() so far
+  TimePoint left_{};      // GUARDED_BY(mutex_): when a waiter left last
   bool urgent_ = false;   // GUARDED_BY(mutex_): something was posted and nobody owns the loop
   bool resting_ = false;  // GUARDED_BY(mutex_): the progress thread sleeps until the last waiter leaves
   std::atomic<bool> stopping_{false};

@@ -110,6 +110,8 @@ void Peer::on_session_ended(const Error& why) {
   const bool was_ready = view_->get().ready;
   last_error_ = why.to_string();
   context_.logger->debug("session with {} ended: {}", address_.to_string(), last_error_);
+  if (why.code == ErrorCode::protocol || why.code == ErrorCode::resource_exhausted)
+    context_.complaints.note(fmt::format("\"{}\" ({})", last_engine_id_, address_.to_string()), why);
   std::shared_ptr<InitiatorSession> session = std::move(session_);
   publish_view();
   backoff_ = was_ready ? kFirstBackoff : std::clamp(backoff_ * 2, kFirstBackoff, kLongestBackoff);
@@ -145,13 +147,27 @@ void Peer::fail_connecting(const Error& why) {
 
 void Peer::submit(const TaskPtr& task) {
   tasks_.insert(task);
+  if (task->awaited != 0)
+    context_.staging.when(*task->job->local_ops, task->awaited,
+                          [this, weak = std::weak_ptr(task)](const Status& status) {
+                            if (const TaskPtr held = weak.lock()) on_event(held, status);
+                          });
   task->timer = std::make_unique<Timer>(context_.loop);
   task->timer->arm(task->deadline, [this, task] { on_deadline(task); });
   if (session_ && session_->ready()) return begin(task);
   ensure_session();
 }
 
+// What the transfer moves is written, or free to be overwritten, from here on.
+void Peer::on_event(const TaskPtr& task, const Status& status) {
+  if (task->phase != TransferPhase::waiting) return;
+  task->awaited = 0;
+  if (!status.ok()) return give_up(task, status.error(), false);
+  if (session_ && session_->ready()) begin(task);
+}
+
 void Peer::begin(const TaskPtr& task) {
+  if (task->awaited != 0) return;  // on_event() comes back here
   if (task->job) return begin_move(task);
   task->phase = TransferPhase::notifying;
   begin_notify(task);
@@ -180,12 +196,10 @@ void Peer::begin_move(const TaskPtr& task) {
 }
 
 Result<Path*> Peer::choose_path(const Job& job) {
-  const auto is_host = [](const RegionInfo* region) {
-    return region->kind == MemoryKind::host && region->word != kNoWord;
-  };
+  const auto reached = [this](const RegionInfo* region) { return one_sided_path_->reaches(*region); };
   std::string why_not_local = session_->why_not_local();
   if (one_sided_path_) {
-    if (job.local_ops->kind() == MemoryKind::host && std::all_of(job.remote.begin(), job.remote.end(), is_host))
+    if (job.local_ops->kind() == MemoryKind::host && std::all_of(job.remote.begin(), job.remote.end(), reached))
       return static_cast<Path*>(one_sided_path_.get());
     why_not_local = "device memory";
   }

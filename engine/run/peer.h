@@ -13,6 +13,7 @@
 #include "engine/fabric/loopback/loopback.h"
 #include "engine/fabric/tcp/fetch_path.h"
 #include "engine/run/transfer_task.h"
+#include "engine/session/complaints.h"
 #include "engine/session/initiator_session.h"
 
 namespace kvferry {
@@ -63,6 +64,7 @@ class Peer {
     CompletionHub& hub;
     TransferMetrics metrics;
     std::shared_ptr<Logger> logger;
+    Complaints& complaints;
   };
   using TaskPtr = std::shared_ptr<TransferTask>;
 
@@ -106,6 +108,7 @@ class Peer {
   void on_session_ended(const Error& why);
   void publish_view();
   void begin(const TaskPtr& task);
+  void on_event(const TaskPtr& task, const Status& status);
   void begin_move(const TaskPtr& task);
   void on_moved(const TaskPtr& task, Status status);
   void begin_notify(const TaskPtr& task);

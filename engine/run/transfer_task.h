@@ -43,6 +43,7 @@ struct TransferTask {
   TimePoint deadline = kNever;
   TransferPhase phase = TransferPhase::waiting;
   Path* path = nullptr;  // while moving
+  EventId awaited = 0;   // event of the local memory's kind, that it waits for
   bool synced = false;   // the peer's region table was brought up to date for it once
   Status verdict;        // while fencing: what the outcome will be
   std::unique_ptr<Timer> timer;

@@ -1,14 +1,17 @@
 #include "engine/session/acceptor.h"
 
+#include <fmt/format.h>
+
 #include <array>
+#include <utility>
 
 namespace kvferry {
 
 // A connection until its preface is whole.
 class Acceptor::Pending final : public StreamHandler {
  public:
-  Pending(Acceptor& acceptor, std::unique_ptr<Stream> stream)
-      : acceptor_(acceptor), stream_(std::move(stream)), expiry_(acceptor.loop_) {
+  Pending(Acceptor& acceptor, std::unique_ptr<Stream> stream, uint64_t number)
+      : acceptor_(acceptor), stream_(std::move(stream)), number_(number), expiry_(acceptor.loop_) {
     stream_->set_handler(this);
     stream_->want(true, false);
     expiry_.arm(after(acceptor.loop_.now(), acceptor.options_.patience), [this] {
@@ -20,6 +23,7 @@ class Acceptor::Pending final : public StreamHandler {
   }
 
   const Stream& stream() const { return *stream_; }
+  uint64_t number() const { return number_; }
   // It is destroyed in a later turn; nothing happens to it until then.
   void stop() {
     expiry_.cancel();
@@ -37,7 +41,7 @@ class Acceptor::Pending final : public StreamHandler {
     if (filled_ < wanted) return;
     if (!is_lane_) {
       auto preface = decode_preface(ByteSpan(bytes_).first(Preface::kBytes));
-      if (!preface) return acceptor_.refuse(*this, preface.error());
+      if (!preface) return acceptor_.refuse(*this, speaks_tls() ? refuse_tls() : preface.error());
       is_lane_ = preface->is_lane;
       if (is_lane_) return on_stream_ready(true, false);
       return hand_over([&](std::unique_ptr<Stream> stream) { acceptor_.session_came_(std::move(stream)); });
@@ -45,6 +49,15 @@ class Acceptor::Pending final : public StreamHandler {
     auto lane = decode_lane_preface(ByteSpan(bytes_).subspan(Preface::kBytes));
     if (!lane) return acceptor_.refuse(*this, lane.error());
     hand_over([&](std::unique_ptr<Stream> stream) { acceptor_.lane_came_(std::move(stream), *lane); });
+  }
+
+  // A handshake record of any version of TLS.
+  bool speaks_tls() const { return bytes_[0] == std::byte{22} && bytes_[1] == std::byte{3}; }
+  Error refuse_tls() {
+    const std::string& words = acceptor_.options_.plain_refusal;
+    const iovec answer{const_cast<char*>(words.data()), words.size()};
+    [[maybe_unused]] const auto ignored = stream_->write({&answer, 1});
+    return {ErrorCode::permission_denied, "it begins with TLS, and this engine's auth mode is open"};
   }
 
   template <class Take>
@@ -57,17 +70,18 @@ class Acceptor::Pending final : public StreamHandler {
 
   Acceptor& acceptor_;
   std::unique_ptr<Stream> stream_;
+  const uint64_t number_;
   Timer expiry_;
   std::array<std::byte, Preface::kBytes + Preface::kLaneBytes> bytes_{};
   size_t filled_ = 0;
   bool is_lane_ = false;
 };
 
-Acceptor::Acceptor(Loop& loop, Options options, std::shared_ptr<Logger> logger, Counter& strangers,
-                   SessionCame session_came, LaneCame lane_came)
+Acceptor::Acceptor(Loop& loop, Options options, Complaints& complaints, Counter& strangers, SessionCame session_came,
+                   LaneCame lane_came)
     : loop_(loop),
-      options_(options),
-      logger_(std::move(logger)),
+      options_(std::move(options)),
+      complaints_(complaints),
       strangers_(strangers),
       session_came_(std::move(session_came)),
       lane_came_(std::move(lane_came)) {}
@@ -81,25 +95,27 @@ Status Acceptor::listen(Network& network, const Address& address) {
 }
 
 void Acceptor::accepted(std::unique_ptr<Stream> stream) {
-  if (pending_.size() >= options_.max_pending) {
-    strangers_.add();
-    return;  // closes it
-  }
-  auto pending = std::make_shared<Pending>(*this, std::move(stream));
-  Pending* key = pending.get();
-  pending_.emplace(key, std::move(pending));
+  if (pending_.size() >= options_.max_pending) drop_oldest();
+  const uint64_t number = next_number_++;
+  pending_.emplace(number, std::make_shared<Pending>(*this, std::move(stream), number));
+}
+
+void Acceptor::drop_oldest() {
+  refuse(*pending_.begin()->second,
+         Error{ErrorCode::resource_exhausted,
+               fmt::format("max_pending ({}) connections have not said what they are", options_.max_pending)});
 }
 
 // Called from within the pending connection: it is destroyed in a later turn.
 void Acceptor::settled(Pending& pending) {
   pending.stop();
-  auto entry = pending_.extract(&pending);
+  auto entry = pending_.extract(pending.number());
   if (!entry.empty()) loop_.defer([keep = std::move(entry.mapped())] {});
 }
 
 void Acceptor::refuse(Pending& pending, const Error& error) {
   strangers_.add();
-  logger_->debug("connection from {} refused: {}", pending.stream().peer_address(), error.to_string());
+  complaints_.note(pending.stream().peer_address(), error);
   settled(pending);
 }
 

@@ -1,14 +1,14 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
-#include <unordered_map>
 
-#include "common/log.h"
 #include "common/metrics.h"
 #include "engine/io/loop.h"
 #include "engine/io/stream.h"
+#include "engine/session/complaints.h"
 #include "engine/session/preface.h"
 
 namespace kvferry {
@@ -18,13 +18,16 @@ namespace kvferry {
 class Acceptor {
  public:
   struct Options {
-    size_t max_pending = 512;                     // connections without a preface
-    Duration patience = std::chrono::seconds(5);  // for the preface
+    // Connections without a preface, and with TLS in the middle of its handshake; about 40 KiB each. One more costs the
+    // oldest its place: who is honest needs it for a few round trips, who is silent for ever.
+    size_t max_pending = 512;
+    Duration patience = std::chrono::seconds(5);  // for handshake and preface
+    std::string plain_refusal;                    // said in mode open to a peer that begins with TLS
   };
   using SessionCame = std::function<void(std::unique_ptr<Stream>)>;
   using LaneCame = std::function<void(std::unique_ptr<Stream>, const LanePreface&)>;
 
-  Acceptor(Loop& loop, Options options, std::shared_ptr<Logger> logger, Counter& strangers, SessionCame session_came,
+  Acceptor(Loop& loop, Options options, Complaints& complaints, Counter& strangers, SessionCame session_came,
            LaneCame lane_came);
   ~Acceptor();
 
@@ -36,14 +39,16 @@ class Acceptor {
   void accepted(std::unique_ptr<Stream> stream);
   void settled(Pending& pending);
   void refuse(Pending& pending, const Error& error);
+  void drop_oldest();
 
   Loop& loop_;
   const Options options_;
-  const std::shared_ptr<Logger> logger_;
+  Complaints& complaints_;
   Counter& strangers_;
   const SessionCame session_came_;
   const LaneCame lane_came_;
-  std::unordered_map<Pending*, std::shared_ptr<Pending>> pending_;
+  std::map<uint64_t, std::shared_ptr<Pending>> pending_;  // by the order in which they came
+  uint64_t next_number_ = 1;
   std::unique_ptr<Listener> listener_;
 };
 

@@ -44,7 +44,7 @@ void Frames::send(const proto::Frame& frame) {
   const size_t size = frame.ByteSizeLong();
   KVF_CHECK(size <= limits_.frame_bytes);
   if (out_.size() - out_sent_ + size > limits_.queued_bytes)
-    return fail(Error{ErrorCode::peer_lost, "the peer does not read its session"});
+    return fail(Error{ErrorCode::resource_exhausted, "the peer does not read its session"});
   const auto length = static_cast<uint32_t>(size);
   const bool idle = out_sent_ == out_.size();
   const size_t at = out_.size();

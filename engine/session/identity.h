@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "engine/config.h"
 #include "engine/fabric/local/host.h"
+#include "engine/io/address.h"
 
 namespace kvferry {
 
@@ -16,10 +18,15 @@ constexpr uint32_t kProtocolMax = 1;
 struct Identity {
   std::string engine_id;
   uint64_t incarnation = 0;
+  AuthMode auth = AuthMode::open;
   HostIdentity host;
   std::vector<std::string> features;
   Duration heartbeat = std::chrono::seconds(1);
   Duration patience = std::chrono::seconds(3);  // without a sign of life
+  Address address;                              // where this engine listens
+
+  // Whether dialling `address` means this very engine.
+  bool is_own(const Address& dialled) const;
 };
 
 // Features that this build understands.

@@ -69,6 +69,7 @@ void InitiatorSession::send_hello(const std::string& expected_engine_id) {
   for (const std::string& feature : context_.identity.features) hello.add_features(feature);
   hello.set_engine_id(context_.identity.engine_id);
   hello.set_incarnation(context_.identity.incarnation);
+  hello.set_auth_mode(auth_to_proto(context_.identity.auth));
   *hello.mutable_host() = host_to_proto(context_.identity.host);
   hello.set_heartbeat_ms(to_milliseconds(context_.identity.heartbeat));
   hello.set_expected_engine_id(expected_engine_id);
@@ -129,6 +130,12 @@ void InitiatorSession::on_welcome(const proto::Frame& frame) {
     return end(Error{ErrorCode::protocol, "welcome without a usable engine id"});
   if (welcome.version() < kProtocolMin || welcome.version() > kProtocolMax)
     return end(Error{ErrorCode::unsupported, fmt::format("the peer chose protocol version {}", welcome.version())});
+  if (Status status = check_auth_mode(welcome.auth_mode(), context_.identity.auth); !status.ok())
+    return end(status.error());
+  // A shared secret does not tell its holders apart: somebody between could lead this engine's own words back to it.
+  if (context_.identity.auth == AuthMode::psk && welcome.engine_id() == context_.identity.engine_id &&
+      welcome.incarnation() == context_.identity.incarnation && !context_.identity.is_own(address_))
+    return end(Error{ErrorCode::permission_denied, "this engine itself answers at the peer's address"});
   peer_ = {welcome.engine_id(), welcome.incarnation(), host_from_proto(welcome.host())};
   session_id_ = welcome.session_id();
   keep_tokens(welcome.lane_tokens());

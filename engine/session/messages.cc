@@ -1,6 +1,10 @@
 #include "engine/session/messages.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+
+#include "common/bytes.h"
 
 namespace kvferry {
 
@@ -49,6 +53,29 @@ std::string short_text(std::string text) {
   while (length > 0 && (static_cast<unsigned char>(text[length]) & 0xc0) == 0x80) --length;
   text.resize(length);
   return text + "...";
+}
+
+proto::AuthMode auth_to_proto(AuthMode mode) {
+  return static_cast<proto::AuthMode>(mode);
+}
+
+Status check_auth_mode(proto::AuthMode theirs, AuthMode ours) {
+  if (theirs == auth_to_proto(ours)) return {};
+  const bool known = theirs >= proto::AUTH_OPEN && theirs <= proto::AUTH_MTLS;
+  return Error{ErrorCode::permission_denied,
+               fmt::format("the peer's auth mode is {}, this engine's is {}",
+                           known ? to_string(static_cast<AuthMode>(theirs)) : "unknown here", to_string(ours))};
+}
+
+std::string plain_refusal(AuthMode ours) {
+  proto::Frame frame;
+  frame.mutable_refusal()->set_code(static_cast<uint32_t>(ErrorCode::permission_denied));
+  std::string message = fmt::format("its auth mode is {}", to_string(ours));
+  // The length stands first: it must not look like a record of TLS, whose types are 20 to 24.
+  while (frame.mutable_refusal()->set_message(message), frame.ByteSizeLong() <= 24) message += ' ';
+  std::string out;
+  ByteWriter(out).put(static_cast<uint32_t>(frame.ByteSizeLong()));
+  return out + frame.SerializeAsString();
 }
 
 ErrorCode code_from_wire(uint32_t code) {

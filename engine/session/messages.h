@@ -23,6 +23,14 @@ uint32_t to_milliseconds(Duration span);
 // At most 1 KiB of a text that may quote what a peer sent, cut between characters: it has to fit into a frame.
 std::string short_text(std::string text);
 
+proto::AuthMode auth_to_proto(AuthMode mode);
+// ok when a peer of that mode may talk to an engine of `ours`.
+Status check_auth_mode(proto::AuthMode theirs, AuthMode ours);
+
+// A whole session frame, said in the clear to a connection of another auth mode: who reads it as a session is told why,
+// and who expects TLS sees at its first byte that this is none.
+std::string plain_refusal(AuthMode ours);
+
 // The code of a peer's answer; one that this build does not know is `internal`.
 ErrorCode code_from_wire(uint32_t code);
 

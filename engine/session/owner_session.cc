@@ -120,8 +120,7 @@ Status OwnerSession::judge(const proto::Frame& frame) {
     if (std::find(context_.identity.features.begin(), context_.identity.features.end(), feature) ==
         context_.identity.features.end())
       return Error{ErrorCode::unsupported, "this engine lacks the required feature \"" + feature + "\""};
-  if (hello.auth_mode() != proto::AUTH_OPEN)
-    return Error{ErrorCode::permission_denied, "the peer expects another auth mode than open"};
+  KVF_RETURN_IF_ERROR(check_auth_mode(hello.auth_mode(), context_.identity.auth));
   if (!hello.expected_engine_id().empty() && hello.expected_engine_id() != context_.identity.engine_id)
     return Error{ErrorCode::gone, fmt::format("engine \"{}\" is not here any more; this is \"{}\"",
                                               hello.expected_engine_id(), context_.identity.engine_id)};
@@ -154,6 +153,7 @@ void OwnerSession::send_welcome() {
   for (const std::string& feature : context_.identity.features) welcome.add_features(feature);
   welcome.set_engine_id(context_.identity.engine_id);
   welcome.set_incarnation(context_.identity.incarnation);
+  welcome.set_auth_mode(auth_to_proto(context_.identity.auth));
   *welcome.mutable_host() = host_to_proto(context_.identity.host);
   welcome.add_fabrics()->set_name("tcp");
   if (context_.local != nullptr) welcome.add_fabrics()->set_name("local");

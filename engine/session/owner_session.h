@@ -57,6 +57,7 @@ class OwnerSession final : public Guest, private FramesHandler {
   ~OwnerSession() override;
 
   uint64_t session_id() const { return session_id_; }
+  std::string peer_address() const { return frames_.peer_address(); }
   // The peer's name once it has said hello.
   const std::string& engine_id() const override { return engine_id_; }
   uint64_t incarnation() const override { return incarnation_; }

@@ -22,7 +22,7 @@ struct Options {
   uint16_t port = 8000;
   size_t clients = 64, requests = 10000, prompt_bytes = 2048;
   bool stream = false, fresh = false, leave = false;
-  int pid = 0;
+  int pid = 0, stall_ms = 0;
 };
 
 struct Tally {
@@ -70,7 +70,10 @@ class Load {
     for (size_t i = 0; i < options_.clients; ++i) asio::co_spawn(loop_, client(), asio::detached);
     long rss = 0;
     while (loop_.run_one() > 0) {
-      if (options_.pid && tally_.open == options_.clients && rss == 0) rss = rss_kib(options_.pid);
+      if (!options_.pid || tally_.open < options_.clients) continue;
+      // Stalled clients let memory grow after the last one has come.
+      rss = rss == 0 ? rss_kib(options_.pid) : rss;
+      if (options_.stall_ms > 0 && tally_.total_us.empty()) rss = std::max(rss, rss_kib(options_.pid));
     }
     report(seconds(clock_.now() - start), options_.pid ? (cpu_ns(options_.pid) - cpu) / 1e3 : 0, rss);
   }
@@ -123,6 +126,11 @@ class Load {
       if (std::exchange(first, false)) {
         tally_.first_us.push_back(seconds(clock_.now() - start) * 1e6);
         ++tally_.open;
+        if (options_.stall_ms > 0) {
+          asio::steady_timer timer(loop_);
+          timer.expires_after(std::chrono::milliseconds(options_.stall_ms));
+          co_await timer.async_wait(asio::use_awaitable);
+        }
       }
     }
     tally_.total_us.push_back(seconds(clock_.now() - start) * 1e6);
@@ -172,6 +180,7 @@ int main(int argc, char** argv) {
   app.add_flag("--stream", options.stream);
   app.add_flag("--fresh", options.fresh, "A new connection for each request");
   app.add_flag("--leave", options.leave, "Every other request is left at a random moment");
+  app.add_option("--stall-ms", options.stall_ms, "Reads nothing for so long after the first piece");
   app.add_option("--pid", options.pid, "Process whose CPU time is measured");
   CLI11_PARSE(app, argc, argv);
   Load(options).run();

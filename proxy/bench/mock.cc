@@ -13,8 +13,9 @@ namespace {
 namespace asio = boost::asio;
 
 std::unique_ptr<http::Server> listen(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port,
-                                     http::Handler handler) {
+                                     const std::string& host, http::Handler handler) {
   http::ServerConfig config;
+  config.host = host;
   config.port = port;
   config.max_connections = 30000;
   auto server = http::Server::create(loop, deadlines, config, std::move(handler));
@@ -48,15 +49,15 @@ std::string member_text(const std::string& json, const std::string& name) {
   return json.substr(begin, json.find('"', begin) - begin);
 }
 
-MockServer::MockServer(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port)
-    : loop_(loop), deadlines_(deadlines), port_(port) {
+MockServer::MockServer(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port, std::string host)
+    : loop_(loop), deadlines_(deadlines), port_(port), host_(std::move(host)) {
   start();
 }
 
 MockServer::~MockServer() = default;
 
 void MockServer::start() {
-  server_ = listen(loop_, deadlines_, port_,
+  server_ = listen(loop_, deadlines_, port_, host_,
                    [this](http::Request& request, http::ResponseWriter& writer) { return serve(request, writer); });
   port_ = server_->port();
 }
@@ -87,12 +88,27 @@ asio::awaitable<void> MockServer::serve(http::Request& request, http::ResponseWr
     (void)co_await writer.send(std::move(refusal));
     co_return;
   }
+  if (request.path() == "/metrics") {
+    http::Response response;
+    response.body = metrics_page();
+    (void)co_await writer.send(std::move(response));
+    co_return;
+  }
   ++requests;
   ++running;
+  const bool fetches = request.body.find("\"do_remote_prefill\":true") != std::string::npos;
+  ++(fetches && moves_kv ? hits_ : prompts_);
   if (record) seen.push_back({request.method, request.target, request.body, request.headers});
   co_await answer(request, writer);
   if (writer.gone()) ++clients_lost;
   --running;
+}
+
+// As vLLM counts them, in tokens; a prompt has ten here.
+std::string MockServer::metrics_page() const {
+  return "# TYPE vllm:prompt_tokens_total counter\nvllm:prompt_tokens_total{engine=\"0\"} " +
+         std::to_string(10 * (prompts_ + hits_)) + "\nvllm:external_prefix_cache_hits_total{engine=\"0\"} " +
+         std::to_string(10 * hits_) + "\n";
 }
 
 asio::awaitable<void> MockServer::raw_answer(http::ResponseWriter& writer, std::string text) {
@@ -164,9 +180,19 @@ asio::awaitable<void> MockServer::answer(const http::Request& request, http::Res
   co_await raw_answer(writer, std::move(text));
 }
 
-MockBootstrap::MockBootstrap(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port)
-    : server_(listen(loop, deadlines, port,
+MockBootstrap::MockBootstrap(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port, std::string host)
+    : server_(listen(loop, deadlines, port, host,
                      [this](http::Request& request, http::ResponseWriter& writer) { return serve(request, writer); })) {
+}
+
+std::string MockBootstrap::workers() const {
+  std::string out;
+  for (size_t dp = 0; dp <= more_engines.size(); ++dp) {
+    out += (dp == 0 ? R"({"engine_id":")" + engine_id : R"(,{"engine_id":")" + more_engines[dp - 1]) +
+           R"(","dp_rank":)" + std::to_string(dp) +
+           R"(,"tp_rank":0,"pp_rank":0,"addr":"tcp://127.0.0.1:1","http":"http://127.0.0.1:1"})";
+  }
+  return R"({"workers":[)" + out + "]}";
 }
 
 asio::awaitable<void> MockBootstrap::serve(http::Request& request, http::ResponseWriter& writer) {

@@ -45,7 +45,8 @@ struct Seen {
 // each transfer_id that it finished until a decoder fetches it or somebody releases it.
 class MockServer {
  public:
-  MockServer(boost::asio::io_context& loop, http::Deadlines& deadlines, uint16_t port = 0);
+  MockServer(boost::asio::io_context& loop, http::Deadlines& deadlines, uint16_t port = 0,
+             std::string host = "127.0.0.1");
   ~MockServer();
 
   uint16_t port() const { return server_->port(); }
@@ -63,6 +64,7 @@ class MockServer {
   size_t clients_lost = 0;  // requests whose client closed its connection
   size_t events_sent = 0;
   std::vector<std::string> pinged;  // transfer ids of release pings
+  bool moves_kv = true;             // what its /metrics says of requests with a remote prefill
 
  private:
   boost::asio::awaitable<void> serve(http::Request& request, http::ResponseWriter& writer);
@@ -74,17 +76,24 @@ class MockServer {
   boost::asio::io_context& loop_;
   http::Deadlines& deadlines_;
   uint16_t port_;
+  const std::string host_;
+  std::string metrics_page() const;
+
+  size_t prompts_ = 0;  // computed here
+  size_t hits_ = 0;     // prompts fetched from elsewhere
   std::unique_ptr<http::Server> server_;
 };
 
 // A bootstrap server: vLLM's (query only) or, with `parcels`, kvferry's.
 class MockBootstrap {
  public:
-  MockBootstrap(boost::asio::io_context& loop, http::Deadlines& deadlines, uint16_t port = 0);
+  MockBootstrap(boost::asio::io_context& loop, http::Deadlines& deadlines, uint16_t port = 0,
+                std::string host = "127.0.0.1");
 
   uint16_t port() const { return server_->port(); }
 
   std::string engine_id = "engine-1";
+  std::vector<std::string> more_engines;  // of the dp ranks from 1 on
   bool parcels = true;
   int pending_answers = 0;  // how many 202 come before the 200
   bool down = false;        // answers 500
@@ -94,6 +103,7 @@ class MockBootstrap {
 
  private:
   boost::asio::awaitable<void> serve(http::Request& request, http::ResponseWriter& writer);
+  std::string workers() const;
   std::unique_ptr<http::Server> server_;
 };
 

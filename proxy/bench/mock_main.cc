@@ -10,7 +10,9 @@ int main(int argc, char** argv) {
   uint16_t prefill_port = 8100, decode_port = 8200, bootstrap_port = 8998;
   size_t events = 100, event_bytes = 220;
   double pause_ms = 0, first_ms = 0;
+  std::string host = "127.0.0.1";
   CLI::App app{"Mock backends"};
+  app.add_option("--host", host);
   app.add_option("--prefill-port", prefill_port);
   app.add_option("--decode-port", decode_port);
   app.add_option("--bootstrap-port", bootstrap_port);
@@ -23,9 +25,9 @@ int main(int argc, char** argv) {
   boost::asio::io_context loop(1);
   const SystemClock clock;
   http::Deadlines deadlines(loop, clock);
-  proxy::mock::MockServer prefiller(loop, deadlines, prefill_port);
-  proxy::mock::MockServer decoder(loop, deadlines, decode_port);
-  proxy::mock::MockBootstrap bootstrap(loop, deadlines, bootstrap_port);
+  proxy::mock::MockServer prefiller(loop, deadlines, prefill_port, host);
+  proxy::mock::MockServer decoder(loop, deadlines, decode_port, host);
+  proxy::mock::MockBootstrap bootstrap(loop, deadlines, bootstrap_port, host);
   prefiller.record = decoder.record = false;
   decoder.behaviour.events = events;
   decoder.behaviour.event_bytes = event_bytes;

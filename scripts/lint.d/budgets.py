@@ -22,7 +22,7 @@ def read_exceptions() -> dict[str, int]:
         if not line.strip() or line.startswith("#"):
             continue
         words = line.split(maxsplit=3)
-        if len(words) != 4 or words[0] not in ("file", "function") or not words[2].isdigit():
+        if len(words) != 4 or words[0] not in ("file", "folder", "function") or not words[2].isdigit():
             finish([f"{EXCEPTIONS}: not `kind what limit reason`: {line}"])
         limits[f"{words[0]} {words[1]}"] = int(words[2])
     return limits
@@ -64,8 +64,9 @@ def problems() -> Iterator[str]:
         if not name.endswith(SOURCES) and not is_script(name):
             continue
         folders = len(Path(name).parts) - 1
-        if folders > FOLDER_DEPTH:
-            yield f"{name}: {folders} folders deep, the budget is {FOLDER_DEPTH}"
+        allowed = limit(f"folder {Path(name).parent}", FOLDER_DEPTH, folders)
+        if folders > allowed:
+            yield f"{name}: {folders} folders deep, the budget is {allowed}"
         lines = len(text_of(name).splitlines())
         allowed = limit(f"file {name}", line_limit(name), lines)
         if lines > allowed:

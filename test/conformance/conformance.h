@@ -14,6 +14,7 @@
 #include "common/config.h"
 #include "engine/fabric/loopback/loopback.h"
 #include "test/support/engines.h"
+#include "test/support/trial.h"
 
 namespace kvferry::test {
 
@@ -22,20 +23,25 @@ struct Case {
   const char* fabric;
   MemoryKind initiator;
   MemoryKind owner;
+  AuthMode auth = AuthMode::open;
 };
 
 inline void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.fabric << " " << to_string(c.initiator) << " to " << to_string(c.owner);
+  *out << c.fabric << " " << to_string(c.initiator) << " to " << to_string(c.owner) << " " << to_string(c.auth);
 }
 
 inline const auto kAllCases = ::testing::Values(
     Case{"tcp", MemoryKind::host, MemoryKind::host}, Case{"tcp", MemoryKind::fake, MemoryKind::host},
     Case{"tcp", MemoryKind::host, MemoryKind::fake}, Case{"tcp", MemoryKind::fake, MemoryKind::fake},
-    Case{"local", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::host});
+    Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::psk},
+    Case{"tcp", MemoryKind::fake, MemoryKind::host, AuthMode::psk},
+    Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::mtls}, Case{"local", MemoryKind::host, MemoryKind::host},
+    Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk},
+    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
-         std::string(to_string(info.param.owner));
+         std::string(to_string(info.param.owner)) + "_" + std::string(to_string(info.param.auth));
 }
 
 constexpr Operation kBoth[] = {Operation::read, Operation::write};
@@ -67,6 +73,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     EngineConfig config;
     config.engine_id = name;
     config.fabrics = {GetParam().fabric};
+    config.auth = auth_of(GetParam().auth);
     config.loopback = hub_;
     if (adjust) adjust(config);
     auto engine = Engine::create(config, {device_});

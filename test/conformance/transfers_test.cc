@@ -135,7 +135,7 @@ TEST_P(Transfers, ServesManyThreadsAtOnce) {
   make_memory(kThreads * kArea);
   std::atomic<size_t> failures{0};
   std::vector<std::byte> expected = local_->load();
-  const std::vector<std::byte> theirs = remote_->load();
+  std::vector<std::byte> theirs = remote_->load();
   std::vector<std::thread> threads;
   for (size_t t = 0; t < kThreads; ++t)
     threads.emplace_back([&, t] {
@@ -145,13 +145,19 @@ TEST_P(Transfers, ServesManyThreadsAtOnce) {
         const uint64_t from = random() % (kArea - length);
         const uint64_t to = random() % (kArea - length);
         const Pair one = pair(t * kArea + to, t * kArea + from, length);
-        if (!run(Operation::read, {one}).status.ok()) ++failures;
-        std::memcpy(expected.data() + t * kArea + to, theirs.data() + t * kArea + from, length);
+        if (round % 3 == 0) {
+          if (!run(Operation::write, {one}).status.ok()) ++failures;
+          std::memcpy(theirs.data() + t * kArea + from, expected.data() + t * kArea + to, length);
+        } else {
+          if (!run(Operation::read, {one}).status.ok()) ++failures;
+          std::memcpy(expected.data() + t * kArea + to, theirs.data() + t * kArea + from, length);
+        }
       }
     });
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(failures.load(), 0u);
   EXPECT_TRUE(local_->load() == expected);
+  EXPECT_TRUE(remote_->load() == theirs);
 }
 
 TEST_P(Transfers, KeepsManyInFlight) {

@@ -7,6 +7,7 @@
 
 #include "http/chunked.h"
 #include "http/parser.h"
+#include "http/url.h"
 
 namespace {
 
@@ -42,12 +43,21 @@ void check_chunks(std::string_view text, size_t cut) {
   expect(*at_once == *first + *second && whole.done() == split.done() && payload == pieces);
 }
 
+// Addresses come from the admin port and from bootstrap answers.
+void check_url(std::string_view text) {
+  const auto url = parse_url(text);
+  if (!url.ok()) return;
+  const auto again = parse_url(url->to_string());
+  expect(again.ok() && again->host == url->host && again->port == url->port && again->path == url->path);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   check_request(text);
   (void)parse_response_head(text, false);
+  check_url(text.substr(0, text.find('\n')));
   if (size > 0) check_chunks(text.substr(1), data[0] % size);
   return 0;
 }

@@ -83,7 +83,7 @@ VIOLATIONS: dict[str, list[tuple[str, str]]] = {
     "shell": [("bad", "#!/usr/bin/env bash\nrm $1/*\n")],
     "headers": [("common/bad.h", "#pragma once\n\nstd::string name();\n"), ("common/bad.h", "struct Unguarded {};\n")],
     "tidy": [
-        ("common/good.cc", '#include "common/good.h"\n\nint answer() {\n  int* p = 0;\n  return *p;\n}\n'),
+        ("common/good.cc", '#include "common/good.h"\n\nint answer() {\n  int sum;\n  sum = 42;\n  return sum;\n}\n'),
         ("common/good.h", "#pragma once\n\nstruct Number {\n  Number(int from);\n};\nint answer();\n"),
     ],
 }

@@ -7,6 +7,7 @@ import json
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,3 +281,21 @@ def test_the_environment_is_read_and_arguments_go_before_it(monkeypatch: pytest.
         assert json.loads(engine.describe())["fabrics"] == ["tcp"]
         assert other.engine_id == "given"
         assert json.loads(other.describe())["fabrics"] == ["local"]
+
+
+def test_a_secret_of_the_environment_keeps_others_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(secret: str) -> kvferry.Engine:
+        file = tmp_path / secret[:4]
+        file.write_text(secret)
+        file.chmod(0o600)
+        monkeypatch.setenv("KVFERRY_PSK_FILE", str(file))
+        return kvferry.Engine(fabrics=["tcp"])
+
+    with engine("ours" * 8) as owner, engine("ours" * 8) as friend, engine("else" * 8) as stranger:
+        assert json.loads(owner.describe())["auth"] == "psk"
+        friend.peer(owner.address).connect()
+        with pytest.raises(kvferry.Error, match="secret"):
+            stranger.peer(owner.address).connect()
+    (tmp_path / "ours").chmod(0o644)
+    with pytest.raises(kvferry.Error, match="others may use"):
+        kvferry.Engine()

@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
   kvferry::simulator::Options options;
   CLI::App app{"Runs engines under virtual time with faults drawn from seeds"};
   app.add_option("--seeds", options.seeds, "A or A..B")->capture_default_str();
-  app.add_option("--kind", options.kind, "what the engines do: transfers, parcels")->capture_default_str();
+  app.add_option("--kind", options.kind, "what the engines do: transfers, parcels, crowd")->capture_default_str();
   app.add_option("--seconds", options.seconds, "stop after this time (0: after the last seed)")->capture_default_str();
   app.add_option("--lines", options.lines, "of a failing history (0: all)")->capture_default_str();
   app.add_flag("--verbose", options.verbose, "a line for each seed");

@@ -30,11 +30,11 @@ struct Area {
   std::byte* slot(size_t index) const { return base + index * slot_bytes; }
 };
 
-// I4: memory of an engine that nobody may touch, with what it must hold. Checked after every turn of that engine: only
-// its own turns can change its memory.
+// I4: memory of an engine that nobody may touch, with what it must hold. Only the engine's own turns can change it, and
+// what they change stays changed: nobody else writes there while it is watched. So most turns look at what ends alone.
 class MemoryBook {
  public:
-  explicit MemoryBook(World& world) : world_(world), watches_(world.engines()) {}
+  explicit MemoryBook(World& world) : world_(world), watches_(world.engines()), turns_(world.engines()) {}
 
   // From now on until `until` of the timeline these bytes stay as they are; then `released` is called.
   void watch(const SimEngine& engine, const std::byte* at, size_t length, TimePoint until, std::string what,
@@ -42,7 +42,9 @@ class MemoryBook {
   // Watches inside of this range end without being released.
   void forget(const SimEngine& engine, const std::byte* at, size_t length);
   void forget_all(const SimEngine& engine) { watches_[engine.host()].clear(); }
-  void check(const SimEngine& engine);
+  // Looks at the watches that end now, and in every eighth turn of the engine at all of them.
+  void after_turn(const SimEngine& engine);
+  void check(const SimEngine& engine) { look(engine, true); }
   size_t watches(const SimEngine& engine) const { return watches_[engine.host()].size(); }
 
  private:
@@ -53,8 +55,11 @@ class MemoryBook {
     std::string what;
     Task released;
   };
+  void look(const SimEngine& engine, bool all);
+
   World& world_;
   std::vector<std::list<Watch>> watches_;  // by host
+  std::vector<uint64_t> turns_;            // by host
 };
 
 }  // namespace kvferry::simulator

@@ -49,6 +49,7 @@ void Parcels::ending(SimEngine& engine) {
     for (Share& share : request->shares)
       if (share.engine == &engine) share.given_back = true;
   machine.held.clear();
+  book_.check(engine);
   book_.forget_all(engine);
 }
 
@@ -111,8 +112,16 @@ void Parcels::new_request() {
   if (computing == Duration(0))
     publish(request);
   else
-    world_.timeline().in(computing, [this, request] { publish(request); });
+    later(computing, [this, request] { publish(request); });
   if (world_.chance(92)) world_.timeline().in(routing, [this, request] { read_all(request, request->reader, false); });
+}
+
+void Parcels::later(Duration wait, const Task& publish) {
+  ++computing_;
+  world_.timeline().in(wait, [this, publish] {
+    --computing_;
+    publish();
+  });
 }
 
 void Parcels::publish(const RequestPtr& request) {
@@ -124,7 +133,7 @@ void Parcels::publish_share(const RequestPtr& request, size_t rank) {
   SimEngine& engine = *share.engine;
   if (engine.life() != share.life || !engine.running() || world_.failed()) return;
   if (!engine.may_call()) {  // a stopped process calls nothing
-    world_.timeline().in(milliseconds(5), [this, request, rank] { publish_share(request, rank); });
+    later(milliseconds(5), [this, request, rank] { publish_share(request, rank); });
     return;
   }
   Machine& machine = machines_[engine.host()];
@@ -201,6 +210,7 @@ Parcels::ReadingPtr Parcels::read(const RequestPtr& request, size_t instance, si
                        reading->first, more ? ", more to come" : "");
   const uint64_t serial = next_serial_++;
   ++request->readings;
+  request->last_deadline = std::max(request->last_deadline, world_.now() + (reading->deadline - engine.loop().now()));
   machine.readings.emplace(serial, reading);
   reading->id = engine.parcel_reader().read(std::move(asked),
                                             [this, weak = std::weak_ptr(reading)](const ParcelOutcome& outcome) {

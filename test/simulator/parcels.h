@@ -69,6 +69,7 @@ class Parcels final : public Workload {
     size_t readings = 0;        // that were begun
     size_t died = 0;            // of them, with their process
     TimePoint last_death;       // of the timeline
+    TimePoint last_deadline;    // of the readings, by the timeline
     bool must_work = false;
   };
   using RequestPtr = std::shared_ptr<Request>;
@@ -95,6 +96,8 @@ class Parcels final : public Workload {
 
   // ---- actions (parcels.cc)
   void new_request();
+  // Publishes after `wait`; the run is not at rest before.
+  void later(Duration wait, const Task& publish);
   void publish(const RequestPtr& request);
   void publish_share(const RequestPtr& request, size_t rank);
   void read_all(const RequestPtr& request, size_t instance, bool again);
@@ -114,6 +117,7 @@ class Parcels final : public Workload {
   // ---- checks (parcels_checks.cc)
   void take_released(SimEngine& engine);
   void take_back(SimEngine& engine, Request& request, Share& share, ReleaseReason why);
+  bool may_hold(const SimEngine& engine, const Request& request, const Share& share) const;
   void check_held(SimEngine& engine);
   void ended(SimEngine& engine, Reading& reading);
   void check_accepted(const Reading& reading);
@@ -127,6 +131,7 @@ class Parcels final : public Workload {
   std::vector<RequestPtr> requests_;  // the latest
   uint64_t next_serial_ = 1;
   bool resting_ = false;
+  size_t computing_ = 0;  // publishes that are planned
   Tally tally_;
 };
 

@@ -11,6 +11,8 @@ using std::chrono::seconds;
 constexpr Duration kWatched = milliseconds(1500);
 // The heartbeat window, the owner's grace for readers, and room: so long after its death a reader has failed.
 constexpr Duration kReaderFails = seconds(3 + 1 + 5 + 3);
+// How late an extension, sent while its reader still reads, may be handled: as late as wires and a stopped owner allow.
+constexpr Duration kExtensionHandled = seconds(15);
 
 }  // namespace
 
@@ -28,7 +30,7 @@ void Parcels::after_turn(SimEngine& engine) {
   }
   take_released(engine);
   if (!world_.failed()) check_held(engine);
-  if (!world_.failed()) book_.check(engine);
+  if (!world_.failed()) book_.after_turn(engine);
 }
 
 // ---- the owner
@@ -62,11 +64,19 @@ void Parcels::take_back(SimEngine& engine, Request& request, Share& share, Relea
     world_.fail("I5: all faults are over and {} ends as {}", request.id, to_string(why));
 }
 
+// A claim that lives may extend the lease by one from then on, up to the owner's limit.
+bool Parcels::may_hold(const SimEngine& engine, const Request& request, const Share& share) const {
+  const TimePoint now = engine.loop().now();
+  if (now < share.expires) return true;
+  if (request.readings == 0 || world_.now() >= request.last_deadline + request.lease + kExtensionHandled) return false;
+  return now < share.expires - request.lease + SimEngine::kLongestLease;
+}
+
 void Parcels::check_held(SimEngine& engine) {
   for (const auto& [id, request] : machines_[engine.host()].held)
     for (const Share& share : request->shares) {
       if (share.engine != &engine) continue;
-      if (share.expires <= engine.loop().now())
+      if (!may_hold(engine, *request, share))
         return world_.fail("I3: {} still holds {} after its lease", engine.name(), id);
       // A claim ends with its reader: nobody waits for the lease because a decoder died.
       if (request->died == 0 || request->died < request->readings) continue;
@@ -130,6 +140,7 @@ void Parcels::check_accepted(const Reading& reading) {
 
 bool Parcels::at_rest() {
   resting_ = true;
+  if (computing_ > 0) return false;
   for (size_t i = 0; i < machines_.size(); ++i)
     if (!machines_[i].readings.empty() || !machines_[i].held.empty() || world_.engine(i).loop().paused()) return false;
   return true;

@@ -82,6 +82,17 @@ void draw_caches(Random& random, Parcels::Options& options) {
   }
 }
 
+Verdict run_parcels_in(uint64_t seed, bool recording, Random& random, Shape shape, Parcels::Options options) {
+  shape.engines = Parcels::Options::machines(options);
+  World world(random.next(), recording, shape);
+  Parcels parcels(world, options);
+  world.run(parcels);
+  Verdict verdict = verdict_of(seed, world);
+  const Parcels::Tally& tally = parcels.tally();
+  verdict.tally = fmt::format("{} published, {} accepted, {} refused", tally.published, tally.accepted, tally.refused);
+  return verdict;
+}
+
 }  // namespace
 
 Verdict run_parcels(uint64_t seed, bool recording) {
@@ -103,24 +114,39 @@ Verdict run_parcels(uint64_t seed, bool recording) {
     shape.between_actions = milliseconds(30);
   }
   if (random.below(4) == 0) options.longest_lease = seconds(60);
-  shape.engines = Parcels::Options::machines(options);
-  World world(random.next(), recording, shape);
-  Parcels parcels(world, options);
-  world.run(parcels);
-  Verdict verdict = verdict_of(seed, world);
-  const Parcels::Tally& tally = parcels.tally();
-  verdict.tally = fmt::format("{} published, {} accepted, {} refused", tally.published, tally.accepted, tally.refused);
-  return verdict;
+  return run_parcels_in(seed, recording, random, shape, options);
+}
+
+// 5 prefillers, 20 decoders and some 2000 parcels, with leases of 5 to 20 seconds.
+Verdict run_crowd(uint64_t seed, bool recording) {
+  SeededRandom random(seed ^ 0xc404d);
+  Shape shape;
+  shape.wires = draw_wires(random);
+  shape.wires.buffer_bytes = size_t{256} << 10;
+  shape.length = seconds(60);
+  shape.between_actions = milliseconds(14);
+  Parcels::Options options;
+  options.owners = 5;
+  options.readers = 20;
+  options.owner_cache.blocks = 200;
+  options.reader_cache.blocks = 60;
+  options.owner_cache.head_size = options.reader_cache.head_size = uint32_t{4} << random.below(4);
+  for (CacheShape* cache : {&options.owner_cache, &options.reader_cache}) {
+    cache->block_tokens = random.below(2) == 0 ? 8 : 4;
+    cache->order = static_cast<KvOrder>(random.below(3));
+  }
+  return run_parcels_in(seed, recording, random, shape, options);
 }
 
 const std::vector<std::string>& scenario_names() {
-  static const std::vector<std::string> names = {"transfers", "parcels"};
+  static const std::vector<std::string> names = {"transfers", "parcels", "crowd"};
   return names;
 }
 
 Scenario find_scenario(const std::string& name) {
   if (name == "transfers") return run_transfers;
   if (name == "parcels") return run_parcels;
+  if (name == "crowd") return run_crowd;
   return nullptr;
 }
 

@@ -15,8 +15,8 @@ struct Verdict {
   std::string tally;
 };
 
-// One world of a kind ("transfers", "parcels") and a seed, from its start to its last check. With `recording` the
-// history can be read; the run is the same.
+// One world of a kind ("transfers", "parcels", "crowd") and a seed, from its start to its last check. With `recording`
+// the history can be read; the run is the same.
 using Scenario = Verdict (*)(uint64_t seed, bool recording);
 // Null when there is no such kind.
 Scenario find_scenario(const std::string& name);
@@ -24,5 +24,6 @@ const std::vector<std::string>& scenario_names();
 
 Verdict run_transfers(uint64_t seed, bool recording);
 Verdict run_parcels(uint64_t seed, bool recording);
+Verdict run_crowd(uint64_t seed, bool recording);
 
 }  // namespace kvferry::simulator

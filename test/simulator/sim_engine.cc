@@ -52,8 +52,10 @@ SimEngine::Process::Process(SimEngine& engine, uint64_t seed)
                         [this](Task task) { loop.defer(std::move(task)); }, metrics, config.logger,
                         HostIdentity{engine.name_, 1, 1, 1}},
       config);
+  ParcelLimits limits;
+  limits.longest_lease = kLongestLease;
   parcel_owner = std::make_unique<ParcelOwner>(
-      ParcelOwner::Parts{loop, *words, *registry, core->lanes(), random, metrics, parcel_events}, ParcelLimits{});
+      ParcelOwner::Parts{loop, *words, *registry, core->lanes(), random, metrics, parcel_events}, limits);
   parcel_reader = std::make_unique<ParcelReader>(*core, loop, *registry);
   core->set_parcel_desk(parcel_owner.get());
   KVF_CHECK(core->listen().ok());

@@ -49,6 +49,7 @@ class SimEngine {
   std::byte* memory() const;
   static constexpr size_t kMemory = size_t{16} << 20;
   static constexpr size_t kMaxHosts = 64;
+  static constexpr Duration kLongestLease = std::chrono::seconds(75);  // of a parcel, with extensions
 
  private:
   struct LoopClock final : Clock {

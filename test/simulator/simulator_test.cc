@@ -47,6 +47,7 @@ TEST(Simulator, SeedsThatFoundBugsHold) {
       {run_parcels, 137, "a lane that broke under a stream took the stream's list with it"},
       {run_parcels, 1410, "a connection's patience ended in the turn in which it became a lane"},
       {run_parcels, 483, "a session that broke over a settle aborted the reader"},
+      {run_parcels, 1795368216088, "a former life's hello, handled late, made the owner forget the reader that lives"},
   };
   for (const Found& found : kFound) {
     const Verdict verdict = found.scenario(found.seed, true);

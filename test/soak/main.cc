@@ -60,13 +60,25 @@ class Soak {
     const TimePoint until = clock_.now() + span;
     while (clock_.now() < until) round();
   }
-  // Every outcome came by its deadline, and no other than these ends were seen.
+  // Everything has ended, and nothing is in quarantine.
   bool settle() {
     for (Target& target : targets_) [[maybe_unused]] const Status ignored = target.process().resume();
-    for (const Transfer& transfer : live_) take(transfer.wait());
-    live_.clear();
-    // Sessions are as many as there are targets that live.
+    take_all();
     return eventually([&] { return engine_->describe().find("\"quarantined\":[]") != std::string::npos; });
+  }
+  // The sessions that the targets still hold once the engine that dialled them is gone.
+  size_t sessions_left() {
+    region_ = Region();
+    engine_.reset();
+    size_t left = 0;
+    static_cast<void>(eventually(
+        [&] {
+          left = 0;
+          for (Target& target : targets_) left += sessions_of(target);
+          return left == 0;
+        },
+        seconds(5)));
+    return left;
   }
   size_t ended() const { return ok_ + failed_; }
   size_t ok() const { return ok_; }
@@ -74,16 +86,28 @@ class Soak {
   size_t restarts() const { return restarts_; }
 
  private:
-  struct Options;
   Target::Options options() const {
     Target::Options made;
     made.fabric = fabric_;
     made.bytes = kBytes;
     return made;
   }
+  static size_t sessions_of(Target& target) {
+    const std::string said = target.ask("describe");
+    const size_t at = said.find("\"sessions\":");
+    return at == std::string::npos ? 1 : std::stoull(said.substr(at + 11));
+  }
   uint64_t below(uint64_t bound) { return random_() % bound; }
 
-  void take(const Outcome& outcome) { ++(outcome.status.ok() ? ok_ : failed_); }
+  // I3: each has its outcome by its deadline, but for the machine's share.
+  void take_all() {
+    for (const auto& [transfer, deadline] : live_) {
+      const TimePoint began = clock_.now();
+      ++(transfer.wait().status.ok() ? ok_ : failed_);
+      late_ += clock_.now() > std::max(began, deadline) + milliseconds(1500);
+    }
+    live_.clear();
+  }
 
   void round() {
     const size_t which = below(kTargets);
@@ -101,13 +125,11 @@ class Soak {
     const TimePoint began = clock_.now();
     auto submitted = engine_->submit(std::move(request));
     if (!submitted.ok()) return;
-    live_.push_back(*submitted);
+    live_.emplace_back(*submitted, began + timeout);
     misbehave(which);
-    if (!live_.empty() && below(6) == 0) live_[below(live_.size())].cancel();
+    if (!live_.empty() && below(6) == 0) live_[below(live_.size())].first.cancel();
     if (live_.size() < 12) return;
-    for (const Transfer& transfer : live_) take(transfer.wait());
-    live_.clear();
-    late_ += clock_.now() - began > timeout + seconds(5);
+    take_all();
     if (below(10) == 0) register_anew();
   }
 
@@ -120,8 +142,7 @@ class Soak {
         return;
       case 1:
         [[maybe_unused]] const Status stopped = target.process().stop();
-        for (const Transfer& transfer : live_) take(transfer.wait());
-        live_.clear();
+        take_all();
         [[maybe_unused]] const Status resumed = target.process().resume();
         return;
     }
@@ -138,7 +159,7 @@ class Soak {
   std::unique_ptr<Engine> engine_;
   Region region_;
   std::vector<Target> targets_;
-  std::vector<Transfer> live_;
+  std::vector<std::pair<Transfer, TimePoint>> live_;  // with its deadline
   size_t ok_ = 0;
   size_t failed_ = 0;
   size_t late_ = 0;
@@ -152,24 +173,28 @@ bool report(const char* what, size_t before, size_t after, size_t allowed) {
 }
 
 bool soak(const std::string& fabric, Duration span, uint64_t seed) {
+  const Duration warm_span = std::min<Duration>(span / 5, seconds(20));
   {
     Soak warm_up(fabric, seed);
-    warm_up.run_for(std::min<Duration>(span / 4, seconds(20)));
+    warm_up.run_for(warm_span);
     if (!warm_up.settle()) return false;
   }
   const Left before;
   size_t late = 0;
+  size_t sessions = 0;
   {
     Soak run(fabric, seed + 1);
-    run.run_for(span);
+    run.run_for(span - warm_span);
     const bool settled = run.settle();
     late = run.late();
     std::printf("%s: %zu transfers, %zu ok, %zu restarts of targets, %zu outcomes late\n", fabric.c_str(), run.ended(),
                 run.ok(), run.restarts(), late);
     if (!settled || run.ok() == 0 || run.ok() == run.ended()) return false;
+    sessions = run.sessions_left();
   }
   const Left after;
-  bool clean = report("descriptors", before.descriptors, after.descriptors, 0);
+  bool clean = report("sessions", 0, sessions, 0);
+  clean &= report("descriptors", before.descriptors, after.descriptors, 0);
   clean &= report("threads", before.threads, after.threads, 0);
   clean &= report("memory", before.resident, after.resident, size_t{8} << 20);
   return clean && late == 0;

@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "common/clock.h"
@@ -32,6 +33,11 @@ struct ProcessEnd {
 class Process {
  public:
   static Result<Process> spawn(const std::string& program, const ProcessOptions& options = {});
+  static Result<Process> spawn(const std::string& program, std::vector<std::string> arguments) {
+    ProcessOptions options;
+    options.arguments = std::move(arguments);
+    return spawn(program, options);
+  }
 
   Process(Process&&) noexcept = default;
   Process& operator=(Process&& other) noexcept;

@@ -71,17 +71,22 @@ class RawConnection {
     ByteWriter(out).put(static_cast<uint32_t>(body.size()));
     return out + body;
   }
-  // The next session frame of that kind; others are dropped. An empty frame when the connection ends.
+  // The next session frame. An empty one when the connection ends.
+  proto::Frame receive_frame() {
+    const std::string head = receive(sizeof(uint32_t));
+    uint32_t length = 0;
+    if (head.size() != sizeof length) return {};
+    std::memcpy(&length, head.data(), sizeof length);
+    const std::string body = receive(length);
+    proto::Frame frame;
+    if (body.size() != length || !frame.ParseFromString(body)) return {};
+    return frame;
+  }
+  // The next one of that kind; others are dropped.
   proto::Frame receive_frame(proto::Frame::BodyCase kind) {
     while (true) {
-      const std::string head = receive(sizeof(uint32_t));
-      uint32_t length = 0;
-      if (head.size() != sizeof length) return {};
-      std::memcpy(&length, head.data(), sizeof length);
-      const std::string body = receive(length);
-      proto::Frame frame;
-      if (body.size() != length || !frame.ParseFromString(body)) return {};
-      if (frame.body_case() == kind) return frame;
+      proto::Frame frame = receive_frame();
+      if (frame.body_case() == kind || frame.body_case() == proto::Frame::BODY_NOT_SET) return frame;
     }
   }
 

@@ -5,6 +5,7 @@
 
 #include <charconv>
 #include <cstring>
+#include <map>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -15,7 +16,7 @@
 namespace kvferry::test {
 
 // The path of kvf-test-target in the build folder.
-const char* target_program();
+std::string target_program();
 
 // A process that runs kvf-test-target (target_main.cc). Its memory is read from outside, so also when it is stopped.
 class Target {
@@ -27,12 +28,14 @@ class Target {
     size_t bytes = size_t{64} << 20;
     int heartbeat_ms = 200;
     int network_namespace = -1;
+    std::map<std::string, std::string> environment;  // settings of its engine
   };
 
   static Target start(const Options& options) {
     ProcessOptions process;
     process.arguments = {options.id, options.listen, options.fabric, std::to_string(options.bytes),
                          std::to_string(options.heartbeat_ms)};
+    process.environment = options.environment;
     process.network_namespace = options.network_namespace;
     auto spawned = Process::spawn(target_program(), process);
     KVF_CHECK(spawned.ok());

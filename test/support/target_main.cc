@@ -6,7 +6,8 @@
 //   unregister MS       with that patience                    says: ok, or error TEXT
 //   await_quiet         until kQuietAgain is told             says: quiet
 //   describe                                                  says: the JSON
-//   storm ADDRESS       writes all memory to the first region of that engine, again and again, from a thread
+//   storm ADDRESS       writes all memory, each time filled with another value, to the first region of that engine,
+//                       again and again, from a thread
 //                                                             says: storming, once the first write is done
 //   fork                a child that holds all descriptors    says: forked PID
 //   descriptors N       the limit from now on                 says: ok
@@ -110,7 +111,9 @@ class Target {
     if (Outcome first = engine_->transfer(request); !first.status.ok())
       return "error " + first.status.error().to_string();
     storm_ = std::thread([this, request] {
-      while (!stop_.load() && engine_->transfer(request).status.ok()) {
+      for (int value = 0; !stop_.load(); ++value) {
+        std::memset(memory_.data(), value, memory_.size());
+        if (!engine_->transfer(request).status.ok()) return;
       }
     });
     return "storming";
@@ -151,7 +154,9 @@ class Target {
 };
 
 int run(const std::vector<std::string>& words) {
-  EngineConfig config;
+  auto settings = EngineConfig::from_environment(Environment::of_process());
+  if (!settings) return say("error " + settings.error().to_string()), 1;
+  EngineConfig config = std::move(*settings);
   config.engine_id = words.at(0);
   config.listen = words.at(1);
   config.allow_open = true;

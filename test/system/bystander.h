@@ -18,9 +18,14 @@ class Bystanders {
  public:
   static constexpr size_t kBytes = size_t{1} << 20;
 
-  Bystanders() : ours_(kBytes), theirs_(kBytes) {
-    owner_ = must(Engine::create(config("owner")));
-    initiator_ = must(Engine::create(config("honest")));
+  explicit Bystanders(const AuthConfig& auth = {}) : ours_(kBytes), theirs_(kBytes) {
+    const auto with_auth = [&](const std::string& name) {
+      EngineConfig made = config(name);
+      made.auth = auth;
+      return made;
+    };
+    owner_ = must(Engine::create(with_auth("owner")));
+    initiator_ = must(Engine::create(with_auth("honest")));
     our_region_ = must(initiator_->register_memory(ours_.data(), kBytes, MemoryKind::host, kPrivate));
     their_region_ = must(owner_->register_memory(theirs_.data(), kBytes, MemoryKind::host, kRemoteReadWrite));
     peer_ = must(initiator_->peer(owner_->address()));

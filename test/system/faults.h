@@ -13,6 +13,7 @@
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
 #include "test/support/target.h"
+#include "test/support/trial.h"
 
 namespace kvferry::test {
 
@@ -22,11 +23,14 @@ constexpr Duration kSlack = std::chrono::milliseconds(1500);
 // An engine here that reads from and writes to a target in another process.
 class Initiator {
  public:
-  Initiator(const std::string& fabric, size_t bytes) : memory_(bytes) {
+  Initiator(const std::string& fabric, size_t bytes, AuthConfig auth = {},
+            Duration heartbeat = std::chrono::milliseconds(200))
+      : memory_(bytes) {
     EngineConfig config;
     config.engine_id = "initiator";
     config.fabrics = {fabric};
-    config.heartbeat = std::chrono::milliseconds(200);
+    config.auth = std::move(auth);
+    config.heartbeat = heartbeat;
     config.missed_heartbeats = 4;
     config.logger = make_null_logger();
     config.allow_open = true;

@@ -4,6 +4,7 @@
 
 #include "test/support/eventually.h"
 #include "test/support/peek.h"
+#include "test/support/process.h"
 #include "test/support/raw_peer.h"
 #include "test/system/bystander.h"
 
@@ -90,6 +91,26 @@ TEST_F(LyingInitiator, ScannersThatSayNothingDelayNobodyAndAreSentAway) {
   EXPECT_TRUE(scanners.back().is_closed());
 }
 
+// Real programs, without a pause, while transfers are under way.
+TEST_F(LyingInitiator, AFloodOfStrangersDelaysNobody) {
+  const std::string address = honest_.owner().address();
+  const auto strangers = [&] {
+    const std::string metrics = honest_.owner().metrics();
+    return std::stoull(metrics.substr(metrics.find("\nkvferry_strangers_total ") + 25));
+  };
+  const std::string port = address.substr(address.rfind(':') + 1);
+  Process flood = must(Process::spawn(KVF_STRANGER, std::vector<std::string>{"flood", port}));
+  ASSERT_TRUE(flood.read_line_with("flooding", seconds(20)).ok());
+  const uint64_t before = strangers();
+  int rounds = 0;
+  EXPECT_TRUE(eventually([&] {
+    honest_.expect_work();
+    EXPECT_LT(honest_.longest_wait(5), seconds(1));
+    return ++rounds >= 20 && strangers() > before + 50;
+  }));
+  EXPECT_FALSE(flood.wait(milliseconds(0)).ok()) << "the flood has ended";
+}
+
 TEST_F(LyingInitiator, ASessionThatSaysNoHello) {
   RawConnection silent = RawConnection::dial(honest_.owner().address());
   ASSERT_TRUE(silent.send(encode_session_preface()));
@@ -104,6 +125,19 @@ TEST_F(LyingInitiator, AHelloThatQuotesAMegabyte) {
   const proto::Refusal refusal = connection.receive_frame(proto::Frame::kRefusal).refusal();
   EXPECT_EQ(refusal.code(), static_cast<uint32_t>(ErrorCode::unsupported));
   EXPECT_LT(refusal.message().size(), 4096u);
+  honest_.expect_work();
+}
+
+// An answer that quoted it would not fit a frame.
+TEST_F(LyingInitiator, AClaimThatQuotesAMegabyte) {
+  Session session = greet();
+  proto::Frame claim;
+  claim.mutable_claim()->set_number(1);
+  claim.mutable_claim()->set_transfer_id("t");
+  claim.mutable_claim()->set_expected_instance_id(std::string((size_t{1} << 20) - 64, 'i'));
+  ASSERT_TRUE(session.connection.send_frame(claim));
+  const proto::Frame answer = session.connection.receive_frame(proto::Frame::kTicket);
+  EXPECT_EQ(answer.ticket().code(), static_cast<uint32_t>(ErrorCode::invalid_argument));
   honest_.expect_work();
 }
 

@@ -43,6 +43,21 @@ TEST_F(DriverTest, LetsTheWaiterRunTheLoop) {
   EXPECT_GT(here, 100);  // not all: the progress thread may be quicker
 }
 
+// A call that takes longer than the progress thread's shortest absence: if the loop changed hands around each of them,
+// every one would pay for four thread switches.
+TEST_F(DriverTest, LeavesTheLoopToWaitsThatFollowEachOtherClosely) {
+  constexpr int kWaits = 200;
+  int taken_over = 0;  // the loop had to be taken from the progress thread first
+  for (int i = 0; i < kWaits; ++i) {
+    taken_over += loop_->waiting();
+    std::atomic<bool> done{false};
+    driver_->post([&] { loop_->call_at(loop_->now() + std::chrono::microseconds(300), [&] { done.store(true); }); },
+                  true);
+    driver_->wait(done, kNever);
+  }
+  EXPECT_LT(taken_over, kWaits / 2);
+}
+
 TEST_F(DriverTest, StopsWaitingAtTheDeadline) {
   const std::atomic<bool> never{false};
   const TimePoint began = loop_->now();

@@ -65,7 +65,7 @@ TEST(FramesTest, ThatNobodyReadsEndTheConnection) {
   EXPECT_FALSE(recorder.lost);
   frames.send(large);
   ASSERT_TRUE(recorder.lost);
-  EXPECT_EQ(recorder.lost->code, ErrorCode::peer_lost);
+  EXPECT_EQ(recorder.lost->code, ErrorCode::resource_exhausted);
 }
 
 TEST(FramesTest, TellWhenWhatHadToWaitHasLeft) {

@@ -7,6 +7,7 @@
 #include "bindings/python/core/bind.h"
 #include "bindings/python/core/errors.h"
 #include "bindings/python/core/objects.h"
+#include "bindings/python/core/waiting.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;  // NOLINT(google-build-using-namespace): holds "name"_a alone
@@ -115,19 +116,6 @@ void bind_peer(nb::module_& module) {
       });
 }
 
-// Waits in slices, so that Ctrl-C is heard.
-std::optional<Outcome> wait_for_outcome(const Transfer& transfer, std::optional<double> timeout) {
-  constexpr Duration kSlice = std::chrono::milliseconds(200);
-  const SystemClock clock;
-  const TimePoint deadline = timeout ? after(clock.now(), to_duration(timeout)) : kNever;
-  while (true) {
-    const Duration left = std::min(kSlice, deadline - clock.now());
-    auto outcome = without_gil([&] { return transfer.wait_for(left); });
-    if (outcome || left < kSlice) return outcome;
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-  }
-}
-
 void bind_transfer(nb::module_& module) {
   nb::class_<Transfer>(module, "Transfer",
                        "A submitted transfer: wait() for it, poll() it, or await it in asyncio. Dropping it does not "
@@ -138,7 +126,7 @@ void bind_transfer(nb::module_& module) {
       .def(
           "wait",
           [](const Transfer& self, std::optional<double> timeout) {
-            auto outcome = wait_for_outcome(self, timeout);
+            auto outcome = wait_in_slices(self, timeout);
             if (!outcome) raise(Error{ErrorCode::deadline_exceeded, "the transfer has not ended yet; it goes on"});
             check(outcome->status);
             return *outcome;
@@ -156,12 +144,6 @@ void bind_transfer(nb::module_& module) {
           },
           nb::sig("def __await__(self) -> collections.abc.Generator[object, None, Outcome]"),
           "The outcome; raises kvferry.Error when the transfer failed.");
-  nb::class_<CompletionQueue>(module, "CompletionQueue",
-                              "Tells an event loop of the ends of the transfers that it was given.")
-      .def(nb::init<>())
-      .def("fileno", &CompletionQueue::fd, "An eventfd: readable while take() has something to return.")
-      .def("add", &CompletionQueue::add, "transfer"_a)
-      .def("take", &CompletionQueue::take, "The ids of those that have ended since the last call.");
 }
 
 }  // namespace
@@ -171,6 +153,16 @@ void bind_handles(nb::module_& module) {
   bind_regions(module);
   bind_peer(module);
   bind_transfer(module);
+}
+
+void bind_completion_queue(nb::module_& module) {
+  nb::class_<CompletionQueue>(module, "CompletionQueue",
+                              "Tells an event loop of the ends of the transfers and reads that it was given.")
+      .def(nb::init<>())
+      .def("fileno", &CompletionQueue::fd, "An eventfd: readable while take() has something to return.")
+      .def("add", &CompletionQueue::add<Transfer>, "awaited"_a)
+      .def("add", &CompletionQueue::add<ParcelReading>, "awaited"_a)
+      .def("take", &CompletionQueue::take, "The ids of those that have ended since the last call.");
 }
 
 }  // namespace kvferry::python

@@ -13,6 +13,10 @@ NB_MODULE(_core, module) {
   nb::set_leak_warnings(false);  // what lives until the interpreter ends is no leak, and this library is quiet
   kvferry::python::bind_handles(module);
   kvferry::python::bind_engine(module);
+  kvferry::python::bind_layout(module);
+  kvferry::python::bind_parcels(module);
+  kvferry::python::bind_bootstrap(module);
+  kvferry::python::bind_completion_queue(module);
   module.def(
       "choose_fabrics",
       [](const std::string& protocol, bool may_fall_back) {

@@ -41,14 +41,12 @@ void PyRegion::unregister(double patience) {
 
 CompletionQueue::CompletionQueue() : state_(std::make_shared<State>(python::take(EventFd::create()))) {}
 
-void CompletionQueue::add(const Transfer& transfer) {
-  transfer.on_done([state = state_, id = transfer.id()](const Outcome&) {
-    {
-      const std::lock_guard lock(state->mutex);
-      state->ended.push_back(id);
-    }
-    state->event.signal();
-  });
+void CompletionQueue::State::end(uint64_t id) {
+  {
+    const std::lock_guard lock(mutex);
+    ended.push_back(id);
+  }
+  event.signal();
 }
 
 std::vector<uint64_t> CompletionQueue::take() {

@@ -8,6 +8,7 @@
 #include "bindings/python/core/memory.h"
 #include "common/fd.h"
 #include "engine/engine.h"
+#include "engine/parcel.h"
 
 // What Python's objects hold. All are used with the GIL, and let go of it wherever they may block.
 
@@ -37,6 +38,16 @@ class PyEngine {
   Duration connect_timeout_;
 };
 
+// The parcels of an engine. They do not keep it: once it is closed, every call is refused.
+class PyParcels {
+ public:
+  explicit PyParcels(const PyEngine& engine) : parcels_(*engine.get()) {}
+  Parcels& get() const { return parcels_; }
+
+ private:
+  mutable Parcels parcels_;
+};
+
 // A region and the Python object whose memory it is. Memory that did not get quiet is never given back (I4).
 class PyRegion {
  public:
@@ -54,19 +65,23 @@ class PyRegion {
   Memory memory_;
 };
 
-// Ends of transfers for one event loop. Only those that it was given are told, so that nothing piles up. The transfers'
-// callbacks hold its state.
+// Ends of transfers and of reads of parcels for one event loop. Only those that it was given are told, so that nothing
+// piles up. Their callbacks hold its state.
 class CompletionQueue {
  public:
   CompletionQueue();
   int fd() const { return state_->event.fd(); }
-  void add(const Transfer& transfer);
-  // The ids of the transfers that have ended since the last call.
+  template <class Awaited>
+  void add(const Awaited& awaited) {
+    awaited.on_done([state = state_, id = awaited.id()](const auto&) { state->end(id); });
+  }
+  // The ids of those that have ended since the last call.
   std::vector<uint64_t> take();
 
  private:
   struct State {
     explicit State(EventFd descriptor) : event(std::move(descriptor)) {}
+    void end(uint64_t id);
     EventFd event;
     std::mutex mutex;
     std::vector<uint64_t> ended;  // GUARDED_BY(mutex)

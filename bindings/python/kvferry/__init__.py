@@ -6,20 +6,57 @@ its deadline with one outcome, waited for or awaited. See docs/python.md for a w
 
 from importlib.metadata import version
 
-from kvferry._core import CompletionQueue, Engine, Outcome, Peer, Region, RemoteRegion, Transfer
-from kvferry.types import Error, Notification, Span
+from kvferry._core import (
+    NO_BLOCK,
+    BootstrapClient,
+    BootstrapServer,
+    CompletionQueue,
+    Engine,
+    KvGroup,
+    KvLayer,
+    KvLayout,
+    KvPlane,
+    Outcome,
+    ParallelRank,
+    ParcelOutcome,
+    ParcelReading,
+    Parcels,
+    ParcelStatus,
+    Peer,
+    Region,
+    RegisteredWorker,
+    RemoteRegion,
+    Transfer,
+    owners_to_settle,
+)
+from kvferry.types import Error, Notification, ReleasedParcel, Span
 
 __version__ = version("kvferry")
 
 __all__ = [
+    "NO_BLOCK",
+    "BootstrapClient",
+    "BootstrapServer",
     "CompletionQueue",
     "Engine",
     "Error",
+    "KvGroup",
+    "KvLayer",
+    "KvLayout",
+    "KvPlane",
     "Notification",
     "Outcome",
+    "ParallelRank",
+    "ParcelOutcome",
+    "ParcelReading",
+    "ParcelStatus",
+    "Parcels",
     "Peer",
     "Region",
+    "RegisteredWorker",
+    "ReleasedParcel",
     "RemoteRegion",
     "Span",
     "Transfer",
+    "owners_to_settle",
 ]

@@ -1,9 +1,10 @@
-"""Awaiting transfers in asyncio: one descriptor for each event loop tells which of its transfers have ended."""
+"""Awaiting transfers and reads of parcels in asyncio: one descriptor of each event loop tells which have ended."""
 
 import asyncio
+from typing import overload
 from weakref import WeakKeyDictionary
 
-from kvferry._core import CompletionQueue, Outcome, Transfer
+from kvferry._core import CompletionQueue, Outcome, ParcelOutcome, ParcelReading, Transfer
 
 
 class _Awaited:
@@ -13,7 +14,7 @@ class _Awaited:
         self._queue = CompletionQueue()
         self._futures: dict[int, list[asyncio.Future[None]]] = {}
 
-    async def wait(self, transfer: Transfer) -> None:
+    async def wait(self, transfer: Transfer | ParcelReading) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         if not self._futures:
@@ -45,7 +46,11 @@ class _Awaited:
 _loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Awaited]" = WeakKeyDictionary()
 
 
-async def wait(transfer: Transfer) -> Outcome:
+@overload
+async def wait(transfer: Transfer) -> Outcome: ...
+@overload
+async def wait(transfer: ParcelReading) -> ParcelOutcome: ...
+async def wait(transfer: Transfer | ParcelReading) -> Outcome | ParcelOutcome:
     """Waits for the transfer's end without blocking the event loop. Cancelled, it cancels the transfer."""
     if not transfer.done():
         loop = asyncio.get_running_loop()

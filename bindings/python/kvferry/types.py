@@ -26,6 +26,14 @@ class Notification(NamedTuple):
     payload: bytes
 
 
+class ReleasedParcel(NamedTuple):
+    """The blocks of a parcel belong to its owner again."""
+
+    transfer_id: str
+    why: str
+    """settled, released, expired, reader_failed, aborted or shut_down."""
+
+
 class Error(RuntimeError):
     """A call or a transfer that failed.
 

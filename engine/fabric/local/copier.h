@@ -79,6 +79,9 @@ class LocalPath final : public OneSidedPath {
   void start(std::shared_ptr<Job> job) override;
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
   bool in_force(WordIndex word, uint64_t generation) const override { return link_->in_force(word, generation); }
+  bool reaches(const RegionInfo& region) const override {
+    return region.kind == MemoryKind::host && region.word != kNoWord;
+  }
   std::string describe() const override { return "process_vm_readv and process_vm_writev"; }
 
  private:

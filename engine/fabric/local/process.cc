@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -67,6 +68,12 @@ Status move_all(Move move, uint32_t pid, std::span<const iovec> local, std::span
 Result<Process> Process::open(uint32_t pid) {
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd) return errno_error("cannot open process " + std::to_string(pid));
+  // The boundary of this fabric is the uid, also for root, who could reach further.
+  struct stat facts {};
+  if (::stat(("/proc/" + std::to_string(pid)).c_str(), &facts) != 0)
+    return errno_error("cannot look at process " + std::to_string(pid));
+  if (facts.st_uid != ::geteuid())
+    return Error{ErrorCode::permission_denied, "process " + std::to_string(pid) + " is another user's"};
   return Process(pid, std::move(pidfd));
 }
 

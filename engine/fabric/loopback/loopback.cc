@@ -1,6 +1,6 @@
 #include "engine/fabric/loopback/loopback.h"
 
-#include <cstring>
+#include <thread>
 
 namespace kvferry::loopback {
 namespace {
@@ -32,11 +32,14 @@ Status Hub::copy(const std::string& engine_id, uint64_t incarnation, Operation o
   if (found == members_.end()) return Error{ErrorCode::peer_lost, "the peer has left the hub"};
   KVF_ASSIGN_OR_RETURN(const RegionPin pin, found->second.registry->pin_remote(pair.region, needed));
   KVF_RETURN_IF_ERROR(check_span(pin->info, pair.offset, pair.length));
-  if (operation == Operation::read)
-    std::memcpy(pair.local, pin->at(pair.offset), pair.length);
-  else
-    std::memcpy(pin->at(pair.offset), pair.local, pair.length);
-  return {};
+  const CopySpan span{pin->at(pair.offset), pair.local, pair.length};
+  const CopyDirection direction = operation == Operation::read ? CopyDirection::to_host : CopyDirection::to_device;
+  KVF_ASSIGN_OR_RETURN(const CopyId id, pin->ops->start_copy(direction, {&span, 1}));
+  while (true) {
+    KVF_ASSIGN_OR_RETURN(const bool landed, pin->ops->copy_done(id));
+    if (landed) return {};
+    std::this_thread::yield();
+  }
 }
 
 bool Hub::in_force(const std::string& engine_id, uint64_t incarnation, WordIndex word, uint64_t generation) const {

@@ -24,7 +24,8 @@ class Hub {
   void remove(const std::string& engine_id, uint64_t incarnation);
   bool has(const std::string& engine_id, uint64_t incarnation) const;
 
-  // Copies one span behind all checks that the owner would make. `needed`: Permission.
+  // Copies one span behind all checks that the owner would make, and returns when it has landed; the memory of the peer
+  // may be of any kind. `needed`: Permission.
   Status copy(const std::string& engine_id, uint64_t incarnation, Operation operation, const Pair& pair,
               uint32_t needed) const;
   bool in_force(const std::string& engine_id, uint64_t incarnation, WordIndex word, uint64_t generation) const;
@@ -51,6 +52,7 @@ class LoopbackPath final : public OneSidedPath {
   void start(std::shared_ptr<Job> job) override;
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
   bool in_force(WordIndex word, uint64_t generation) const override;
+  bool reaches(const RegionInfo& region) const override { return region.word != kNoWord; }
   std::string describe() const override { return "the same process"; }
 
  private:

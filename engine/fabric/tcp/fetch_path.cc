@@ -10,12 +10,12 @@ FetchPath::~FetchPath() {
     if (state.lane) state.lane->close(true);
 }
 
-FetchPath::FetchId FetchPath::start(Fetch fetch) {
+FetchPath::FetchId FetchPath::start(std::string request, std::shared_ptr<FetchSink> sink) {
   const FetchId id = next_id_++;
   LaneState& state = *std::min_element(lanes_.begin(), lanes_.end(), [](const LaneState& a, const LaneState& b) {
     return a.running.size() < b.running.size();
   });
-  state.running.emplace(id, Running{std::move(fetch), 0, false, false});
+  state.running.emplace(id, Running{std::move(request), std::move(sink), false, false, false});
   state.unsent.push_back(id);
   if (ensure_lane(state)) send_unsent(state);
   return id;
@@ -51,7 +51,7 @@ void FetchPath::send_unsent(LaneState& state) {
   for (const FetchId id : std::exchange(state.unsent, {})) {
     const auto found = state.running.find(id);
     if (found == state.running.end()) continue;
-    const std::string& request = found->second.fetch.request;
+    const std::string& request = found->second.request;
     Header header;
     header.type = FrameType::fetch;
     header.op = id;
@@ -85,29 +85,23 @@ Result<std::vector<iovec>> FetchPath::on_frame(Lane& lane, const Header& header,
   if (!is_data) {
     running.has_head = true;
     trailer_.assign(reinterpret_cast<const char*>(table.data()), table.size());
-    if (is_head && header.code == 0 && !running.cancelled) running.fetch.head(table);
+    if (is_head && header.code == 0 && !running.cancelled) running.sink->on_head(table);
     return std::vector<iovec>{};
   }
   if (running.cancelled) return std::vector<iovec>{};
-  std::vector<iovec> into;
-  std::vector<iovec>& target = running.fetch.target;
-  uint64_t left = header.payload_bytes;
-  while (left > 0 && running.index < target.size()) {
-    iovec& rest = target[running.index];
-    const size_t count = std::min<uint64_t>(left, rest.iov_len);
-    into.push_back({rest.iov_base, count});
-    rest.iov_base = static_cast<char*>(rest.iov_base) + count;
-    rest.iov_len -= count;
-    left -= count;
-    if (rest.iov_len == 0) ++running.index;
-  }
-  if (left > 0) return Error{ErrorCode::protocol, "malformed lane frame: a stream longer than what was asked for"};
-  return into;
+  return running.sink->place(header.payload_bytes);
 }
 
 void FetchPath::on_frame_end(Lane& lane, const Header& header) {
   LaneState& state = state_of(lane);
-  if (header.type == FrameType::fetch_data) return;
+  if (header.type == FrameType::fetch_data) {
+    const auto found = state.running.find(header.op);
+    if (found == state.running.end() || found->second.cancelled) return;
+    const std::shared_ptr<FetchSink> sink = found->second.sink;
+    if (sink->on_filled()) return;
+    found->second.holds_lane = true;
+    return lane.pause_input(true);
+  }
   if (header.type == FrameType::fetch_head && header.code == 0) return;
   if (header.code != 0) return finish(state, header.op, Error{static_cast<ErrorCode>(header.code), trailer_});
   finish(state, header.op, std::exchange(trailer_, {}));
@@ -115,7 +109,16 @@ void FetchPath::on_frame_end(Lane& lane, const Header& header) {
 
 void FetchPath::finish(LaneState& state, FetchId id, Result<std::string> trailer) {
   auto entry = state.running.extract(id);
-  if (!entry.empty() && !entry.mapped().cancelled) entry.mapped().fetch.ended(std::move(trailer));
+  if (!entry.empty() && !entry.mapped().cancelled) entry.mapped().sink->on_end(std::move(trailer));
+}
+
+void FetchPath::go_on(FetchId id) {
+  for (LaneState& state : lanes_) {
+    const auto found = state.running.find(id);
+    if (found == state.running.end()) continue;
+    if (std::exchange(found->second.holds_lane, false) && state.lane) state.lane->pause_input(false);
+    return;
+  }
 }
 
 void FetchPath::cancel(FetchId id) {
@@ -126,6 +129,7 @@ void FetchPath::cancel(FetchId id) {
       state.running.erase(found);
     } else {
       found->second.cancelled = true;  // its stream is thrown away as it comes
+      go_on(id);
       if (state.lane && state.lane->receiving(id)) state.lane->discard_incoming();
     }
     return;
@@ -140,7 +144,7 @@ void FetchPath::fail_lane(LaneState& state, const Error& why) {
   }
   state.unsent.clear();
   for (auto& [id, running] : std::exchange(state.running, {}))
-    if (!running.cancelled) running.fetch.ended(why);
+    if (!running.cancelled) running.sink->on_end(why);
 }
 
 void FetchPath::on_lost(Lane& lane, Error error) {

@@ -10,23 +10,32 @@
 
 namespace kvferry::tcp {
 
-// The reader's side of fetches: requests out, streams in, each scattered straight to where its caller says. Has lanes
+// Where a stream lands, made by the layer that knows what is fetched. On loop only.
+class FetchSink {
+ public:
+  virtual ~FetchSink() = default;
+  virtual void on_head(ByteSpan head) = 0;
+  // Where the next `bytes` go: host memory that stays until on_filled() or the fetch's end. An Error, when more comes
+  // than was asked for, ends the lane.
+  virtual Result<std::vector<iovec>> place(uint64_t bytes) = 0;
+  // They are there. False: no more before FetchPath::go_on().
+  virtual bool on_filled() = 0;
+  // The trailer, after the last byte has been scattered; or why there is none. Once, unless cancelled.
+  virtual void on_end(Result<std::string> trailer) = 0;
+};
+
+// The reader's side of fetches: requests out, streams in, each scattered straight to where its sink says. Has lanes
 // of its own, so that streams and single transfers do not wait for each other. On loop only.
 class FetchPath final : private LaneHandler {
  public:
   using FetchId = uint64_t;
-  struct Fetch {
-    std::string request;
-    std::vector<iovec> target;  // of the whole stream; stays valid until `ended` or cancel()
-    std::function<void(ByteSpan head)> head;
-    // The trailer, after the last byte has been scattered; or why there is none. Once, unless cancelled.
-    std::function<void(Result<std::string> trailer)> ended;
-  };
 
   FetchPath(Loop& loop, LaneSource& source, size_t lanes) : loop_(loop), source_(source), lanes_(lanes) {}
   ~FetchPath() override;
 
-  FetchId start(Fetch fetch);
+  FetchId start(std::string request, std::shared_ptr<FetchSink> sink);
+  // After on_filled() said false.
+  void go_on(FetchId id);
   // I4: when this returns, nothing more is scattered for it.
   void cancel(FetchId id);
   // The session is over: every fetch ends with `why`.
@@ -34,9 +43,10 @@ class FetchPath final : private LaneHandler {
 
  private:
   struct Running {
-    Fetch fetch;
-    size_t index = 0;  // into fetch.target
+    std::string request;
+    std::shared_ptr<FetchSink> sink;
     bool has_head = false;
+    bool holds_lane = false;  // its sink takes no more now
     bool cancelled = false;
   };
   struct LaneState {

@@ -18,8 +18,15 @@ class FetchSource {
  public:
   virtual ~FetchSource() = default;
   virtual std::string head() = 0;
-  // The next bytes, at most `max_bytes`: host memory that stays as it is until the stream is destroyed or stopped.
-  virtual std::vector<iovec> next(uint64_t max_bytes) = 0;
+  // Whether next() or at_end() has something to say now. When not, the source calls Owner::resume() once it has.
+  virtual bool ready() const = 0;
+  // The next bytes, at most `max_bytes`: host memory that stays as it is until the stream is destroyed or stopped, or
+  // that lies in the piece's own buffer. REQUIRES: ready().
+  struct Piece {
+    std::vector<iovec> bytes;
+    Staging::Buffer staging;
+  };
+  virtual Piece next(uint64_t max_bytes) = 0;
   virtual bool at_end() const = 0;
   // What follows the bytes, as things stand now.
   virtual std::string trailer() = 0;
@@ -45,6 +52,12 @@ class Owner final : private LaneHandler {
   // I2: when this returns, the stream's memory is touched no more; what the reader still gets is waste, and the trailer
   // is asked for anew. The source must be at its end.
   void stop(FetchSource& source);
+  // A source that was not ready is.
+  void resume(const FetchSource& source);
+  // Pieces that sources stage, and events that they wait for.
+  Staging& staging() { return staging_; }
+
+  static constexpr uint64_t kPieceBytes = uint64_t{1} << 20;  // what is asked of a source at a time
 
   // A lane of `guest`, whose preface has been read. `guest` must call drop_guest() before it goes.
   void adopt(Guest& guest, std::unique_ptr<Stream> stream, uint32_t lane_id);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "engine/fabric/tcp/owner.h"
 
 // Streams that answer fetches: pieces of them are queued as the lane drains, several streams of a lane in turn.
@@ -6,7 +8,6 @@ namespace kvferry::tcp {
 namespace {
 
 constexpr size_t kQueuedPieces = 2;  // of one lane: one being sent, one ready
-constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 constexpr size_t kTurnPieces = 4;    // into a lane that takes them all, before the others get their turn (I7)
 constexpr size_t kMaxStreams = 256;  // of one lane, with the fetches that wait for their answer (I6)
 
@@ -65,8 +66,11 @@ void Owner::pump(const ServedPtr& served) {
       });
       break;
     }
-    Streaming next = std::move(streams.front());
-    streams.pop_front();  // sending may lose the lane, and its streams with it
+    const auto ready =
+        std::find_if(streams.begin(), streams.end(), [](const Streaming& one) { return one.source->ready(); });
+    if (ready == streams.end()) break;  // resume() comes back here
+    Streaming next = std::move(*ready);
+    streams.erase(ready);  // sending may lose the lane, and its streams with it
     if (send_next(*served, next)) streams.push_back(std::move(next));
   }
   served->pumping = false;
@@ -78,8 +82,11 @@ bool Owner::send_next(Served& served, Streaming& streaming) {
   std::vector<OutFrame> frames;
   if (!std::exchange(streaming.head_sent, true))
     frames.push_back(frame_of(FrameType::fetch_head, streaming.op, 0, streaming.source->head(), {}));
-  std::vector<iovec> piece = streaming.source->next(kPieceBytes);
-  if (!piece.empty()) frames.push_back(frame_of(FrameType::fetch_data, streaming.op, 0, {}, std::move(piece)));
+  FetchSource::Piece piece = streaming.source->next(kPieceBytes);
+  if (!piece.bytes.empty()) {
+    frames.push_back(frame_of(FrameType::fetch_data, streaming.op, 0, {}, std::move(piece.bytes)));
+    frames.back().staging = std::move(piece.staging);
+  }
   const bool ends = streaming.source->at_end();
   if (ends) {
     frames.push_back(frame_of(FrameType::fetch_end, streaming.op, 0, streaming.source->trailer(), {}));
@@ -91,6 +98,16 @@ bool Owner::send_next(Served& served, Streaming& streaming) {
   }
   lane.send(std::move(frames));
   return !ends;
+}
+
+void Owner::resume(const FetchSource& source) {
+  for (const auto& [lane, served] : served_) {
+    const bool here = std::any_of(served->streams.begin(), served->streams.end(),
+                                  [&](const Streaming& one) { return one.source.get() == &source; });
+    if (!here) continue;
+    const ServedPtr found = served;
+    return pump(found);
+  }
 }
 
 void Owner::stop(FetchSource& source) {

@@ -1,4 +1,5 @@
 #include <engine/engine.h>
+#include <engine/parcel.h>
 
 #include <cstdio>
 

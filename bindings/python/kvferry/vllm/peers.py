@@ -1,0 +1,71 @@
+"""Where the workers of prefillers are: asked of their bootstrap servers once, by threads that may wait."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import kvferry
+
+# Instances that are remembered; each holds a peer for every rank that is read from.
+MAX_INSTANCES = 1024
+# How long an instance may take to register all of its ranks.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Prefiller:
+    owners: list[kvferry.Peer]
+    """The ranks that this worker reads from or settles with."""
+
+
+class Prefillers:
+    """Used by the worker's main thread alone."""
+
+    def __init__(self, engine: kvferry.Engine, rank: kvferry.ParallelRank) -> None:
+        self._engine, self._rank = engine, rank
+        self._client = kvferry.BootstrapClient(timeout=PATIENCE)
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="kvferry-contact")
+        self._known: OrderedDict[tuple[str, str], Future[Prefiller]] = OrderedDict()
+
+    def find(self, bootstrap: str, engine_id: str) -> Future[Prefiller]:
+        key = (bootstrap, engine_id)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._threads.submit(self._contact, bootstrap, engine_id)
+            if len(self._known) > MAX_INSTANCES:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return found
+
+    def forget(self, bootstrap: str, engine_id: str) -> None:
+        """It did not answer as it should: ask again where it is, next time."""
+        self._known.pop((bootstrap, engine_id), None)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _contact(self, bootstrap: str, engine_id: str) -> Prefiller:
+        owners = [self._engine.peer(address) for address in self._addresses(bootstrap, engine_id)]
+        for owner in owners:
+            owner.connect()
+        return Prefiller(owners)
+
+    def _addresses(self, bootstrap: str, engine_id: str) -> list[str]:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            ranks = {
+                (worker.pp_rank, worker.tp_rank): worker.address
+                for worker in self._client.workers(bootstrap)
+                if worker.engine_id == engine_id
+            }
+            pp_size = 1 + max((pp for pp, _ in ranks), default=-1)
+            tp_size = 1 + max((tp for _, tp in ranks), default=-1)
+            # Ranks register one by one: those that are there must fill the rectangle that they span.
+            if ranks and len(ranks) == pp_size * tp_size:
+                return [ranks[owner] for owner in kvferry.owners_to_settle(self._rank, tp_size, pp_size)]
+            if time.monotonic() > deadline:
+                raise kvferry.Error(f"{bootstrap} does not know the workers of {engine_id}", "not_found")
+            time.sleep(0.05)

