@@ -45,6 +45,9 @@ class Faults:
         self.drawn.shuffle(kinds)
         return kinds
 
+    def never_landed(self) -> list[str]:
+        return [kind for kind, count in self.counts.items() if count.middle == 0]
+
     async def inject(self, kind: str) -> None:
         self.say(f"{time.monotonic() - self.began:6.1f} s  {kind}")
         self.counts[kind].injected += 1
