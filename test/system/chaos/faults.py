@@ -1,13 +1,14 @@
 """The faults of a chaos run: each is injected, lasts a while, and is taken back."""
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from chain.client import Manners, ask, fetch
+from chain.client import BrokenAnswerError, Manners, ask, fetch
 from chain.processes import Server, StartError
 from chaos.load import DEADLINE_S, Load, until, workers_of
 from chaos.stage import LEASE_S, Stage
@@ -16,6 +17,7 @@ from chaos.stage import LEASE_S, Stage
 # the prefiller's memory while it is read.
 USUAL_LINK = ("rate 6M", "queue 128K", "delay 1ms")
 AIM_S = 3.0
+EARLY_TRIES = 4
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Faults:
         kinds = list(KINDS)
         self.drawn.shuffle(kinds)
         return kinds
+
+    def never_landed(self) -> list[str]:
+        return [kind for kind, count in self.counts.items() if count.middle == 0]
 
     async def inject(self, kind: str) -> None:
         self.say(f"{time.monotonic() - self.began:6.1f} s  {kind}")
@@ -130,7 +135,15 @@ class Faults:
         await asyncio.gather(*pins)
 
     async def expire_early(self) -> None:
-        """A parcel is taken back while it is read."""
+        """A parcel is taken back while it is read; where its prefill or the aim fails, another one."""
+        for _ in range(EARLY_TRIES):
+            with contextlib.suppress(OSError, TimeoutError, BrokenAnswerError, LookupError):
+                if await self.take_one_back():
+                    self.counts["early expiry"].middle += 1
+                    return
+
+    async def take_one_back(self) -> bool:
+        """Whether a reader had its claim, and no answer yet, when its parcel was released by force."""
         prefiller, which = self.drawn.randrange(2), self.drawn.randrange(len(self.load.prompts))
         transfer_id = f"early-{self.drawn.getrandbits(48):x}"
         base = self.stage.bootstraps[prefiller].url
@@ -141,10 +154,12 @@ class Faults:
             return reading.done() or '"state":"claimed"' in (await fetch(f"{owner}/v1/parcels/{transfer_id}"))[1]
 
         await until(claimed, DEADLINE_S, pause_s=0.005)
-        if not reading.done():
+        caught = not reading.done()
+        try:
             status, _ = await fetch(f"{base}/v1/parcels/{transfer_id}?force=1", "DELETE")
-            self.counts["early expiry"].middle += status in (200, 202)
-        await reading
+        finally:
+            await reading
+        return caught and status in (200, 202)
 
 
 def of(servers: str) -> Callable[[Stage], list[Server]]:
