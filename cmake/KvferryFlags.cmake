@@ -9,11 +9,6 @@ elseif(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   target_compile_options(kvferry_flags INTERFACE -Wno-restrict)
 endif()
 
-if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  # g++ 12 at -O3 sees overlaps in std::string's operator+ that are not there (GCC bug 105651).
-  target_compile_options(kvferry_flags INTERFACE $<$<CONFIG:Release>:-Wno-restrict>)
-endif()
-
 if(KVFERRY_FUZZ) # the layers count the edges that libFuzzer steers by
   target_compile_options(kvferry_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
