@@ -111,7 +111,7 @@ TEST_P(Transfers, TouchesTwoRegionsOfEitherSideInOneTransfer) {
 TEST_P(Transfers, MovesBytesToItself) {
   make_memory(size_t{3} << 20);
   const PeerRef self = must(owner_->peer(owner_->address()));
-  Buffer target = make_buffer(GetParam().owner, size_t{3} << 20);
+  Buffer target = make_buffer(GetParam().initiator, size_t{3} << 20);
   const Region region = must(owner_->register_memory(target.base(), target.size(), target.kind(), kRemoteReadWrite));
   for (const Operation operation : kBoth) {
     TransferRequest asked;

@@ -356,7 +356,7 @@ TEST_F(Locked, TenThousandThatSayNothing) {
 TEST_F(Locked, AHerdOfNewcomersDoesNotHoldUpTheOthers) {
   std::vector<std::unique_ptr<Engine>> herd;
   for (int i = 0; i < 24; ++i)
-    herd.push_back(must(Engine::create(config_of("n" + std::to_string(i), auth_of(AuthMode::psk)))));
+    herd.push_back(must(Engine::create(config_of(fmt::format("n{}", i), auth_of(AuthMode::psk)))));
   std::atomic<int> connected{0};
   std::vector<std::thread> threads;
   for (const auto& engine : herd)
