@@ -136,7 +136,7 @@ class ParcelChaos : public ::testing::Test {
   }
 
   void storm() {
-    TimePoint next_fault = clock_.now() + milliseconds(300);
+    TimePoint next_fault = clock_.now() + milliseconds(20);
     while (published_ < wanted_ && !HasFailure()) {
       for (Actor& owner : owners_) drain(owner, milliseconds(1));
       const TimePoint now = clock_.now();
@@ -149,7 +149,7 @@ class ParcelChaos : public ::testing::Test {
       }
       if (now < next_fault) continue;
       disturb(now);
-      next_fault = now + milliseconds(random_() % 600);
+      next_fault = now + milliseconds(random_() % 100);
       ASSERT_LT(now, end_) << published_ << " of " << wanted_ << " parcels in time";
     }
   }
@@ -208,7 +208,7 @@ class ParcelChaos : public ::testing::Test {
 };
 
 TEST_F(ParcelChaos, NoAcceptedReadHoldsAnythingButItsParcelAndNothingLivesOn) {
-  const auto wanted = Environment::of_process().size("KVFERRY_TEST_PARCELS", 2000);
+  const auto wanted = Environment::of_process().size("KVFERRY_TEST_PARCELS", 10000);
   ASSERT_TRUE(wanted.ok());
   wanted_ = *wanted;
   end_ = clock_.now() + seconds(30) + milliseconds(wanted_ * 20);
@@ -239,6 +239,8 @@ TEST_F(ParcelChaos, NoAcceptedReadHoldsAnythingButItsParcelAndNothingLivesOn) {
   EXPECT_GT(ends_["accepted"], published_ / 5);
   EXPECT_GT(ends_["stale"] + ends_["gone"], 0u);
   EXPECT_GT(ends_["conflict"], 0u);
+  EXPECT_GT(kills_, 3u);
+  EXPECT_GT(pauses_, 3u);
 }
 
 }  // namespace
