@@ -201,15 +201,15 @@ void ParcelOwner::grant(Parcel& parcel, const ClaimPtr& claim) {
     return update_gauges();
   }
   const uint32_t rank = claim->asked.group().rank();
-  // A new incarnation of a rank takes the place of the one that died.
-  const std::vector<ClaimPtr> live = parcel.live;
-  for (const ClaimPtr& other : live)
-    if (other->asked.group().rank() == rank && other->key.reader != claim->key.reader) fail_claim(other, true);
-  parcel.ranks[rank] = RankState::expected;
-  parcel.state = transition(parcel.state, ParcelEvent::claim);
-  parcel.live.push_back(claim);
+  const std::vector<ClaimPtr> others = parcel.live;
+  parcel.live.push_back(claim);  // before the others go: a parcel without a live claim may end
   claim->parcel = &parcel;
   claim->state = transition(claim->state, ClaimEvent::grant);
+  parcel.state = transition(parcel.state, ParcelEvent::claim);
+  // A new incarnation of a rank takes the place of the one that died.
+  for (const ClaimPtr& other : others)
+    if (other->asked.group().rank() == rank && other->key.reader != claim->key.reader) fail_claim(other, true);
+  parcel.ranks[rank] = RankState::expected;
   const Granted granted = std::exchange(claim->granted, nullptr);
   granted(claim);
 }
