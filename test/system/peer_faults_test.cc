@@ -149,7 +149,7 @@ TEST_P(StoppedPeers, StoppedForLongerThanTheHeartbeatsAllow) {
   EXPECT_EQ(outcome.status.error().code, ErrorCode::peer_lost) << text_of(outcome);
   // The whole sentence, as the reference gives it.
   EXPECT_THAT(text_of(outcome),
-              ::testing::MatchesRegex("peer_lost: transfer to peer \"p0\" \\(127\\.0\\.0\\.1:[0-9]+\\) failed after "
+              ::testing::MatchesRegex("transfer to peer \"p0\" \\(127\\.0\\.0\\.1:[0-9]+\\) failed after "
                                       "[0-9]+\\.[0-9] s: no heartbeat for [0-9]+\\.[0-9] s; fabric tcp; "
                                       "[0-9]+ of 256 spans done"));
   ASSERT_TRUE(target.process().resume().ok());
