@@ -56,6 +56,11 @@ void LoopDriver::run_posted() {
   for (Task& task : batch) task();
 }
 
+void LoopDriver::turn(TimePoint deadline) {
+  loop_.run_once(deadline, inbox_size_);
+  turned_ = loop_.now();
+}
+
 // REQUIRES: the lock is held and nobody owns the loop. With `done`: until it is true or `deadline` has passed; without:
 // until somebody waits.
 void LoopDriver::drive(std::unique_lock<std::mutex>& lock, const std::atomic<bool>* done, TimePoint deadline) {
@@ -65,11 +70,16 @@ void LoopDriver::drive(std::unique_lock<std::mutex>& lock, const std::atomic<boo
   while (true) {
     run_posted();
     if (done != nullptr) {
-      if (done->load(std::memory_order_acquire) || loop_.now() >= deadline) break;
+      const TimePoint now = loop_.now();
+      if (done->load(std::memory_order_acquire) || now >= deadline) {
+        // Calls whose tasks end at once may follow each other for ever: timers and descriptors get their turn.
+        if (now - turned_ >= kShortestPark) turn(now);
+        break;
+      }
     } else if (stopping_.load() || waiting_.load(std::memory_order_seq_cst) > 0) {
       break;
     }
-    loop_.run_once(deadline, inbox_size_);
+    turn(deadline);
   }
   owner_.store(std::thread::id(), std::memory_order_relaxed);
   lock.lock();

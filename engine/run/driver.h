@@ -48,6 +48,7 @@ class LoopDriver final : private FdHandler {
   void run_progress();
   void drive(std::unique_lock<std::mutex>& lock, const std::atomic<bool>* done, TimePoint deadline);
   void run_posted();
+  void turn(TimePoint deadline);
 
   EpollLoop& loop_;
   const EventFd wake_;
@@ -65,6 +66,7 @@ class LoopDriver final : private FdHandler {
   TimePoint left_{};      // GUARDED_BY(mutex_): when a waiter left last
   bool urgent_ = false;   // GUARDED_BY(mutex_): something was posted and nobody owns the loop
   bool resting_ = false;  // GUARDED_BY(mutex_): the progress thread sleeps until the last waiter leaves
+  TimePoint turned_{};    // when the loop had its last turn; only its owner may touch it
   std::atomic<bool> stopping_{false};
   std::atomic<int> waiting_{0};  // waiters_, for readers without the lock
   std::atomic<std::thread::id> owner_{};

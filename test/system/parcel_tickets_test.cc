@@ -72,7 +72,9 @@ class Reader {
     header.op = ++op_;
     EXPECT_TRUE(lane_.send(lane_frame(header, span_table(region, 0, 64))));
     const auto answer = tcp::decode_header(as_bytes(lane_.receive(tcp::Header::kBytes)));
-    return answer.ok() ? tcp::code_of(*answer) : ErrorCode::internal;
+    if (!answer.ok()) return ErrorCode::internal;
+    static_cast<void>(lane_.receive(answer->table_bytes));  // why, in words
+    return tcp::code_of(*answer);
   }
 
  private:

@@ -37,7 +37,9 @@ class Quarantine : public ::testing::Test {
     options.heartbeat_ms = 100;
     writer_.emplace(Target::start(options));
     ASSERT_EQ(writer_->ask("fill 7"), "ok");
+    const std::vector<std::byte> before = look();
     ASSERT_EQ(writer_->ask("storm " + owner_->address()), "storming");
+    ASSERT_TRUE(eventually([&] { return look() != before; })) << "the writer never wrote";
   }
 
   // Stops the writer in the middle of a copy; false when that never succeeded. It is in one nearly always; stopped

@@ -58,6 +58,18 @@ TEST_F(DriverTest, LeavesTheLoopToWaitsThatFollowEachOtherClosely) {
   EXPECT_LT(taken_over, kWaits / 2);
 }
 
+TEST_F(DriverTest, CallsThatEndAtOnceDoNotKeepTimersFromTheirTurn) {
+  std::atomic<bool> fired{false};
+  driver_->post([&] { loop_->call_at(loop_->now() + milliseconds(5), [&] { fired.store(true); }); });
+  const TimePoint began = loop_->now();
+  while (!fired.load() && loop_->now() - began < seconds(5)) {
+    std::atomic<bool> done{false};
+    driver_->post([&] { done.store(true); }, true);
+    driver_->wait(done, kNever);
+  }
+  EXPECT_TRUE(fired.load());
+}
+
 TEST_F(DriverTest, StopsWaitingAtTheDeadline) {
   const std::atomic<bool> never{false};
   const TimePoint began = loop_->now();
