@@ -37,6 +37,7 @@ class Quarantine : public ::testing::Test {
     options.heartbeat_ms = 100;
     writer_.emplace(Target::start(options));
     ASSERT_EQ(writer_->ask("fill 7"), "ok");
+    std::fill(memory_.begin(), memory_.end(), std::byte{0});  // whoever wrote before is dead
     const std::vector<std::byte> before = look();
     ASSERT_EQ(writer_->ask("storm " + owner_->address()), "storming");
     ASSERT_TRUE(eventually([&] { return look() != before; })) << "the writer never wrote";
