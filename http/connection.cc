@@ -329,6 +329,7 @@ Result<bool> Connection::raw_now(std::string_view bytes) {
 }
 
 asio::awaitable<Status> Connection::raw(std::string_view bytes) {
+  started_ = true;
   if (!bytes.empty()) {
     const auto sent = raw_now(bytes);
     if (!sent.ok()) co_return sent.error();

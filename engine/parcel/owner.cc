@@ -107,6 +107,10 @@ ParcelOwner::ParcelOwner(Parts parts, ParcelLimits limits)
       parcels_gauge_(parts_.metrics.gauge("kvferry_parcels", "Parcels that are announced or hold blocks")),
       claims_gauge_(parts_.metrics.gauge("kvferry_parcel_claims", "Claims that wait or read")) {
   parts_.lanes.set_desk(this);
+  // There from the start, so that an alert has something to look at.
+  for (const char* limit :
+       {"parcels", "claims_per_parcel", "waiting_per_reader", "spans_per_claim", "kept_verdicts", "tombstones"})
+    refusals(limit);
 }
 
 ParcelOwner::~ParcelOwner() {
@@ -350,11 +354,13 @@ Error ParcelOwner::full(const char* limit, size_t value) const {
   return Error{ErrorCode::resource_exhausted, fmt::format("{} ({}) are all in use", limit, value)};
 }
 
+Counter& ParcelOwner::refusals(const char* limit) const {
+  return parts_.metrics.counter("kvferry_parcel_refusals_total",
+                                "Parcels and claims refused, or records dropped, by a limit", {{"limit", limit}});
+}
+
 void ParcelOwner::refused(const char* limit) const {
-  parts_.metrics
-      .counter("kvferry_parcel_refusals_total", "Parcels and claims refused, or records dropped, by a limit",
-               {{"limit", limit}})
-      .add();
+  refusals(limit).add();
 }
 
 void ParcelOwner::update_gauges() {

@@ -171,6 +171,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void send_ticket(const ReaderKey& reader, uint64_t number, const Result<ClaimPtr>& granted);
   void update_gauges();
   Error full(const char* limit, size_t value) const;
+  Counter& refusals(const char* limit) const;
   void refused(const char* limit) const;
 
   Parts parts_;

@@ -205,9 +205,7 @@ asio::awaitable<void> MockBootstrap::serve(http::Request& request, http::Respons
     response.body = R"({"0":{"engine_id":")" + engine_id + R"(","worker_addr":{"0":{"0":"tcp://127.0.0.1:1"}}}})";
   } else if (parcels && request.path() == "/v1/workers") {
     ++queries;
-    response.body =
-        R"({"workers":[{"engine_id":")" + engine_id +
-        R"(","dp_rank":0,"tp_rank":0,"pp_rank":0,"addr":"tcp://127.0.0.1:1","http":"http://127.0.0.1:1"}]})";
+    response.body = workers();
   } else if (parcels && request.method == "DELETE" && request.path().starts_with(kParcels)) {
     asked.push_back(request.target);
     if (pending_answers > 0) {
