@@ -129,7 +129,8 @@ class ParcelChaos : public ::testing::Test {
         return;
       }
       default:
-        ASSERT_TRUE(reader.process->stop().ok());
+        const Status stopped = reader.process->stop();
+        ASSERT_TRUE(stopped.ok()) << reader.name << ": " << stopped.error().to_string();
         ++pauses_;
         reader.stopped_until = now + milliseconds(20 + random_() % 1500);
     }
