@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "engine/io/span_cursor.h"
+#include "engine/io/part_cursor.h"
 
 namespace kvferry {
 namespace {
@@ -273,7 +273,7 @@ std::optional<size_t> SecureStream::decrypt(void* into, size_t length) {
 Result<size_t> SecureStream::read(std::span<const iovec> into) {
   if (failure_) return *failure_;
   if (!established_) return size_t{0};
-  SpanCursor cursor{into};
+  PartCursor cursor{into};
   size_t moved = 0;
   while (!cursor.end()) {
     const bool scattered = cursor.here() < kSmallSpan && cursor.index + 1 < into.size();
@@ -305,7 +305,7 @@ bool SecureStream::encrypt(const void* from, size_t length, size_t& moved) {
 Result<size_t> SecureStream::write(std::span<const iovec> from) {
   if (failure_) return *failure_;
   if (!established_) return size_t{0};
-  SpanCursor cursor{from};
+  PartCursor cursor{from};
   size_t moved = 0;
   while (!cursor.end() && !failure_) {
     if (queued() >= kMaxQueued) {

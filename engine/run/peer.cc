@@ -97,7 +97,9 @@ void Peer::on_ready() {
     fetch_path_ = std::make_unique<tcp::FetchPath>(context_.loop, *session_, kFetchLanes);
   }
   publish_view();
-  for (auto& connected : std::exchange(connecting_, {})) connected({});
+  // What one of them does may end the session for the next.
+  for (auto& connected : std::exchange(connecting_, {}))
+    connected(session() != nullptr ? Status() : Status(Error{ErrorCode::peer_lost, last_error_}));
   std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
   const auto in_order = [](const TaskPtr& a, const TaskPtr& b) { return a->id < b->id; };
   std::sort(waiting.begin(), waiting.end(), in_order);

@@ -10,7 +10,7 @@
 namespace kvferry {
 
 // A place in a list of spans.
-struct SpanCursor {
+struct PartCursor {
   std::span<const iovec> parts;
   size_t index = 0;
   size_t offset = 0;
@@ -40,7 +40,7 @@ struct SpanCursor {
   }
   // Copies up to `limit` bytes out of, or into, the spans from here on.
   size_t gather(std::byte* to, size_t limit) const {
-    SpanCursor walk = *this;
+    PartCursor walk = *this;
     size_t done = 0;
     while (done < limit && !walk.end()) {
       const size_t step = std::min(limit - done, walk.here());
