@@ -88,14 +88,14 @@ class LateWritesBehindACut : public OnALink<::testing::Test> {
   std::optional<Target> target_;
 };
 
-// The reset is lost; the fence on the session arrives, for a session says things again.
-TEST_F(LateWritesBehindACut, AreStoppedByTheFenceWhenTheResetWasLost) {
+// The reset is lost; the fence on the session arrives, for a session says things again, and a kernel that hears of a
+// connection that it no longer has resets it once more: whichever comes first.
+TEST_F(LateWritesBehindACut, AreStoppedWhenTheNetworkComesBack) {
   start(10000);
   for (uint8_t value = 1; value <= kRounds && !HasFailure(); ++value) {
     const std::vector<std::byte> then = give_up_behind_a_cut(value);
     shape("heal");
     ASSERT_TRUE(eventually([&] { return queues(*link_, Side::right).to_send == 0; }));  // the fence is there
-    EXPECT_GE(queues(*link_, Side::left).unread, kHeld / 2) << "the reset was not lost";
     ASSERT_TRUE(target_->process().resume().ok());
     const PeerRef peer = must(initiator_->engine().peer(target_->address()));
     ASSERT_TRUE(must(initiator_->engine().notify(peer, {"n", ""}, seconds(20))).wait().status.ok());
