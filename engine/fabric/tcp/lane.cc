@@ -28,7 +28,7 @@ Lane::Lane(Loop& loop, std::unique_ptr<Stream> stream, LaneHandler& handler, uin
 }
 
 Lane::~Lane() {
-  stream_->set_handler(nullptr);
+  if (stream_) stream_->set_handler(nullptr);
 }
 
 void Lane::send(OutFrame frame) {
@@ -98,10 +98,12 @@ void Lane::discard_incoming() {
 void Lane::close(bool reset) {
   if (closed_) return;
   closed_ = true;
-  if (reset) stream_->reset_on_close();
   stream_->set_handler(nullptr);
-  stream_->want(false, false);
   out_.clear();
+  if (!reset) return stream_->want(false, false);
+  // Now, not when this lane goes: the outcome of what is given up with it may be told before that (I4).
+  stream_->reset_on_close();
+  stream_.reset();
 }
 
 void Lane::fail(Error error) {
