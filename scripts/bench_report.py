@@ -1,6 +1,6 @@
 """Writes the tables of docs/performance.md from the documents that scripts/bench has gathered.
 
-Usage: bench_report.py FILE KVFERRY.json [PEER.json ...]
+Usage: bench_report.py FILE KVFERRY.json [PEER.json ...] --auth PSK.json MTLS.json
 What is between the two markers of FILE is replaced; the rest of it is for people to write.
 """
 
@@ -91,14 +91,43 @@ def peer_table(document: Document, peers: list[Document]) -> list[str]:
     return ["## Other libraries, the same cases", "", note, "", *table(head, rows)]
 
 
+def auth_table(modes: dict[str, Document]) -> list[str]:
+    """What TLS costs. The suite of goals is in mode open, and has the same cases."""
+
+    def figure(document: Document, name: str) -> str:
+        return next((f"{f['value']:.2f} {f['unit']}" for f in document["figures"] if f["name"] == name), "?")
+
+    def case(document: Document, block: int, *path: str) -> str:
+        fits = (c for c in document["cases"] if (c["fabric"], c["operation"], c["count"]) == ("tcp", "read", 1))
+        value = next((c for c in fits if c["block"] == block), None)
+        for key in path:
+            value = value and value[key]
+        return "?" if value is None else f"{value:.2f}"
+
+    rows = []
+    for fabric in ("local", "tcp"):
+        for regions in (1, 128, 4096):
+            name = f"first contact and 4 KiB read, {fabric}, {regions} regions"
+            rows.append([name, *(figure(document, name) for document in modes.values())])
+    for name, path in (("us", ("us", "p50")), ("times raw TCP", ("ratio",)), ("CPU s/GB", ("cpu_s_per_gb",))):
+        for block in (4 << 10, 64 << 20):
+            row = [f"tcp read {size(block)}, {name}", *(case(document, block, *path) for document in modes.values())]
+            rows.append(row)
+    return ["## Authentication", "", *table(["what", *modes], rows)]
+
+
 def main() -> None:
-    page, *files = (Path(name) for name in sys.argv[1:])
+    arguments = sys.argv[1:]
+    split = arguments.index("--auth")
+    page, *files = (Path(name) for name in arguments[:split])
     document, *peers = (json.loads(file.read_text()) for file in files)
+    psk, mtls = (json.loads(Path(file).read_text()) for file in arguments[split + 1 :])
     lines = [
         f"Measured on {document['date']} on a machine with {document['cores']} cores, both processes on it.",
         "",
         *case_table(document),
         *figure_table(document),
+        *auth_table({"open": document, "psk": psk, "mtls": mtls}),
         *peer_table(document, peers),
     ]
     before, _, rest = page.read_text().partition(BEGIN)
