@@ -11,7 +11,8 @@ namespace {
 constexpr uint16_t kPort = 7100;
 // A kernel's patience before it sends again what was not acknowledged.
 constexpr Duration kRetransmission = std::chrono::milliseconds(200);
-// After so long without a sign of the other kernel, the engine's sockets give up (SocketOptions::silence).
+// After so long without a sign of the other kernel, the engine's sockets give up (SocketOptions::silence). A kernel
+// that has forgotten the connection answers their probes by a reset, no later than that.
 constexpr Duration kKeepAlive = std::chrono::seconds(12);
 
 }  // namespace
@@ -118,14 +119,22 @@ void Wires::close_end(const ConnectionPtr& connection, int at, bool reset) {
     end.in_flight = 0;
   }
   if (!end.reset_seen && !end.failed) send(connection, at, abrupt ? Kind::reset : Kind::fin);
-  end.open = false;
   end.readable.clear();
   end.read_at = 0;
-  if (!connection->ends[1 - at].open) connections_.erase(connection->id);
+  forget_end(connection, at);
   if (!abrupt) return;
   // Nobody sends it again.
   auto& held = link(end.host, connection->ends[1 - at].host).held;
   std::erase_if(held, [&](const Packet& packet) { return packet.connection == connection && packet.to == 1 - at; });
+}
+
+// A reset that is lost, or that came from outside, leaves the other end to its probes.
+void Wires::forget_end(const ConnectionPtr& connection, int at) {
+  connection->ends[at].open = false;
+  if (!connection->ends[1 - at].open)
+    connections_.erase(connection->id);
+  else
+    timeline_.in(kKeepAlive, [this, connection, at] { reset_ends(*connection, 1 - at); });
 }
 
 // ---- faults
@@ -176,10 +185,9 @@ void Wires::drop_host(HostIndex host, bool silently) {
         close_end(connection, at, false);
         continue;
       }
-      end.open = false;
       ++end.epoch;
       end.in_flight = 0;
-      if (!connection->ends[1 - at].open) connections_.erase(connection->id);
+      forget_end(connection, at);
     }
 }
 
@@ -230,6 +238,16 @@ size_t Wires::streams_of(HostIndex host) const {
   size_t count = 0;
   for (const auto& [id, connection] : connections_)
     for (const Connection::End& end : connection->ends) count += end.host == host && end.stream != nullptr;
+  return count;
+}
+
+size_t Wires::lone_streams_of(HostIndex host) const {
+  size_t count = 0;
+  for (const auto& [id, connection] : connections_)
+    for (int at = 0; at < 2; ++at) {
+      const Connection::End& end = connection->ends[at];
+      count += end.host == host && end.stream != nullptr && !connection->ends[1 - at].open;
+    }
   return count;
 }
 

@@ -22,8 +22,8 @@ using HostIndex = size_t;
 //
 // What TCP does and what it does not: bytes are kept in order and never lost while both ends live; a partition delays
 // them (retransmission) and loses resets for good; a reset leaves readable what had arrived; a process that dies closes
-// its connections, a host that dies says nothing; a kernel completes connections and fills sockets for a stopped
-// process.
+// its connections, a host that dies says nothing; an end that nothing was said to learns by keepalive that the other is
+// gone; a kernel completes connections and fills sockets for a stopped process.
 class Wires {
  public:
   struct Options {
@@ -59,6 +59,8 @@ class Wires {
 
   // Open ends on a host.
   size_t streams_of(HostIndex host) const;
+  // Those of them whose other end is gone.
+  size_t lone_streams_of(HostIndex host) const;
 
  private:
   friend class SimStream;
@@ -87,6 +89,7 @@ class Wires {
   void connect(const Packet& packet);
   void poke(const Connection& connection, int end);
   void close_end(const ConnectionPtr& connection, int end, bool reset);
+  void forget_end(const ConnectionPtr& connection, int end);
   void disturb(HostIndex from, HostIndex to);
   ConnectionPtr draw_connection();
   // `only`: one end, or -1 for both.

@@ -210,6 +210,8 @@ void Transfers::check_tables() {
     const size_t streams = world_.wires().streams_of(engine.host());
     if (streams > 2 * others * kOfAPeer)
       return world_.fail("I6: {} keeps {} streams with {} peers", engine.name(), streams, others);
+    if (const size_t lone = world_.wires().lone_streams_of(engine.host()); lone > 0)
+      return world_.fail("I6: {} keeps {} streams that nobody is at the other end of", engine.name(), lone);
     if (engine.core().describe().find("\"transfers\":0") == std::string::npos)
       return world_.fail("I6: {} keeps transfers: {}", engine.name(), engine.core().describe());
   }
