@@ -108,7 +108,7 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
   read->fabric = path.fabric();
   share.job = job;
   share.job_path = &path;
-  const auto held_if_current = [this, alive = alive_, weak = std::weak_ptr<Read>(read), index, raw = job.get()] {
+  const auto held_if_current = [alive = alive_, weak = std::weak_ptr<Read>(read), index, raw = job.get()] {
     const ReadPtr held = weak.lock();
     return *alive && held && !held->over && held->shares[index].job.get() == raw ? held : nullptr;
   };

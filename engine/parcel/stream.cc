@@ -9,13 +9,12 @@
 namespace kvferry {
 
 ParcelStream::ParcelStream(ParcelOwner& owner, std::string ticket, std::string transfer_id, uint64_t number,
-                           uint64_t generation, bool digest, ParcelOwner::Bytes bytes)
+                           bool digest, ParcelOwner::Bytes bytes)
     : owner_(owner),
       owner_alive_(owner.alive_),
       ticket_(std::move(ticket)),
       transfer_id_(std::move(transfer_id)),
       number_(number),
-      generation_(generation),
       ops_(bytes.ops),
       bytes_(std::move(bytes.walk)),
       pins_(std::move(bytes.pins)) {
@@ -155,9 +154,8 @@ void ParcelOwner::on_fetch(Guest& guest, ByteSpan request, Answer answer) {
       fail_claim(claim, false);
       return answer(std::move(bytes).error());
     }
-    auto stream =
-        std::make_shared<ParcelStream>(*this, ticket_of(*claim, parcel).SerializeAsString(), parcel.id,
-                                       claim->key.number, parcel.generation, parcel.digest, std::move(*bytes));
+    auto stream = std::make_shared<ParcelStream>(*this, ticket_of(*claim, parcel).SerializeAsString(), parcel.id,
+                                                 claim->key.number, parcel.digest, std::move(*bytes));
     parcel.streams.insert(stream.get());
     stream->begin();
     answer(std::shared_ptr<tcp::FetchSource>(std::move(stream)));

@@ -15,8 +15,8 @@ namespace kvferry {
 // the CPU cannot touch is copied to staging buffers a little ahead of what is sent. On loop only.
 class ParcelStream final : public tcp::FetchSource, public std::enable_shared_from_this<ParcelStream> {
  public:
-  ParcelStream(ParcelOwner& owner, std::string ticket, std::string transfer_id, uint64_t number, uint64_t generation,
-               bool digest, ParcelOwner::Bytes bytes);
+  ParcelStream(ParcelOwner& owner, std::string ticket, std::string transfer_id, uint64_t number, bool digest,
+               ParcelOwner::Bytes bytes);
   ~ParcelStream() override;
 
   // I2: no byte of the parcel leaves any more; the trailer says `stale`.
@@ -48,7 +48,6 @@ class ParcelStream final : public tcp::FetchSource, public std::enable_shared_fr
   const std::string ticket_;
   const std::string transfer_id_;
   const uint64_t number_;
-  const uint64_t generation_;
   MemoryOps* const ops_;  // null: no bytes
   CacheWalk bytes_;
   std::vector<RegionPin> pins_;
