@@ -43,7 +43,12 @@ class Metrics {
   Gauge& queued;
 
  private:
-  std::map<std::tuple<std::string, int, std::string, std::string>, Counter*, std::less<>> legs_;
+  using Leg = std::tuple<std::string_view, int, std::string_view, std::string_view>;
+  struct LessLeg {  // std::less<> cannot compare tuples of different strings in every compiler
+    using is_transparent = void;
+    bool operator()(const Leg& a, const Leg& b) const { return a < b; }
+  };
+  std::map<std::tuple<std::string, int, std::string, std::string>, Counter*, LessLeg> legs_;
 };
 
 }  // namespace kvferry::proxy

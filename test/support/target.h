@@ -12,6 +12,7 @@
 
 #include "engine/types.h"
 #include "test/support/process.h"
+#include "test/support/sanitized.h"
 
 namespace kvferry::test {
 
@@ -26,7 +27,7 @@ class Target {
     std::string listen = "127.0.0.1:0";
     std::string fabric = "tcp";
     size_t bytes = size_t{64} << 20;
-    int heartbeat_ms = 200;
+    int heartbeat_ms = 200 * kSlower;
     int network_namespace = -1;
     std::map<std::string, std::string> environment;  // settings of its engine
   };

@@ -11,6 +11,7 @@
 #include "test/support/eventually.h"
 #include "test/support/peek.h"
 #include "test/support/raw_peer.h"
+#include "test/support/sanitized.h"
 #include "test/support/trial.h"
 #include "test/system/bystander.h"
 
@@ -326,12 +327,6 @@ uint64_t resident_bytes() {
   return pages * 4096;
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t most_grown = uint64_t{512} << 20;  // the sanitizer keeps what was freed
-#else
-constexpr uint64_t most_grown = uint64_t{96} << 20;
-#endif
-
 // 10,000 connections that say nothing at all: those who were there and those who come go on, memory does not.
 TEST_F(Locked, TenThousandThatSayNothing) {
   rlimit limit{};
@@ -354,7 +349,7 @@ TEST_F(Locked, TenThousandThatSayNothing) {
   std::printf("%zu silent connections: the longest of 100 round trips of others took %.1f ms, memory grew %.1f MiB\n",
               count, static_cast<double>(longest.count()) / 1e6, static_cast<double>(grown) / 1048576);
   EXPECT_LT(longest, seconds(1));
-  EXPECT_LT(grown, most_grown);
+  EXPECT_LT(grown, uint64_t{kSanitized ? 512 : 96} << 20);
   EXPECT_TRUE(silent.front().is_closed());
   EXPECT_THAT(honest_.owner().metrics(), HasSubstr("kvferry_complaints_total{cause=\"resource_exhausted\"}"));
 }

@@ -9,6 +9,7 @@
 #include "test/support/eventually.h"
 #include "test/support/http_call.h"
 #include "test/support/process.h"
+#include "test/support/sanitized.h"
 
 namespace kvferry::test {
 namespace {
@@ -17,11 +18,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr size_t kIdle = 5000;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kBytesEach = 48 << 10;  // the sanitizer's own share is in it
-#else
-constexpr uint64_t kBytesEach = 8 << 10;  // an idle connection may cost this much
-#endif
+constexpr uint64_t kBytesEach = kSanitized ? 48 << 10 : 8 << 10;  // an idle connection may cost this much
 
 const std::string kWorker = R"({"engine_id":"e1","dp_rank":0,"tp_rank":0,"pp_rank":0,"addr":"tcp://10.0.0.2:41234"})";
 const std::string kTable = R"({"0":{"engine_id":"e1","worker_addr":{"0":{"0":"tcp://10.0.0.2:41234"}}}})";

@@ -12,19 +12,20 @@
 #include "engine/engine.h"
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
+#include "test/support/sanitized.h"
 #include "test/support/target.h"
 #include "test/support/trial.h"
 
 namespace kvferry::test {
 
 // How long beyond its deadline an outcome may come on a loaded machine. I3 allows none; this is the machine's share.
-constexpr Duration kSlack = std::chrono::milliseconds(1500);
+constexpr Duration kSlack = std::chrono::milliseconds(1500 * kSlower);
 
 // An engine here that reads from and writes to a target in another process.
 class Initiator {
  public:
   Initiator(const std::string& fabric, size_t bytes, AuthConfig auth = {},
-            Duration heartbeat = std::chrono::milliseconds(200))
+            Duration heartbeat = std::chrono::milliseconds(200 * kSlower))
       : memory_(bytes) {
     EngineConfig config;
     config.engine_id = "initiator";

@@ -71,12 +71,13 @@ class StoppedTargets : public ::testing::TestWithParam<Way> {
     while (clock_.now() < began + stop_after && !transfer.done()) std::this_thread::yield();
     ASSERT_TRUE(target_->process().stop().ok());
     const std::vector<Transfer> burst = GetParam().session_is_full ? fill_session() : std::vector<Transfer>();
-    std::vector<std::byte> at_return = written_memory();
+    std::vector<std::byte> at_return;
+    if (is_write()) at_return = written_memory();  // that of a stopped target stays as it is
     if (cancels)
       transfer.cancel();  // from here on, not from the outcome on, the memory may be given to somebody else
     else
       static_cast<void>(transfer.wait());
-    if (!is_write()) at_return = written_memory();  // that of a stopped target is as it was
+    if (!is_write()) at_return = written_memory();
     ASSERT_TRUE(target_->process().resume().ok());
     settle();
     const std::vector<std::byte> later = written_memory();

@@ -20,7 +20,7 @@ class Quarantine : public ::testing::Test {
     EngineConfig config;
     config.engine_id = "owner";
     config.fabrics = {"local"};
-    config.heartbeat = milliseconds(100);
+    config.heartbeat = milliseconds(100 * kSlower);
     config.logger = make_null_logger();
     owner_ = must(Engine::create(config));
     memory_.resize(kBytes);
@@ -34,7 +34,7 @@ class Quarantine : public ::testing::Test {
     options.id = "writer";
     options.fabric = "local";
     options.bytes = kBytes;
-    options.heartbeat_ms = 100;
+    options.heartbeat_ms = 100 * kSlower;
     writer_.emplace(Target::start(options));
     ASSERT_EQ(writer_->ask("fill 7"), "ok");
     std::fill(memory_.begin(), memory_.end(), std::byte{0});  // whoever wrote before is dead
