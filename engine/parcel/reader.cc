@@ -281,8 +281,9 @@ void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way, uint6
   if (!one_way) {
     frame.mutable_settle()->set_digest(digest);
     frame.mutable_settle()->set_selection(encode(share.plan.selection));
+    return session->send_parcel(frame);
   }
-  session->send_parcel(frame);
+  session->send_parcel_at_leisure(frame);
 }
 
 void ParcelReader::on_verdict(const ReadPtr& read, size_t index, const proto::Verdict& verdict) {
