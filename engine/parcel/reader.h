@@ -94,6 +94,7 @@ class ParcelReader {
     tcp::FetchPath::FetchId fetch = 0;     // while reading a stream
     std::shared_ptr<ParcelSink> sink;
     OwnerShare plan;
+    uint64_t bytes = 0;  // of it
     int attempts = 0;
   };
   struct Read {

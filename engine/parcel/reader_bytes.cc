@@ -7,21 +7,6 @@
 // How the bytes of a share come: copied from the owner's memory behind its gate, or as one stream.
 
 namespace kvferry {
-namespace {
-
-// Stands in for block ids that the reader need not know: the selection that a plan gives does not depend on them.
-std::vector<BlockList> any_blocks(const KvLayout& layout, uint32_t tokens) {
-  std::vector<BlockList> lists;
-  for (const KvGroup& group : layout.groups) {
-    BlockList list;
-    const uint32_t count = (tokens + group.block_tokens - 1) / group.block_tokens;
-    for (uint32_t i = 0; i < count; ++i) list.ids.push_back(i % std::max(group.block_count, 1u));
-    lists.push_back(std::move(list));
-  }
-  return lists;
-}
-
-}  // namespace
 
 Status ParcelReader::pin_cache(Read& read) {
   const KvLayout& layout = *read.request.layout;
@@ -67,9 +52,11 @@ Result<std::vector<Pair>> ParcelReader::local_pairs(const Read& read, const Cach
 
 void ParcelReader::read_share(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
-  if (share.plan.pairs.bytes() == 0) return on_share_read(read, index, {}, std::nullopt);
+  if (share.plan.selection.parts.empty()) return on_share_read(read, index, {}, std::nullopt);
   Peer& peer = core_.peer(share.peer);
-  if (reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
+  // Planned before the ticket, which names the owner's blocks: only the owner can find them.
+  const bool knows_blocks = !share.plan.pairs.empty();
+  if (knows_blocks && reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
   if (peer.fetch_path() != nullptr) return read_stream(read, index);
   give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"});
 }
@@ -105,6 +92,7 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
   auto made = job_of(*read, share);
   if (!made) return give_up(read, ReadState::failed, made.error());
   const std::shared_ptr<Job> job = *made;
+  share.bytes = job->bytes;
   read->fabric = path.fabric();
   share.job = job;
   share.job_path = &path;
@@ -148,6 +136,7 @@ void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
   auto target = target_of(*read, share);
   if (!target) return give_up(read, ReadState::failed, target.error());
+  share.bytes = target->left();
   read->fabric = "tcp";
   proto::Claim claim = claim_of(*read, share);
   claim.set_selection(encode(share.plan.selection));
@@ -219,7 +208,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
     return give_up(read, state, status.error());
   }
   share.state = transition(share.state, ReadEvent::read_done);
-  read->bytes += share.plan.pairs.bytes();
+  read->bytes += share.bytes;
   const bool one_way = !digest.has_value();
   // Before the owner is told: the session may break over it, and shares without a verdict are read again then.
   if (one_way) share.state = transition(share.state, ReadEvent::verdict_valid);
@@ -237,7 +226,6 @@ uint64_t ParcelReader::digest_of_share(const Read&, const Share& share) {
 bool ParcelReader::try_one_stream(const ReadPtr& read) {
   ParcelRead& request = read->request;
   if (request.end_token == 0) return false;
-  std::vector<std::vector<BlockList>> blocks;
   std::vector<CacheSide> owners;
   for (Share& share : read->shares) {
     Peer& peer = core_.peer(share.peer);
@@ -247,14 +235,14 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
     share.owner = known->second;
     if (reaches(share)) return false;
     share.incarnation = known->second.incarnation;
-    blocks.push_back(any_blocks(*share.owner.layout, request.end_token));
+    owners.push_back({share.owner.layout.get(), {}});
   }
-  for (size_t i = 0; i < blocks.size(); ++i) owners.push_back({read->shares[i].owner.layout.get(), blocks[i]});
-  auto plan = plan_reshard(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});
+  auto plan = plan_selections(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});
   if (!plan || plan->shares.size() != read->shares.size()) return false;
   for (size_t i = 0; i < read->shares.size(); ++i) {
     const ParallelRank& rank = read->shares[i].owner.layout->rank;
-    if (plan->shares[i].owner != RankId{rank.pp_rank, rank.tp_rank} || plan->shares[i].pairs.bytes() == 0) return false;
+    if (plan->shares[i].owner != RankId{rank.pp_rank, rank.tp_rank} || plan->shares[i].selection.parts.empty())
+      return false;
   }
   for (size_t i = 0; i < read->shares.size(); ++i) read->shares[i].plan = std::move(plan->shares[i]);
   read->planned = true;
