@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "engine/parcel/digested_read.h"
 #include "engine/parcel/reader.h"
+#include "engine/parcel/staged_read.h"
 
 // How the bytes of a share come: copied from the owner's memory behind its gate, or as one stream.
 
@@ -89,6 +91,8 @@ Result<std::shared_ptr<Job>> ParcelReader::job_of(const Read& read, const Share&
 
 void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path) {
   Share& share = read->shares[index];
+  if (share.digest) ask_check(share);
+  if (read->over || share.state != ReadState::reading) return;  // the session broke over it
   auto made = job_of(*read, share);
   if (!made) return give_up(read, ReadState::failed, made.error());
   const std::shared_ptr<Job> job = *made;
@@ -100,36 +104,30 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
     const ReadPtr held = weak.lock();
     return *alive && held && !held->over && held->shares[index].job.get() == raw ? held : nullptr;
   };
-  if (!read->ops->host_addressable()) {
-    share.staged = std::make_shared<StagedRead>(
-        path, core_.lanes().staging(), *read->ops, job, share.digest,
-        [this, held_if_current, index, asked = share.digest](Status status, uint64_t digest) {
-          if (const ReadPtr held = held_if_current())
-            on_share_read(held, index, std::move(status), asked ? std::optional(digest) : std::nullopt);
-        });
-    return share.staged->start();
+  if (!share.digest && read->ops->host_addressable()) {
+    job->done = [this, held_if_current, index](Status status) {
+      if (const ReadPtr held = held_if_current()) on_share_read(held, index, std::move(status), std::nullopt);
+    };
+    return path.start(job);
   }
-  job->done = [this, held_if_current, index](Status status) {
-    if (const ReadPtr held = held_if_current()) on_copied(held, index, std::move(status));
+  const auto done = [this, held_if_current, index, asked = share.digest](Status status, uint64_t digest) {
+    if (const ReadPtr held = held_if_current())
+      on_share_read(held, index, std::move(status), asked ? std::optional(digest) : std::nullopt);
   };
-  path.start(job);
+  if (read->ops->host_addressable())
+    share.pieces = std::make_shared<DigestedRead>(path, job, done);
+  else
+    share.pieces = std::make_shared<StagedRead>(path, core_.lanes().staging(), *read->ops, job, share.digest, done);
+  share.pieces->start();
 }
 
-void ParcelReader::on_copied(const ReadPtr& read, size_t index, Status status) {
-  Share& share = read->shares[index];
-  if (!status.ok() || !share.digest) return on_share_read(read, index, std::move(status), std::nullopt);
-  auto bytes = target_of(*read, share);
-  if (!bytes) return on_share_read(read, index, std::move(bytes).error(), std::nullopt);
-  auto run = DigestRun::start(loop_, core_.lanes().staging(), *read->ops, std::move(*bytes),
-                              [this, weak = std::weak_ptr(read), index](const Result<uint64_t>& digest) {
-                                const ReadPtr held = weak.lock();
-                                if (!held || held->over) return;
-                                if (digest)
-                                  on_share_read(held, index, {}, *digest);
-                                else
-                                  on_share_read(held, index, digest.error(), std::nullopt);
-                              });
-  if (!run->over()) share.digesting = std::move(run);
+// The owner computes its digest while the bytes are copied here, and has it when it is asked for the verdict.
+void ParcelReader::ask_check(const Share& share) {
+  proto::Frame frame;
+  frame.mutable_check()->set_number(share.number);
+  frame.mutable_check()->set_generation(share.generation);
+  frame.mutable_check()->set_selection(encode(share.plan.selection));
+  core_.peer(share.peer).session()->send_parcel(frame);
 }
 
 void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
@@ -197,8 +195,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
       status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
   }
   share.job.reset();
-  share.staged.reset();
-  share.digesting.reset();
+  share.pieces.reset();
   if (!status.ok()) {
     const ErrorCode code = status.error().code;
     const ReadState state = code == ErrorCode::gone                                    ? ReadState::gone
