@@ -24,6 +24,7 @@ void DigestedRead::stop(bool path_stands) {
 }
 
 void DigestedRead::copy_ahead() {
+  const auto alive = shared_from_this();  // a path may end a piece at once, and the last one ends this
   while (done_ && pieces_.size() < kAhead && !chunker_.done()) {
     auto piece = std::make_shared<Piece>();
     piece->chunk = chunker_.take();
@@ -51,12 +52,11 @@ void DigestedRead::on_copied(Piece& piece, Status status) {
   piece.copied = true;
   if (!status.ok()) return finish(std::move(status));
   while (!pieces_.empty() && pieces_.front()->copied) {
-    const Chunk chunk = pieces_.front()->chunk;
+    hash(pieces_.front()->chunk);
     pieces_.pop_front();
     copy_ahead();
-    hash(chunk);
   }
-  if (pieces_.empty()) finish({});
+  if (done_ && pieces_.empty()) finish({});
 }
 
 void DigestedRead::hash(const Chunk& chunk) {

@@ -118,7 +118,8 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
     share.pieces = std::make_shared<DigestedRead>(path, job, done);
   else
     share.pieces = std::make_shared<StagedRead>(path, core_.lanes().staging(), *read->ops, job, share.digest, done);
-  share.pieces->start();
+  const std::shared_ptr<PiecedRead> pieces = share.pieces;  // its end may come at once, and drops it
+  pieces->start();
 }
 
 // The owner computes its digest while the bytes are copied here, and has it when it is asked for the verdict.
