@@ -295,6 +295,20 @@ Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
   return Submitted{std::move(task), false};
 }
 
+Result<std::shared_ptr<TransferTask>> start_notification(EngineState& engine,
+                                                         const std::shared_ptr<detail::PeerHandle>& peer,
+                                                         Duration timeout, Notification notification, bool sync) {
+  KVF_ASSIGN_OR_RETURN(auto task, make_task(engine, peer, timeout, std::move(notification)));
+  engine.driver->post([&engine, index = peer->index, task] { engine.core->submit(index, task); }, sync);
+  return task;
+}
+
+Status may_wait(const EngineState& engine) {
+  if (!engine.driver->owned_here()) return {};
+  return Error{ErrorCode::invalid_argument,
+               "a call that waits would block the engine's loop: use submit() or notify() in callbacks"};
+}
+
 }  // namespace
 
 Result<Transfer> Engine::submit(TransferRequest request) {
@@ -309,11 +323,8 @@ Result<Transfer> Engine::submit(TransferRequest request) {
 Outcome Engine::transfer(TransferRequest request) {
   const std::shared_ptr<detail::PeerHandle> peer = request.peer.handle_;
   Outcome refused;
-  if (state_->driver->owned_here()) {
-    refused.status =
-        Error{ErrorCode::invalid_argument, "transfer() would block the engine's loop: use submit() in callbacks"};
-    return refused;
-  }
+  refused.status = may_wait(*state_);
+  if (!refused.status.ok()) return refused;
   auto submitted = start_transfer(state_, peer, std::move(request), true);
   if (!submitted) {
     refused.status = std::move(submitted).error();
@@ -325,12 +336,24 @@ Outcome Engine::transfer(TransferRequest request) {
 }
 
 Result<Transfer> Engine::notify(const PeerRef& peer, Notification notification, Duration timeout) {
-  KVF_ASSIGN_OR_RETURN(auto task, make_task(*state_, peer.handle_, timeout, std::move(notification)));
-  state_->driver->post([raw = state_.get(), index = peer.handle_->index, task] { raw->core->submit(index, task); });
+  KVF_ASSIGN_OR_RETURN(auto task, start_notification(*state_, peer.handle_, timeout, std::move(notification), false));
   Transfer transfer;
   transfer.handle_ =
       std::make_shared<detail::TransferHandle>(detail::TransferHandle{state_, peer.handle_, std::move(task)});
   return transfer;
+}
+
+Outcome Engine::notify_and_wait(const PeerRef& peer, Notification notification, Duration timeout) {
+  Outcome refused;
+  refused.status = may_wait(*state_);
+  if (!refused.status.ok()) return refused;
+  auto task = start_notification(*state_, peer.handle_, timeout, std::move(notification), true);
+  if (!task) {
+    refused.status = std::move(task).error();
+    return refused;
+  }
+  state_->driver->wait((*task)->completion->flag(), kNever);
+  return (*task)->completion->outcome();
 }
 
 std::vector<ReceivedNotification> Engine::notifications() {

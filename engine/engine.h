@@ -159,6 +159,8 @@ class KVFERRY_API Engine {
   Outcome transfer(TransferRequest request);
   // A notification alone.
   Result<Transfer> notify(const PeerRef& peer, Notification notification, Duration timeout = Duration(0));
+  // Sends one and waits: cheaper than the two calls.
+  Outcome notify_and_wait(const PeerRef& peer, Notification notification, Duration timeout = Duration(0));
 
   // Takes what peers have sent.
   std::vector<ReceivedNotification> notifications();

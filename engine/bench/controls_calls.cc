@@ -74,8 +74,7 @@ Result<std::vector<Figure>> measure_notify() {
     Status status;
     for (int i = 0; i < kSamples && status.ok(); ++i) {
       alone.add(timed([&] {
-        auto sent = client->engine->notify(client->peer, {"bench", "0123456789abcdef"});
-        status = sent ? sent->wait().status : Status(std::move(sent).error());
+        status = client->engine->notify_and_wait(client->peer, {"bench", "0123456789abcdef"}).status;
       }));
       if (!status.ok()) break;
       TransferRequest request = client->request(Operation::write, kPage);

@@ -39,6 +39,10 @@ void EpollLoop::defer(Task task) {
   deferred_.push_back(std::move(task));
 }
 
+void EpollLoop::before_sleep(Task task) {
+  before_sleep_.push_back(std::move(task));
+}
+
 Status EpollLoop::watch(int fd, uint32_t events, FdHandler* handler) {
   const uint64_t serial = next_serial_++;
   epoll_event event{};
@@ -72,6 +76,7 @@ Duration EpollLoop::longest_wait(TimePoint deadline, TimePoint from) const {
 }
 
 void EpollLoop::run_once(TimePoint deadline, const std::atomic<size_t>& pending) {
+  run_all(before_sleep_);
   waiting_.store(true, std::memory_order_seq_cst);
   const bool work = pending.load(std::memory_order_seq_cst) != 0;
   const Duration wait = work ? Duration(0) : longest_wait(deadline, now());
@@ -88,7 +93,7 @@ void EpollLoop::run_once(TimePoint deadline, const std::atomic<size_t>& pending)
     found->second.handler->on_fd_ready(event.events);
   }
   run_timers();
-  run_deferred();
+  run_all(deferred_);
 }
 
 void EpollLoop::run_timers() {
@@ -100,9 +105,10 @@ void EpollLoop::run_timers() {
   }
 }
 
-void EpollLoop::run_deferred() {
+void EpollLoop::run_all(std::vector<Task>& tasks) {
+  if (tasks.empty()) return;
   std::vector<Task> batch;
-  batch.swap(deferred_);
+  batch.swap(tasks);
   for (Task& task : batch) task();
 }
 

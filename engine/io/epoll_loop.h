@@ -31,6 +31,7 @@ class EpollLoop final : public Loop {
   TimerId call_at(TimePoint when, Task task) override;
   void cancel_timer(TimerId id) override;
   void defer(Task task) override;
+  void before_sleep(Task task) override;
 
   // Level-triggered; one watch per descriptor; `handler` must outlive it.
   Status watch(int fd, uint32_t events, FdHandler* handler);
@@ -51,7 +52,7 @@ class EpollLoop final : public Loop {
   };
   EpollLoop(std::shared_ptr<Clock> clock, UniqueFd epoll) : clock_(std::move(clock)), epoll_(std::move(epoll)) {}
   void run_timers();
-  void run_deferred();
+  static void run_all(std::vector<Task>& tasks);
   Duration longest_wait(TimePoint deadline, TimePoint from) const;
 
   const std::shared_ptr<Clock> clock_;
@@ -63,6 +64,7 @@ class EpollLoop final : public Loop {
   TimerId next_timer_ = 1;
   std::atomic<bool> waiting_{false};
   std::vector<Task> deferred_;
+  std::vector<Task> before_sleep_;
 };
 
 }  // namespace kvferry

@@ -24,6 +24,9 @@ class Loop {
   virtual void cancel_timer(TimerId id) = 0;
   // Runs `task` in this turn or the next, after the event that is being handled now.
   virtual void defer(Task task) = 0;
+  // Runs `task` once, when the loop has nothing else to do and would sleep: for what nobody waits for. Whoever drives
+  // the loop only until its own call is done (run/driver.h) leaves it to the next owner, a few milliseconds at most.
+  virtual void before_sleep(Task task) = 0;
 };
 
 // One timer that dies with its owner.

@@ -96,6 +96,13 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     std::unique_ptr<Timer> grace;
     size_t waiting = 0;
   };
+  // The owner's own digest of what a claim reads.
+  struct Check {
+    std::string selection;
+    std::shared_ptr<DigestRun> run;          // while it is computed
+    std::optional<Result<uint64_t>> digest;  // then
+    std::optional<proto::Settle> asked;      // the verdict waits for it
+  };
   // One claim from its arrival to its end.
   struct Claim {
     ClaimKey key;
@@ -105,7 +112,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     Parcel* parcel = nullptr;  // while granted
     Granted granted;           // while waiting
     std::unique_ptr<Timer> timer;
-    std::shared_ptr<DigestRun> checking;  // while its verdict waits for it
+    std::unique_ptr<Check> check;  // of a one-sided read with a digest
   };
   enum class RankState : uint8_t { expected, settled, failed };
   struct Parcel {
@@ -141,7 +148,11 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
 
   void on_settle(OwnerSession& reader, const proto::Settle& settle);
   void settle(const ClaimPtr& claim, const proto::Settle& settle, Status verdict);
+  static std::unique_ptr<Check> take_check(Claim& claim);
+  void on_check(const ReaderKey& reader, const proto::Check& check);
+  void start_check(const ClaimPtr& claim, const std::string& selection);
   void check_digest(const ClaimPtr& claim, const proto::Settle& settle);
+  void judge_digest(const ClaimPtr& claim);
   void send_verdict(const ClaimKey& key);
   void stop_checking(const ClaimPtr& claim);
   void fail_claim(const ClaimPtr& claim, bool replaced);

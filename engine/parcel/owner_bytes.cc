@@ -29,26 +29,60 @@ Result<ParcelOwner::Bytes> ParcelOwner::bytes_of(const Parcel& parcel, const std
   return bytes;
 }
 
-// One-sided: the reader has told the digest of what it read; the owner reads the same bytes of its own memory. The
-// verdict follows; until then the claim lives, and the parcel's end stops the reading.
-void ParcelOwner::check_digest(const ClaimPtr& claim, const proto::Settle& asked) {
-  if (claim->checking) return;  // asked again after a reconnect: the answer goes to the session that spoke last
-  auto bytes = bytes_of(*claim->parcel, asked.selection());
-  if (!bytes) return settle(claim, asked, std::move(bytes).error());
-  if (bytes->ops == nullptr) return settle(claim, asked, {});  // nothing was read
+void ParcelOwner::on_check(const ReaderKey& reader, const proto::Check& check) {
+  const auto found = claims_.find({reader, check.number()});
+  if (found == claims_.end() || found->second->state != ClaimState::granted) return;
+  const ClaimPtr claim = found->second;
+  if (!claim->parcel->digest || check.generation() != claim->parcel->generation || claim->check) return;
+  start_check(claim, check.selection());
+}
+
+// I2: nothing is read for it any more when this returns.
+std::unique_ptr<ParcelOwner::Check> ParcelOwner::take_check(Claim& claim) {
+  if (claim.check && claim.check->run) claim.check->run->stop();
+  return std::exchange(claim.check, nullptr);
+}
+
+// The digest of what the claim selects, from this engine's own memory. The parcel's end stops the reading.
+void ParcelOwner::start_check(const ClaimPtr& claim, const std::string& selection) {
+  claim->check = std::make_unique<Check>();
+  claim->check->selection = selection;
+  auto bytes = bytes_of(*claim->parcel, selection);
+  if (!bytes || bytes->ops == nullptr) {
+    claim->check->digest.emplace(bytes ? Result<uint64_t>(Digest().value()) : std::move(bytes).error());
+    return;
+  }
   const auto pins = std::make_shared<std::vector<RegionPin>>(std::move(bytes->pins));
+  const auto weak = std::weak_ptr<Claim>(claim);
   auto run = DigestRun::start(parts_.loop, parts_.lanes.staging(), *bytes->ops, std::move(bytes->walk),
-                              [this, weak = std::weak_ptr<Claim>(claim), asked, pins](const Result<uint64_t>& digest) {
+                              [this, weak, pins, check = claim->check.get()](Result<uint64_t> digest) {
                                 const ClaimPtr held = weak.lock();
-                                if (held == nullptr || held->state != ClaimState::granted) return;
-                                Status verdict;
-                                if (!digest)
-                                  verdict = digest.error();
-                                else if (*digest != asked.digest())
-                                  verdict = Error{ErrorCode::stale, "the digest of what was read differs"};
-                                settle(held, asked, std::move(verdict));
+                                if (held == nullptr || held->check.get() != check) return;
+                                check->digest.emplace(std::move(digest));
+                                if (check->asked) judge_digest(held);
                               });
-  if (!run->over()) claim->checking = std::move(run);
+  if (!run->over()) claim->check->run = std::move(run);
+}
+
+// One-sided: the reader has told the digest of what it read. Until the owner has its own the claim lives.
+void ParcelOwner::check_digest(const ClaimPtr& claim, const proto::Settle& asked) {
+  if (!claim->check || claim->check->selection != asked.selection()) {
+    take_check(*claim);
+    start_check(claim, asked.selection());
+  }
+  claim->check->asked = asked;
+  if (claim->check->digest) judge_digest(claim);
+}
+
+void ParcelOwner::judge_digest(const ClaimPtr& claim) {
+  const Result<uint64_t> digest = *claim->check->digest;
+  const proto::Settle asked = *claim->check->asked;
+  Status verdict;
+  if (!digest)
+    verdict = digest.error();
+  else if (*digest != asked.digest())
+    verdict = Error{ErrorCode::stale, "the digest of what was read differs"};
+  settle(claim, asked, std::move(verdict));
 }
 
 }  // namespace kvferry

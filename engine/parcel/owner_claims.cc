@@ -31,6 +31,8 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
                       });
     case proto::Frame::kSettle:
       return on_settle(session, frame.settle());
+    case proto::Frame::kCheck:
+      return on_check(reader, frame.check());
     case proto::Frame::kRelease: {
       proto::Frame answer;
       answer.mutable_released()->set_number(frame.release().number());
@@ -97,7 +99,7 @@ void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, G
     // Asked again after a reconnect, or read by a fetch after its ticket.
     if (known->second->state == ClaimState::granted) {
       // It is read anew: what is being checked is no longer what the reader has.
-      if (const auto checking = std::exchange(known->second->checking, nullptr)) checking->stop();
+      take_check(*known->second);
       return granted(known->second);
     }
     known->second->granted = std::move(granted);
@@ -255,14 +257,13 @@ void ParcelOwner::send_verdict(const ClaimKey& key) {
 
 // The claim has ended while its digest was computed: the reader waits for its verdict.
 void ParcelOwner::stop_checking(const ClaimPtr& claim) {
-  if (!claim->checking) return;
-  std::exchange(claim->checking, nullptr)->stop();
-  send_verdict(claim->key);
+  const std::unique_ptr<Check> check = take_check(*claim);
+  if (check && check->asked) send_verdict(claim->key);
 }
 
 void ParcelOwner::settle(const ClaimPtr& claim, const proto::Settle& asked, Status verdict) {
   Parcel& parcel = *claim->parcel;
-  claim->checking.reset();
+  take_check(*claim);
   keep_verdict(claim->key, verdict);
   claim->state = transition(claim->state, verdict.ok() ? ClaimEvent::settle : ClaimEvent::fail);
   if (!asked.more()) parcel.ranks[claim->asked.group().rank()] = verdict.ok() ? RankState::settled : RankState::failed;

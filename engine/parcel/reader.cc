@@ -281,8 +281,9 @@ void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way, uint6
   if (!one_way) {
     frame.mutable_settle()->set_digest(digest);
     frame.mutable_settle()->set_selection(encode(share.plan.selection));
+    return session->send_parcel(frame);
   }
-  session->send_parcel(frame);
+  session->send_parcel_at_leisure(frame);
 }
 
 void ParcelReader::on_verdict(const ReadPtr& read, size_t index, const proto::Verdict& verdict) {
@@ -311,13 +312,12 @@ void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
 // Nothing more lands in the blocks for this share when this returns (I4).
 void ParcelReader::stop_share(Share& share) {
   const bool path_stands = share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path;
-  if (share.staged)
-    share.staged->stop(path_stands);
+  if (share.pieces)
+    share.pieces->stop(path_stands);
   else if (share.job && path_stands)
     share.job_path->cancel(share.job, {});
-  share.staged.reset();
+  share.pieces.reset();
   share.job.reset();
-  if (share.digesting) std::exchange(share.digesting, nullptr)->stop();
   if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)
     path->cancel(share.fetch);
   share.fetch = 0;

@@ -9,11 +9,10 @@
 #include <vector>
 
 #include "engine/memory/registry.h"
-#include "engine/parcel/digest_run.h"
 #include "engine/parcel/layout.h"
+#include "engine/parcel/pieced_read.h"
 #include "engine/parcel/reshard.h"
 #include "engine/parcel/sink.h"
-#include "engine/parcel/staged_read.h"
 #include "engine/parcel/states.h"
 #include "engine/run/core.h"
 #include "proto/control.pb.h"
@@ -89,11 +88,11 @@ class ParcelReader {
     Duration lease{0};         // that was left when the ticket came
     std::shared_ptr<Job> job;  // while reading by a one-sided fabric
     OneSidedPath* job_path = nullptr;
-    std::shared_ptr<StagedRead> staged;    // the job, where it goes into memory that the CPU cannot touch
-    std::shared_ptr<DigestRun> digesting;  // of what the job has read
-    tcp::FetchPath::FetchId fetch = 0;     // while reading a stream
+    std::shared_ptr<PiecedRead> pieces;  // the job, where it does not go in one
+    tcp::FetchPath::FetchId fetch = 0;   // while reading a stream
     std::shared_ptr<ParcelSink> sink;
     OwnerShare plan;
+    uint64_t bytes = 0;  // of it
     int attempts = 0;
   };
   struct Read {
@@ -127,7 +126,7 @@ class ParcelReader {
   bool reaches(const Share& share) const;
   Result<std::shared_ptr<Job>> job_of(const Read& read, const Share& share) const;
   void read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path);
-  void on_copied(const ReadPtr& read, size_t index, Status status);
+  void ask_check(const Share& share);
   void read_stream(const ReadPtr& read, size_t index);
   void on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer);
   void on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest);

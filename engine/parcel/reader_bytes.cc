@@ -2,26 +2,13 @@
 
 #include <algorithm>
 
+#include "engine/parcel/digested_read.h"
 #include "engine/parcel/reader.h"
+#include "engine/parcel/staged_read.h"
 
 // How the bytes of a share come: copied from the owner's memory behind its gate, or as one stream.
 
 namespace kvferry {
-namespace {
-
-// Stands in for block ids that the reader need not know: the selection that a plan gives does not depend on them.
-std::vector<BlockList> any_blocks(const KvLayout& layout, uint32_t tokens) {
-  std::vector<BlockList> lists;
-  for (const KvGroup& group : layout.groups) {
-    BlockList list;
-    const uint32_t count = (tokens + group.block_tokens - 1) / group.block_tokens;
-    for (uint32_t i = 0; i < count; ++i) list.ids.push_back(i % std::max(group.block_count, 1u));
-    lists.push_back(std::move(list));
-  }
-  return lists;
-}
-
-}  // namespace
 
 Status ParcelReader::pin_cache(Read& read) {
   const KvLayout& layout = *read.request.layout;
@@ -67,9 +54,11 @@ Result<std::vector<Pair>> ParcelReader::local_pairs(const Read& read, const Cach
 
 void ParcelReader::read_share(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
-  if (share.plan.pairs.bytes() == 0) return on_share_read(read, index, {}, std::nullopt);
+  if (share.plan.selection.parts.empty()) return on_share_read(read, index, {}, std::nullopt);
   Peer& peer = core_.peer(share.peer);
-  if (reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
+  // Planned before the ticket, which names the owner's blocks: only the owner can find them.
+  const bool knows_blocks = !share.plan.pairs.empty();
+  if (knows_blocks && reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
   if (peer.fetch_path() != nullptr) return read_stream(read, index);
   give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"});
 }
@@ -102,9 +91,12 @@ Result<std::shared_ptr<Job>> ParcelReader::job_of(const Read& read, const Share&
 
 void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path) {
   Share& share = read->shares[index];
+  if (share.digest) ask_check(share);
+  if (read->over || share.state != ReadState::reading) return;  // the session broke over it
   auto made = job_of(*read, share);
   if (!made) return give_up(read, ReadState::failed, made.error());
   const std::shared_ptr<Job> job = *made;
+  share.bytes = job->bytes;
   read->fabric = path.fabric();
   share.job = job;
   share.job_path = &path;
@@ -112,42 +104,38 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
     const ReadPtr held = weak.lock();
     return *alive && held && !held->over && held->shares[index].job.get() == raw ? held : nullptr;
   };
-  if (!read->ops->host_addressable()) {
-    share.staged = std::make_shared<StagedRead>(
-        path, core_.lanes().staging(), *read->ops, job, share.digest,
-        [this, held_if_current, index, asked = share.digest](Status status, uint64_t digest) {
-          if (const ReadPtr held = held_if_current())
-            on_share_read(held, index, std::move(status), asked ? std::optional(digest) : std::nullopt);
-        });
-    return share.staged->start();
+  if (!share.digest && read->ops->host_addressable()) {
+    job->done = [this, held_if_current, index](Status status) {
+      if (const ReadPtr held = held_if_current()) on_share_read(held, index, std::move(status), std::nullopt);
+    };
+    return path.start(job);
   }
-  job->done = [this, held_if_current, index](Status status) {
-    if (const ReadPtr held = held_if_current()) on_copied(held, index, std::move(status));
+  const auto done = [this, held_if_current, index, asked = share.digest](Status status, uint64_t digest) {
+    if (const ReadPtr held = held_if_current())
+      on_share_read(held, index, std::move(status), asked ? std::optional(digest) : std::nullopt);
   };
-  path.start(job);
+  if (read->ops->host_addressable())
+    share.pieces = std::make_shared<DigestedRead>(path, job, done);
+  else
+    share.pieces = std::make_shared<StagedRead>(path, core_.lanes().staging(), *read->ops, job, share.digest, done);
+  const std::shared_ptr<PiecedRead> pieces = share.pieces;  // its end may come at once, and drops it
+  pieces->start();
 }
 
-void ParcelReader::on_copied(const ReadPtr& read, size_t index, Status status) {
-  Share& share = read->shares[index];
-  if (!status.ok() || !share.digest) return on_share_read(read, index, std::move(status), std::nullopt);
-  auto bytes = target_of(*read, share);
-  if (!bytes) return on_share_read(read, index, std::move(bytes).error(), std::nullopt);
-  auto run = DigestRun::start(loop_, core_.lanes().staging(), *read->ops, std::move(*bytes),
-                              [this, weak = std::weak_ptr(read), index](const Result<uint64_t>& digest) {
-                                const ReadPtr held = weak.lock();
-                                if (!held || held->over) return;
-                                if (digest)
-                                  on_share_read(held, index, {}, *digest);
-                                else
-                                  on_share_read(held, index, digest.error(), std::nullopt);
-                              });
-  if (!run->over()) share.digesting = std::move(run);
+// The owner computes its digest while the bytes are copied here, and has it when it is asked for the verdict.
+void ParcelReader::ask_check(const Share& share) {
+  proto::Frame frame;
+  frame.mutable_check()->set_number(share.number);
+  frame.mutable_check()->set_generation(share.generation);
+  frame.mutable_check()->set_selection(encode(share.plan.selection));
+  core_.peer(share.peer).session()->send_parcel(frame);
 }
 
 void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
   auto target = target_of(*read, share);
   if (!target) return give_up(read, ReadState::failed, target.error());
+  share.bytes = target->left();
   read->fabric = "tcp";
   proto::Claim claim = claim_of(*read, share);
   claim.set_selection(encode(share.plan.selection));
@@ -208,8 +196,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
       status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
   }
   share.job.reset();
-  share.staged.reset();
-  share.digesting.reset();
+  share.pieces.reset();
   if (!status.ok()) {
     const ErrorCode code = status.error().code;
     const ReadState state = code == ErrorCode::gone                                    ? ReadState::gone
@@ -219,7 +206,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
     return give_up(read, state, status.error());
   }
   share.state = transition(share.state, ReadEvent::read_done);
-  read->bytes += share.plan.pairs.bytes();
+  read->bytes += share.bytes;
   const bool one_way = !digest.has_value();
   // Before the owner is told: the session may break over it, and shares without a verdict are read again then.
   if (one_way) share.state = transition(share.state, ReadEvent::verdict_valid);
@@ -237,7 +224,6 @@ uint64_t ParcelReader::digest_of_share(const Read&, const Share& share) {
 bool ParcelReader::try_one_stream(const ReadPtr& read) {
   ParcelRead& request = read->request;
   if (request.end_token == 0) return false;
-  std::vector<std::vector<BlockList>> blocks;
   std::vector<CacheSide> owners;
   for (Share& share : read->shares) {
     Peer& peer = core_.peer(share.peer);
@@ -247,14 +233,14 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
     share.owner = known->second;
     if (reaches(share)) return false;
     share.incarnation = known->second.incarnation;
-    blocks.push_back(any_blocks(*share.owner.layout, request.end_token));
+    owners.push_back({share.owner.layout.get(), {}});
   }
-  for (size_t i = 0; i < blocks.size(); ++i) owners.push_back({read->shares[i].owner.layout.get(), blocks[i]});
-  auto plan = plan_reshard(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});
+  auto plan = plan_selections(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});
   if (!plan || plan->shares.size() != read->shares.size()) return false;
   for (size_t i = 0; i < read->shares.size(); ++i) {
     const ParallelRank& rank = read->shares[i].owner.layout->rank;
-    if (plan->shares[i].owner != RankId{rank.pp_rank, rank.tp_rank} || plan->shares[i].pairs.bytes() == 0) return false;
+    if (plan->shares[i].owner != RankId{rank.pp_rank, rank.tp_rank} || plan->shares[i].selection.parts.empty())
+      return false;
   }
   for (size_t i = 0; i < read->shares.size(); ++i) read->shares[i].plan = std::move(plan->shares[i]);
   read->planned = true;

@@ -86,8 +86,12 @@ uint32_t first_held_token(const BlockList& list, uint32_t block_tokens) {
 
 class Planner {
  public:
-  Planner(std::span<const CacheSide> owners, const ReaderRequest& request, size_t max_spans)
-      : owners_(owners), request_(request), reader_(*request.cache.layout), max_spans_(max_spans) {}
+  Planner(std::span<const CacheSide> owners, const ReaderRequest& request, bool with_pairs, size_t max_spans)
+      : owners_(owners),
+        request_(request),
+        reader_(*request.cache.layout),
+        with_pairs_(with_pairs),
+        max_spans_(max_spans) {}
 
   Result<ReshardPlan> plan() {
     KVF_RETURN_IF_ERROR(check_owners());
@@ -122,7 +126,7 @@ class Planner {
           rank.dp_rank != first.dp_rank)
         return refuse(ErrorCode::conflict, "the owner ranks are not of one group");
       if (owner.layout->layers_total != reader_.layers_total) layer_counts_differ_ = true;
-      if (owner.blocks.size() != owner.layout->groups.size())
+      if (with_pairs_ && owner.blocks.size() != owner.layout->groups.size())
         return refuse(ErrorCode::invalid_argument, "an owner rank does not give blocks for each of its groups");
       if (!by_rank_.emplace(RankId{rank.pp_rank, rank.tp_rank}, &owner).second)
         return refuse(ErrorCode::conflict,
@@ -204,6 +208,7 @@ class Planner {
       KVF_ASSIGN_OR_RETURN(SelectionPart selected, select(owner, groups.first, groups.second, part));
       if (selected.first_token < selected.end_token) share.selection.parts.push_back(std::move(selected));
     }
+    if (!with_pairs_) return {};
     KVF_ASSIGN_OR_RETURN(share.pairs, span_pairs(share.selection, owner, request_.cache, max_spans_));
     max_spans_ -= share.pairs.max_spans();
     return {};
@@ -221,7 +226,7 @@ class Planner {
     selected.head_count = part.heads.head_count;
     selected.chunk_tokens = std::gcd(theirs.block_tokens, ours.block_tokens);
     selected.end_token = request_.end_token;
-    const uint32_t at_owner = first_held_token(owner.blocks[owner_group], theirs.block_tokens);
+    const uint32_t at_owner = with_pairs_ ? first_held_token(owner.blocks[owner_group], theirs.block_tokens) : 0;
     const uint32_t at_reader = first_held_token(request_.cache.blocks[reader_group], ours.block_tokens);
     // The next token sees `window_tokens` back, itself included, and the last one may be computed again.
     const uint32_t window = ours.window_tokens;
@@ -243,6 +248,7 @@ class Planner {
   std::span<const CacheSide> owners_;
   const ReaderRequest& request_;
   const KvLayout& reader_;
+  const bool with_pairs_;
   size_t max_spans_;  // left
   bool layer_counts_differ_ = false;
   std::map<RankId, const CacheSide*> by_rank_;
@@ -258,7 +264,11 @@ uint64_t ReshardPlan::bytes() const {
 }
 
 Result<ReshardPlan> plan_reshard(std::span<const CacheSide> owners, const ReaderRequest& reader, size_t max_spans) {
-  return Planner(owners, reader, max_spans).plan();
+  return Planner(owners, reader, true, max_spans).plan();
+}
+
+Result<ReshardPlan> plan_selections(std::span<const CacheSide> owners, const ReaderRequest& reader) {
+  return Planner(owners, reader, false, 0).plan();
 }
 
 }  // namespace kvferry

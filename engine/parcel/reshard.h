@@ -20,7 +20,7 @@ struct ReaderRequest {
 struct OwnerShare {
   RankId owner;
   Selection selection;
-  CachePairs pairs;
+  CachePairs pairs;  // none from plan_selections()
 };
 
 struct ReshardPlan {
@@ -34,5 +34,9 @@ struct ReshardPlan {
 // longer needs), a needed rank that is not among `owners`, more than `max_spans` spans. REQUIRES validated layouts.
 Result<ReshardPlan> plan_reshard(std::span<const CacheSide> owners, const ReaderRequest& reader,
                                  size_t max_spans = kMaxSpans);
+
+// The selections alone, without pairs, before any ticket: the owners' blocks are not looked at, and taken to hold every
+// token.
+Result<ReshardPlan> plan_selections(std::span<const CacheSide> owners, const ReaderRequest& reader);
 
 }  // namespace kvferry

@@ -181,9 +181,21 @@ class SpanTableBuilder {
       }
       Offsets distance{};
       for (size_t side = 0; side < kSides; ++side) distance[side] = address(side, inside) - address(side, row);
+      if (i == 1 && evenly_spaced(dimension) && inner.size() == 1 && all_equal(distance, inner.front().length)) {
+        all.front().length *= end;  // each begins where the one before it ends
+        break;
+      }
       for (const Piece& piece : inner) append(all, piece, distance);
     }
     return all;
+  }
+
+  // Whether every step in it goes as far as the first; blocks, layers and planes lie anywhere.
+  static bool evenly_spaced(KvDimension dimension) {
+    return dimension == KvDimension::head || dimension == KvDimension::token;
+  }
+  static bool all_equal(const Offsets& offsets, uint64_t value) {
+    return std::all_of(offsets.begin(), offsets.end(), [value](uint64_t offset) { return offset == value; });
   }
 
   void append(Pieces& pieces, Piece piece, const Offsets& distance) {

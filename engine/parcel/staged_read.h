@@ -1,27 +1,25 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <optional>
 
 #include "engine/fabric/fabric.h"
 #include "engine/memory/staging.h"
 #include "engine/parcel/digest.h"
+#include "engine/parcel/pieced_read.h"
 #include "engine/plan/coalesce.h"
 
 namespace kvferry {
 
 // A one-sided read into memory that the CPU cannot touch: a piece after the other through a staging buffer. Its digest
 // is that of the bytes as they came. On loop only.
-class StagedRead : public std::enable_shared_from_this<StagedRead> {
+class StagedRead final : public PiecedRead, public std::enable_shared_from_this<StagedRead> {
  public:
-  using Done = std::function<void(Status, uint64_t digest)>;
   // `whole`: as for a fabric, but its local places are in memory of `ops`. `path` outlives this or is gone by stop().
   StagedRead(OneSidedPath& path, Staging& staging, MemoryOps& ops, std::shared_ptr<Job> whole, bool digest, Done done);
 
-  void start() { next(); }
-  // I4: nothing lands any more when this returns, and `done` is not called.
-  void stop(bool path_stands);
+  void start() override { next(); }
+  void stop(bool path_stands) override;
 
  private:
   void next();

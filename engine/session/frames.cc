@@ -40,21 +40,37 @@ void Frames::fail(Error error) {
 }
 
 void Frames::send(const proto::Frame& frame) {
-  if (closed_) return;
+  const bool idle = out_sent_ == out_.size() || held_;
+  if (queue(frame) && idle) flush();
+}
+
+void Frames::hold(const proto::Frame& frame) {
+  const bool idle = out_sent_ == out_.size();
+  if (queue(frame) && idle) held_ = true;
+}
+
+void Frames::flush_held() {
+  if (held_ && !closed_) flush();
+}
+
+bool Frames::queue(const proto::Frame& frame) {
+  if (closed_) return false;
   const size_t size = frame.ByteSizeLong();
   KVF_CHECK(size <= limits_.frame_bytes);
-  if (out_.size() - out_sent_ + size > limits_.queued_bytes)
-    return fail(Error{ErrorCode::resource_exhausted, "the peer does not read its session"});
+  if (out_.size() - out_sent_ + size > limits_.queued_bytes) {
+    fail(Error{ErrorCode::resource_exhausted, "the peer does not read its session"});
+    return false;
+  }
   const auto length = static_cast<uint32_t>(size);
-  const bool idle = out_sent_ == out_.size();
   const size_t at = out_.size();
   out_.resize(at + sizeof length + size);
   std::memcpy(out_.data() + at, &length, sizeof length);
   frame.SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(out_.data() + at + sizeof length));
-  if (idle) flush();
+  return true;
 }
 
 void Frames::flush() {
+  held_ = false;
   while (out_sent_ < out_.size()) {
     const iovec rest{out_.data() + out_sent_, out_.size() - out_sent_};
     auto count = stream_->write({&rest, 1});
@@ -82,12 +98,11 @@ void Frames::on_stream_ready(bool readable, bool writable) {
 
 void Frames::read_input() {
   if (closed_) return;
-  const size_t had = in_.size();
-  in_.resize(had + kReadBytes);
-  const iovec room{in_.data() + had, kReadBytes};
+  char buffer[kReadBytes];  // a string would write zeros there first
+  const iovec room{buffer, sizeof buffer};
   auto count = stream_->read({&room, 1});
-  in_.resize(had + (count ? *count : 0));
   if (!count) return fail(std::move(count).error());
+  in_.append(buffer, *count);
   parse();
 }
 

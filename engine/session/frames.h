@@ -35,6 +35,9 @@ class Frames final : private StreamHandler {
   ~Frames() override;
 
   void send(const proto::Frame& frame);
+  // As send(), but it may stay here until the next send() or flush_held().
+  void hold(const proto::Frame& frame);
+  void flush_held();
   // Handles what has arrived now, without waiting for the loop to say so (I4: Guest::still_welcome).
   void read_input();
   bool has_input() const { return !closed_ && stream_->has_input(); }
@@ -48,6 +51,7 @@ class Frames final : private StreamHandler {
  private:
   void on_stream_ready(bool readable, bool writable) override;
   void parse();
+  bool queue(const proto::Frame& frame);
   void flush();
   void fail(Error error);
 
@@ -58,6 +62,7 @@ class Frames final : private StreamHandler {
   std::string in_;
   std::string out_;
   size_t out_sent_ = 0;
+  bool held_ = false;  // nobody has tried to send what is queued
 };
 
 }  // namespace kvferry

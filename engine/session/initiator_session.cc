@@ -281,6 +281,16 @@ void InitiatorSession::on_notify_ack(const proto::Frame& frame) {
   entry.mapped()(std::move(status));
 }
 
+void InitiatorSession::send_parcel_at_leisure(const proto::Frame& frame) {
+  frames_.hold(frame);
+  if (std::exchange(flush_planned_, true)) return;
+  context_.loop.before_sleep([this, weak = std::weak_ptr<bool>(alive_)] {
+    if (weak.expired()) return;
+    flush_planned_ = false;
+    frames_.flush_held();
+  });
+}
+
 Result<std::optional<tcp::LaneSource::NewLane>> InitiatorSession::open_lane(Task again) {
   if (state_ != State::ready) return std::optional<NewLane>();  // run/ ends what waits for one, and knows why
   if (tokens_.empty()) {

@@ -75,6 +75,8 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
 
   // A claim, settle, release or extend. REQUIRES: ready().
   void send_parcel(const proto::Frame& frame) { frames_.send(frame); }
+  // One that the reader waits for no answer to: it leaves with the next frame, or before the loop sleeps.
+  void send_parcel_at_leisure(const proto::Frame& frame);
 
   // Ends the session from this side, telling the peer why.
   void end(const Error& why);
@@ -134,6 +136,8 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   Duration round_trip_{0};
   Timer watch_;
   Frames frames_;
+  bool flush_planned_ = false;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 }  // namespace kvferry

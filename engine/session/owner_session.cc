@@ -101,6 +101,7 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
     case proto::Frame::kSettle:
     case proto::Frame::kRelease:
     case proto::Frame::kExtend:
+    case proto::Frame::kCheck:
       if (context_.parcels != nullptr) context_.parcels->on_parcel_frame(*this, frame);
       return;
     default:

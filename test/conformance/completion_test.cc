@@ -110,7 +110,9 @@ TEST_P(Completions, RefuseToWaitInACallback) {
   const Transfer first = must(initiator_->submit(to_silence(milliseconds(50))));
   first.on_done([&](const Outcome&) {
     const Outcome sync = initiator_->transfer(request(Operation::read, {pair(0, 0, 10)}));
-    asked.set_value({other.wait().status, sync.status, must(initiator_->peer(silent_.address())).connect(seconds(1))});
+    const Outcome told = initiator_->notify_and_wait(peer_, {"n", "x"});
+    asked.set_value(
+        {other.wait().status, sync.status, told.status, must(initiator_->peer(silent_.address())).connect(seconds(1))});
   });
   auto future = asked.get_future();
   ASSERT_EQ(future.wait_for(seconds(30)), std::future_status::ready);

@@ -33,6 +33,7 @@ TEST_P(Refusals, NoPeer) {
   asked.peer = PeerRef();
   check_refused(asked, ErrorCode::invalid_argument, {"no peer"});
   EXPECT_EQ(initiator_->notify(PeerRef(), {"a", "b"}).error().code, ErrorCode::invalid_argument);
+  EXPECT_EQ(initiator_->notify_and_wait(PeerRef(), {"a", "b"}).status.error().code, ErrorCode::invalid_argument);
 }
 
 TEST_P(Refusals, APeerOfAnotherEngine) {
@@ -215,12 +216,12 @@ TEST_P(Refusals, MoreTransfersThanMaxTransfers) {
 TEST_P(Refusals, MoreNotificationsThanTheReceiverHolds) {
   remake_owner([](EngineConfig& config) { config.max_notifications = 3; });
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(must(initiator_->notify(peer_, {"n", "x"})).wait().status.ok());
-  const Outcome fourth = must(initiator_->notify(peer_, {"n", "x"})).wait();
+  const Outcome fourth = initiator_->notify_and_wait(peer_, {"n", "x"});
   ASSERT_FALSE(fourth.status.ok());
   EXPECT_EQ(fourth.status.error().code, ErrorCode::resource_exhausted);
   EXPECT_NE(fourth.status.error().to_string().find("queue is full"), std::string::npos);
   EXPECT_EQ(owner_->notifications().size(), 3u);
-  EXPECT_TRUE(must(initiator_->notify(peer_, {"n", "x"})).wait().status.ok());
+  EXPECT_TRUE(initiator_->notify_and_wait(peer_, {"n", "x"}).status.ok());
 }
 
 TEST_P(Refusals, MoreNotificationBytesThanTheReceiverHolds) {

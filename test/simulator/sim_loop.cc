@@ -24,6 +24,11 @@ void SimLoop::defer(Task task) {
   plan();
 }
 
+// At once, or as late as a thread's that left the loop to the next owner.
+void SimLoop::before_sleep(Task task) {
+  call_at(now() + std::chrono::milliseconds(put_off_++ % 3), std::move(task));
+}
+
 uint64_t SimLoop::watch(Pollable& pollable) {
   watched_.emplace(next_watch_, &pollable);
   return next_watch_++;

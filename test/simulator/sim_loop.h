@@ -32,6 +32,7 @@ class SimLoop final : public Loop {
   TimerId call_at(TimePoint when, Task task) override;
   void cancel_timer(TimerId id) override;
   void defer(Task task) override;
+  void before_sleep(Task task) override;
 
   uint64_t watch(Pollable& pollable);
   void unwatch(uint64_t id) { watched_.erase(id); }
@@ -77,6 +78,7 @@ class SimLoop final : public Loop {
   std::unordered_map<TimerId, TimePoint> timer_times_;
   TimerId next_timer_ = 1;
   std::vector<Task> deferred_;
+  uint64_t put_off_ = 0;  // calls of before_sleep()
   std::map<uint64_t, Pollable*> watched_;
   uint64_t next_watch_ = 1;
 };

@@ -26,6 +26,7 @@ class ManualLoop final : public Loop {
     std::erase_if(timers_, [&](const auto& timer) { return timer.first.second == id; });
   }
   void defer(Task task) override { deferred_.push_back(std::move(task)); }
+  void before_sleep(Task task) override { defer(std::move(task)); }
 
   void run_deferred() {
     while (!deferred_.empty()) {

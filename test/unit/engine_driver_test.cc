@@ -70,6 +70,23 @@ TEST_F(DriverTest, CallsThatEndAtOnceDoNotKeepTimersFromTheirTurn) {
   EXPECT_TRUE(fired.load());
 }
 
+// The waiter leaves as soon as it is done; what is put off until the loop sleeps is not lost with it.
+TEST_F(DriverTest, RunsWhatIsPutOffUntilTheLoopSleepsWhoeverLetsItSleep) {
+  std::atomic<int> ran{0};
+  for (int i = 1; i <= 200; ++i) {
+    std::atomic<bool> done{false};
+    driver_->post(
+        [&] {
+          loop_->before_sleep([&] { ran.fetch_add(1); });
+          done.store(true);
+        },
+        true);
+    driver_->wait(done, kNever);
+    if (i % 50 != 0) continue;
+    ASSERT_TRUE(test::eventually([&] { return ran.load() == i; }));
+  }
+}
+
 TEST_F(DriverTest, StopsWaitingAtTheDeadline) {
   const std::atomic<bool> never{false};
   const TimePoint began = loop_->now();

@@ -83,6 +83,26 @@ TEST(FramesTest, TellWhenWhatHadToWaitHasLeft) {
   EXPECT_EQ(pipe->output, "preface" + RawConnection::encode(beat(1)));
 }
 
+TEST(FramesTest, HoldWhatMayWaitUntilTheNextIsSentOrTheyAreFlushed) {
+  Recorder recorder;
+  auto [stream, pipe] = memory_stream();
+  Frames frames(std::move(stream), recorder, {}, {});
+  frames.hold(beat(1));
+  frames.hold(beat(2));
+  EXPECT_EQ(pipe->output, "");
+  frames.send(beat(3));
+  const std::string three =
+      RawConnection::encode(beat(1)) + RawConnection::encode(beat(2)) + RawConnection::encode(beat(3));
+  EXPECT_EQ(pipe->output, three);
+  frames.hold(beat(4));
+  EXPECT_EQ(pipe->output, three);
+  frames.flush_held();
+  EXPECT_EQ(pipe->output, three + RawConnection::encode(beat(4)));
+  frames.hold(beat(5));
+  frames.close(true);
+  EXPECT_EQ(pipe->output, three + RawConnection::encode(beat(4)) + RawConnection::encode(beat(5)));
+}
+
 class Host final : public Guest {
  public:
   const std::string& engine_id() const override { return id; }

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 
+#include "engine/parcel/digest.h"
 #include "engine/parcel/selection.h"
 #include "engine/run/transfer_task.h"
 #include "engine/session/messages.h"
@@ -104,8 +105,9 @@ class ParcelFrames : public ::testing::Test {
  protected:
   explicit ParcelFrames(ParcelLimits limits = {}) : owner_(scene_, 0, NodeOptions{"owner", 1, 0, 64, 2, limits}) {}
 
-  Status publish(const std::string& id, std::vector<uint32_t> blocks, Duration lease = 60s) {
+  Status publish(const std::string& id, std::vector<uint32_t> blocks, Duration lease = 60s, bool digest = false) {
     ParcelSpec spec;
+    spec.digest = digest;
     spec.transfer_id = id;
     spec.tokens = blocks.size() * ParcelNode::kBlockTokens;
     spec.blocks = {{0, std::move(blocks)}};
@@ -169,6 +171,55 @@ TEST_F(ParcelFrames, ASettleOfAnotherGenerationIsStale) {
   const auto verdict = reader_.settle(1, ticket->generation() + 1);
   ASSERT_TRUE(verdict);
   EXPECT_EQ(code_from_wire(verdict->code()), ErrorCode::stale);
+}
+
+TEST_F(ParcelFrames, ADigestComputedAheadIsComparedWhenTheReaderTellsItsOwn) {
+  const auto check = [](uint64_t generation, const Selection& selection) {
+    proto::Frame frame;
+    frame.mutable_check()->set_number(1);
+    frame.mutable_check()->set_generation(generation);
+    frame.mutable_check()->set_selection(encode(selection));
+    return frame;
+  };
+  const auto settle = [](uint64_t generation, const Selection& selection, uint64_t digest) {
+    proto::Frame frame;
+    frame.mutable_settle()->set_number(1);
+    frame.mutable_settle()->set_generation(generation);
+    frame.mutable_settle()->set_selection(encode(selection));
+    frame.mutable_settle()->set_digest(digest);
+    return frame;
+  };
+  const Selection all = tokens(0, ParcelNode::kBlockTokens);
+  const Selection less = tokens(0, ParcelNode::kBlockTokens - 1);
+  owner_.fill(std::byte{7});
+  const auto digest_of = [layout = owner_.layout()](const Selection& selection) {
+    const std::vector<BlockList> blocks = {{0, {5}}};
+    std::vector<std::byte> bytes(owner_spans(selection, CacheSide{&layout, blocks})->bytes(), std::byte{7});
+    const iovec piece{bytes.data(), bytes.size()};
+    Digest digest;
+    digest.add({&piece, 1});
+    return digest.value();
+  };
+  struct Trial {
+    bool right_generation;
+    const Selection& checked;
+    uint64_t digest;  // told with `all`
+    bool valid;
+  };
+  int number = 0;
+  for (const Trial& trial : {Trial{true, all, digest_of(all), true}, Trial{true, all, digest_of(all) + 1, false},
+                             Trial{true, less, digest_of(all), true}, Trial{true, less, digest_of(less), false},
+                             Trial{false, all, digest_of(all), true}}) {
+    FrameReader reader(scene_, 2, "reader" + std::to_string(number), owner_);
+    const std::string id = "t" + std::to_string(number++);
+    ASSERT_TRUE(publish(id, {5}, 60s, true).ok());
+    const auto ticket = reader.ask(FrameReader::claim(1, id));
+    ASSERT_TRUE(ticket);
+    reader.send(check(trial.right_generation ? ticket->generation() : ticket->generation() + 1, trial.checked));
+    const auto answer = reader.exchange(settle(ticket->generation(), all, trial.digest));
+    ASSERT_TRUE(answer && answer->has_verdict()) << number;
+    EXPECT_EQ(answer->verdict().code() == 0, trial.valid) << number;
+  }
 }
 
 TEST_F(ParcelFrames, ASettleAfterTheParcelsEndIsStale) {

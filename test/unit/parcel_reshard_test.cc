@@ -19,6 +19,13 @@ std::optional<std::string> transfer(Instance& owners, Instance& readers, uint32_
     if (!plan.ok()) return plan.error().to_string();
     move_bytes(*plan, owners, reader);
     if (auto wrong = first_wrong(reader, first, end)) return wrong;
+    std::vector<CacheSide> unseen = sides;
+    for (CacheSide& side : unseen) side.blocks = {};
+    const auto ahead = plan_selections(unseen, {reader.side(), first, end});
+    if (!ahead.ok()) return ahead.error().to_string();
+    if (ahead->shares.size() != plan->shares.size()) return "the plan before the tickets has other shares";
+    for (size_t i = 0; i < plan->shares.size(); ++i)
+      if (!(ahead->shares[i].selection == plan->shares[i].selection)) return "the selections before the tickets differ";
     uint64_t bytes = 0;
     for (const OwnerShare& share : plan->shares) {
       const Rank& owner = owners.ranks[share.owner.pp * owners.ranks[0].layout.rank.tp_size + share.owner.tp];
