@@ -144,7 +144,7 @@ class World {
 
   // Stream 0 is the session that was dialled last, so that the peer can be talked to again after a quarrel.
   void hear(size_t stream, std::string_view bytes) {
-    loop_.run_deferred();
+    settle();
     if (stream == 0) {
       for (auto& pipe : network_.dialled)
         if (pipe->alive && pipe->output.starts_with("KVFERRY1S")) return feed(*pipe, bytes);

@@ -33,9 +33,9 @@ class World {
     publish("published", false);
     publish("digested", true);
     KVF_CHECK(owner_->announce("announced", std::chrono::seconds(60)).ok());
+    add_lane();
     come(0);
     come(1);
-    add_lane();
   }
 
   ~World() {
@@ -160,7 +160,8 @@ class World {
     loop_.run_deferred();
     if (guest_pipe_->alive) guest_pipe_->pump();
     loop_.run_deferred();
-    for (Reader& reader : readers_) reader.pipe->output.clear();
+    for (Reader& reader : readers_)
+      if (reader.pipe) reader.pipe->output.clear();
     guest_pipe_->output.clear();
     take_events();
   }
