@@ -249,19 +249,23 @@ TEST_P(Completions, FollowTheUnregisteringOfTheRemoteRegion) {
   int ended = 0;
   for (int round = 0; round < 30 || (ended == 0 && round < 1000); ++round) {
     const Operation operation = kBoth[round % 2];
-    const Transfer transfer = must(initiator_->submit(request(operation, {pair(0, 0, kBytes)})));
+    // On a busy machine one is over before this thread runs again; of many, some still wait.
+    std::vector<Transfer> all;
+    while (all.size() < (round < 30 ? 1 : 8))
+      all.push_back(must(initiator_->submit(request(operation, {pair(0, 0, kBytes)}))));
     const SystemClock clock;
     const TimePoint until = clock.now() + std::chrono::microseconds(round % 30 * 50);
     while (clock.now() < until) std::this_thread::yield();
     ASSERT_TRUE(remote_region_.unregister().ok());
     const auto theirs = remote_->load();
-    const auto outcome = transfer.wait_for(seconds(20));
-    ASSERT_TRUE(outcome.has_value());
-    ASSERT_TRUE(remote_->holds(theirs)) << "written to after unregister";
-    if (!outcome->status.ok()) {
+    for (const Transfer& transfer : all) {
+      const auto outcome = transfer.wait_for(seconds(20));
+      ASSERT_TRUE(outcome.has_value());
+      if (outcome->status.ok()) continue;
       ++ended;
       EXPECT_EQ(outcome->status.error().code, ErrorCode::not_found) << outcome->status.error().to_string();
     }
+    ASSERT_TRUE(remote_->holds(theirs)) << "written to after unregister";
     remote_region_ = must(owner_->register_memory(remote_->base(), kBytes, remote_->kind(), kRemoteReadWrite));
   }
   EXPECT_GT(ended, 0);
