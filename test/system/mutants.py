@@ -62,6 +62,8 @@ def survives(patch: Path, build: Path) -> bool:
         [program, f"--gtest_filter={tests}", "--gtest_brief=1"],
         capture_output=True, text=True, check=False, env=environment, timeout=600,
     )  # fmt: skip
+    if "Running 0 tests" in run.stdout:
+        raise SystemExit(f"{patch.name}: {test} has no test {tests}")
     failed = [line for line in run.stdout.splitlines() if line.startswith("[  FAILED  ]")]
     print(f"{patch.stem} ({what}): " + (failed[0] if failed else f"SURVIVES, exit status {run.returncode}"), flush=True)
     return not failed
