@@ -7,6 +7,7 @@ namespace {
 
 constexpr uint64_t kSliceBytes = uint64_t{256} << 10;
 constexpr size_t kTurnBytes = size_t{1} << 20;
+constexpr size_t kTurnSpans = 256;  // a fake device takes its time for each
 
 }  // namespace
 
@@ -58,7 +59,7 @@ void LoopbackPath::start(std::shared_ptr<Job> job) {
 void LoopbackPath::step(const std::shared_ptr<Running>& running) {
   Job& job = *running->job;
   if (!jobs_.contains(&job)) return;
-  for (size_t moved = 0; moved < kTurnBytes && !running->chunker.done();) {
+  for (size_t moved = 0, spans = 0; moved < kTurnBytes && spans < kTurnSpans && !running->chunker.done(); ++spans) {
     const Chunk slice = running->chunker.take();
     const RegionInfo& region = *job.remote[slice.first];
     const uint32_t wanted = job.operation == Operation::read ? kRemoteRead : kRemoteWrite;
