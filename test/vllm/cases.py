@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from asking import Answer, AskError, ask, ask_all, body_of, post, prompts
-from checking import BLOCK_TOKENS, Ledger, blocks_of, check, check_equal, eventually, forget_prefixes
+from checking import BLOCK_TOKENS, Ledger, check, check_equal, eventually, forget_prefixes
 from servers import Deployment, Server, get, running, used_blocks
 
 Result = dict[str, Any]
@@ -72,6 +72,20 @@ def other_kv_differs(deployment: Deployment) -> Result:
     swapped = local(deployment, [other[:-1] + one[-1:]])[0]
     check(not swapped.equals(answers[0]), "an answer does not depend on the KV before its last token")
     return {"kv_bytes_expected": 0, "kv_bytes_read": 0, "recomputed_blocks": 0}
+
+
+def planted_fault(deployment: Deployment) -> Result:
+    """The comparison is made: without the last layer's KV, answers differ."""
+    wanted = prompts(2, seed=10, shortest=900)
+    alone = local(deployment, wanted)
+    deployment.plant.touch()
+    try:
+        got = ask_all(deployment.proxy.port, wanted)
+    finally:
+        deployment.plant.unlink()
+    check(not any(a.equals(b) for a, b in zip(got, alone, strict=True)), "answers do not depend on the last layer's KV")
+    forget_prefixes(deployment.decoder)
+    return {}
 
 
 # ---- endings
@@ -168,39 +182,71 @@ def lease_ends(deployment: Deployment) -> Result:
     return {"seconds_held": round(held, 2)}
 
 
+class Asked:
+    """Requests on their way, each in a thread of its own; some of them may fail."""
+
+    def __init__(self, port: int, wanted: list[list[int]]) -> None:
+        self._answers: list[Answer | None] = [None] * len(wanted)
+        self._threads = [threading.Thread(target=self._ask, args=(port, i, wanted[i])) for i in range(len(wanted))]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self, alone: list[Answer]) -> int:
+        """Every one ends, with the right answer or an error; how many were answered."""
+        deadline = time.monotonic() + 120
+        for thread in self._threads:
+            thread.join(deadline - time.monotonic())
+        check(not any(thread.is_alive() for thread in self._threads), "every request ends")
+        answered = [(answer, right) for answer, right in zip(self._answers, alone, strict=True) if answer is not None]
+        check_equal([answer for answer, _ in answered], [right for _, right in answered])
+        return len(answered)
+
+    def _ask(self, port: int, number: int, prompt: list[int]) -> None:
+        with suppress(AskError, OSError):
+            self._answers[number] = ask(port, prompt)
+
+
+def slow_decoder(deployment: Deployment) -> Result:
+    """With a lease of 2 s, a decoder that is stopped for longer: it reads nothing that is not valid any more."""
+    wanted = prompts(6, seed=11, shortest=900)
+    alone = local(deployment, wanted)
+    published = _count(deployment.prefiller, "vllm:kvferry_parcels_published_total")
+    expired = _count(deployment.prefiller, "vllm:kvferry_parcels_expired_total")
+    asked = Asked(deployment.proxy.port, wanted)
+    eventually(published, 20, "the prefiller has published a prompt")
+    deployment.decoder.send_signal(signal.SIGSTOP)
+    try:
+        eventually(expired, 20, "a lease ends")
+        eventually(lambda: used_blocks(deployment.prefiller) == 0, 20, "the prefiller has its blocks back")
+    finally:
+        deployment.decoder.send_signal(signal.SIGCONT)
+    answered = asked.end(alone)
+    if deployment.setup.policy == "recompute":
+        check(answered == len(wanted), f"{answered} of {len(wanted)} requests were answered")
+    eventually(lambda: _works(deployment, wanted[0], alone[0]), 30, "requests work afterwards")
+    forget_prefixes(deployment.decoder)
+    check_equal(ask_all(deployment.proxy.port, wanted), alone)
+    return {"answered": answered, "asked": len(wanted)}
+
+
 def prefiller_killed(deployment: Deployment) -> Result:
     """In the middle of requests, and started again: the next request works without anything else restarted."""
     wanted = prompts(8, seed=7, shortest=900)
     alone = local(deployment, wanted)
-    ended: list[Answer | None] = [None] * len(wanted)
-
-    def one(number: int) -> None:
-        with suppress(AskError, OSError):
-            ended[number] = ask(deployment.proxy.port, wanted[number])
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(wanted))]
-    for thread in threads:
-        thread.start()
+    asked = Asked(deployment.proxy.port, wanted)
     eventually(lambda: used_blocks(deployment.prefiller) > 0, 20, "the prefiller computes")
     deployment.prefiller.kill()
     began = time.monotonic()
-    for thread in threads:
-        thread.join(120)
-    check(not any(thread.is_alive() for thread in threads), "every request ends")
+    answered = asked.end(alone)
     bounded = time.monotonic() - began
-    check_equal(
-        [answer for answer in ended if answer is not None],
-        [alone[i] for i, answer in enumerate(ended) if answer is not None],
-    )
     check(get(deployment.decoder.port, "/health")[0] == 200, "the decoder lives")
     deployment.prefiller = deployment.start_prefiller(deployment.prefiller.port)
     deployment.prefiller.wait_until_up()
-    forget_prefixes(deployment.decoder)
-    eventually(lambda: _works(deployment, wanted[0], alone[0]), 30, "requests work after the restart")
+    eventually(lambda: _reads(deployment, wanted[0], alone[0]), 30, "KV is read from the prefiller after its restart")
     forget_prefixes(deployment.decoder)
     ledger = Ledger(deployment)
     check_equal(ask_all(deployment.proxy.port, wanted), alone)
-    return ledger.close(wanted) | {"seconds_until_all_ended": round(bounded, 2)}
+    return ledger.close(wanted) | {"answered": answered, "seconds_until_all_ended": round(bounded, 2)}
 
 
 def _works(deployment: Deployment, prompt: list[int], wanted: Answer) -> bool:
@@ -210,77 +256,68 @@ def _works(deployment: Deployment, prompt: list[int], wanted: Answer) -> bool:
         return False
 
 
+def _reads(deployment: Deployment, prompt: list[int], wanted: Answer) -> bool:
+    """The proxy lets the decoder compute prompts itself while there is no prefiller."""
+    forget_prefixes(deployment.decoder)
+    read = _count(deployment.decoder, "vllm:kvferry_read_bytes_total")
+    return _works(deployment, prompt, wanted) and read()
+
+
 def decoder_killed(deployment: Deployment) -> Result:
     """In the middle of requests: the prefiller has its blocks back once the decoder counts as dead."""
     wanted = prompts(6, seed=8, shortest=1500)
-
-    def one(prompt: list[int]) -> None:
-        with suppress(AskError, OSError):
-            ask(deployment.proxy.port, prompt)
-
-    threads = [threading.Thread(target=one, args=(prompt,)) for prompt in wanted]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: used_blocks(deployment.prefiller) > 0, 20, "the prefiller computes")
-    deployment.decoder.kill(signal.SIGKILL)
-    for thread in threads:
-        thread.join(120)
-    check(not any(thread.is_alive() for thread in threads), "every request ends")
+    alone = local(deployment, wanted)
+    read = _count(deployment.decoder, "vllm:kvferry_read_bytes_total")
+    asked = Asked(deployment.proxy.port, wanted)
+    eventually(read, 20, "the decoder has read a parcel")
+    deployment.decoder.kill()
+    answered = asked.end(alone)
     freed = eventually(lambda: used_blocks(deployment.prefiller) == 0, 15, "the prefiller has its blocks back")
     deployment.decoder = deployment.start_decoder(deployment.decoder.port)
     deployment.decoder.wait_until_up()
-    alone = local(deployment, wanted[:1])
     eventually(lambda: _works(deployment, wanted[0], alone[0]), 30, "requests work after the restart")
-    return {"seconds_until_free": round(freed, 2)}
+    return {"answered": answered, "seconds_until_free": round(freed, 2)}
 
 
 # ---- times
 
 
-def timings(deployment: Deployment) -> Result:
-    """Medians in ms of the prefill leg, the decode leg and the hand-over: the same request in one server beside it."""
-    wanted = prompts(21, seed=9, shortest=939, longest=939)
+def _first_and_last(port: int, body: bytes) -> tuple[float, float]:
+    """Seconds until a streamed answer's first token and its end."""
+    began = time.perf_counter()
+    answer = post(port, "/v1/completions", body)
+    answer.readline()
+    first = time.perf_counter()
+    answer.read()
+    return first - began, time.perf_counter() - began
+
+
+def timings(deployment: Deployment, rounds: int = 21) -> Result:
+    """Medians in ms. Each request is then repeated on the decoder, which has all of its blocks now (the hand-over is
+    what the first token took longer before), and once more in the decoder alone, when it has forgotten them."""
+    # Whole blocks and one token, which the decoder computes in each case.
+    wanted = prompts(rounds, seed=9, shortest=7 * BLOCK_TOKENS + 1, longest=7 * BLOCK_TOKENS + 1)
     bootstrap = f"http://127.0.0.1:{deployment.bootstrap_port}"
     engine_id = json.loads(get(deployment.bootstrap_port, "/query")[1])["0"]["engine_id"]
-    legs: dict[str, list[float]] = {"prefill_ms": [], "decode_ms": [], "first_token_ms": [], "alone_ms": []}
+    decoder = deployment.decoder
+    legs: dict[str, list[float]] = {"prefill_ms": [], "decode_ms": [], "handover_ms": [], "alone_ms": []}
     for number, prompt in enumerate(wanted):
-        transfer_id = f"xfer-time-{number}"
-        p = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
-        d = {
-            "do_remote_decode": False,
-            "do_remote_prefill": True,
-            "transfer_id": transfer_id,
-            "remote_bootstrap_addr": bootstrap,
-            "remote_engine_id": engine_id,
-        }
+        transfer = {"transfer_id": f"xfer-time-{number}"}
+        p = transfer | {"do_remote_decode": True, "do_remote_prefill": False}
+        d = transfer | {"do_remote_decode": False, "do_remote_prefill": True}
+        d |= {"remote_bootstrap_addr": bootstrap, "remote_engine_id": engine_id}
+        sixteen = {"max_tokens": 16, "min_tokens": 16}
+        prefill = body_of(prompt, max_tokens=1, min_tokens=1, kv_transfer_params=p)
         began = time.perf_counter()
-        post(
-            deployment.prefiller.port,
-            "/v1/completions",
-            body_of(prompt, max_tokens=1, min_tokens=1, kv_transfer_params=p),
-        ).read()
-        prefilled = time.perf_counter()
-        answer = post(
-            deployment.decoder.port,
-            "/v1/completions",
-            body_of(prompt, stream=True, max_tokens=16, min_tokens=16, kv_transfer_params=d),
-        )
-        answer.readline()
-        first = time.perf_counter()
-        answer.read()
-        ended = time.perf_counter()
-        forget_prefixes(deployment.decoder)
-        alone = time.perf_counter()
-        post(
-            deployment.decoder.port, "/v1/completions", body_of(prompt, stream=True, max_tokens=16, min_tokens=16)
-        ).read()
-        legs["alone_ms"].append(time.perf_counter() - alone)
-        legs["prefill_ms"].append(prefilled - began)
-        legs["first_token_ms"].append(first - prefilled)
-        legs["decode_ms"].append(ended - prefilled)
-        forget_prefixes(deployment.decoder)
+        post(deployment.prefiller.port, "/v1/completions", prefill).read()
+        legs["prefill_ms"].append(time.perf_counter() - began)
+        first, whole = _first_and_last(decoder.port, body_of(prompt, True, kv_transfer_params=d, **sixteen))
+        cached, _ = _first_and_last(decoder.port, body_of(prompt, True, **sixteen))
+        forget_prefixes(decoder)
+        _, alone = _first_and_last(decoder.port, body_of(prompt, True, **sixteen))
+        forget_prefixes(decoder)
+        legs["decode_ms"].append(whole)
+        legs["handover_ms"].append(first - cached)
+        legs["alone_ms"].append(alone)
     # The first request compiles and makes the first contact.
-    return {name: round(1e3 * statistics.median(values[1:]), 1) for name, values in legs.items()} | {
-        "first_contact_ms": round(1e3 * legs["first_token_ms"][0], 1),
-        "blocks": blocks_of(939),
-    }
+    return {name: round(1e3 * statistics.median(values[1:]), 1) for name, values in legs.items()}

@@ -1,4 +1,4 @@
-"""Runs cases on real vLLM servers: run.py [--case NAME ...] [--json]. scripts/test_vllm sets up what it needs."""
+"""Runs cases on real vLLM servers: scripts/test_vllm sets up what it needs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import report
 from cases import Case
 from servers import HERE, ROOT, Deployment, Setup, versions
 
@@ -26,8 +27,6 @@ class Group:
     setup: Setup
     cases: Sequence[Case]
     in_ci: bool = False
-    must_fail: bool = False
-    """The setup breaks something: every case must notice."""
 
 
 def short(deployment: Deployment) -> dict[str, Any]:
@@ -35,49 +34,42 @@ def short(deployment: Deployment) -> dict[str, Any]:
 
 
 EVERYDAY = (cases.equal_answers, cases.several_at_once, cases.prefix_cache, cases.other_kv_differs)
+UNEQUAL_RANKS = (short, cases.several_at_once, cases.prefix_cache)
+ENDINGS = (cases.client_gone, cases.nobody_comes, cases.prefiller_killed, cases.decoder_killed)
+SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}
 GROUPS = {
-    "kvferry": Group(Setup(), (*EVERYDAY, cases.client_gone, cases.nobody_comes), in_ci=True),
+    "kvferry": Group(Setup(), (*EVERYDAY, *ENDINGS), in_ci=True),
     "kvferry_tcp": Group(Setup(env={"KVFERRY_FABRICS": "tcp"}), EVERYDAY),
-    "mooncake": Group(Setup(connector="mooncake"), EVERYDAY, in_ci=True),
-    "kvferry_deaths": Group(Setup(), (cases.prefiller_killed, cases.decoder_killed)),
-    "kvferry_lease": Group(Setup(env={"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}), (cases.lease_ends,)),
-    "tp_2_to_1": Group(Setup(prefill_tp=2), (short, cases.several_at_once, cases.prefix_cache)),
-    "tp_1_to_2": Group(Setup(decode_tp=2), (short, cases.several_at_once, cases.prefix_cache)),
+    "mooncake": Group(Setup(connector="mooncake"), (*EVERYDAY, cases.planted_fault), in_ci=True),
+    "kvferry_lease": Group(Setup(env=SHORT_LEASE), (cases.lease_ends, cases.slow_decoder)),
+    "kvferry_recompute": Group(Setup(env=SHORT_LEASE, policy="recompute"), (cases.slow_decoder,)),
+    "tp_2_to_1": Group(Setup(prefill_tp=2), UNEQUAL_RANKS, in_ci=True),
+    "tp_1_to_2": Group(Setup(decode_tp=2), UNEQUAL_RANKS),
     "kvferry_in_multi": Group(Setup(inside_multi=True), (short, cases.several_at_once)),
-    "kvferry_planted": Group(Setup(env={"KVF_TEST_PLANT": "drop_layer"}), (short,), must_fail=True),
-    "mooncake_planted": Group(
-        Setup(connector="mooncake", env={"KVF_TEST_PLANT": "drop_layer"}), (short,), must_fail=True
-    ),
-    "timings": Group(Setup(), (cases.timings,)),
-    "mooncake_timings": Group(Setup(connector="mooncake"), (cases.timings,)),
+    "kvferry_planted": Group(Setup(planted=True), (cases.planted_fault,)),
+}
+ORIGINAL = ROOT / "build/mooncake-original"
+TIMINGS = {
+    "vLLM's connector on Mooncake": Group(Setup(connector="mooncake", paths=[str(ORIGINAL)]), (cases.timings,)),
+    "vLLM's connector on kvferry": Group(Setup(connector="mooncake"), (cases.timings,)),
+    "kvferry's connector": Group(Setup(), (cases.timings,)),
 }
 
 
-def run_case(case: Case, deployment: Deployment, must_fail: bool) -> dict[str, Any]:
+def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
     began = time.monotonic()
-    told: dict[str, Any] = {}
-    failure = ""
     try:
-        told = case(deployment)
+        told = {"passed": True, **case(deployment)}
     except Exception as error:  # a case may fail in any way
-        failure = f"{type(error).__name__}: {error}"
-        if not must_fail:
-            traceback.print_exc()
-    if must_fail:
-        passed = bool(failure)
-        told["noticed"] = failure
-    else:
-        passed = not failure
-        if failure:
-            told["failure"] = failure
-    return {"passed": passed, "seconds": round(time.monotonic() - began, 1), **told}
+        traceback.print_exc()
+        told = {"passed": False, "failure": f"{type(error).__name__}: {error}"}
+    return {"seconds": round(time.monotonic() - began, 1), **told}
 
 
 def run_group(name: str, group: Group, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     model = folder / "model"
     if not model.exists():
         subprocess.run([sys.executable, str(HERE / "make_model.py"), str(model)], check=True)
-    group.setup.paths.extend(options.path)
     began = time.monotonic()
     results = []
     try:
@@ -86,7 +78,7 @@ def run_group(name: str, group: Group, options: argparse.Namespace, folder: Path
             for case in group.cases:
                 if options.only and case.__name__ not in options.only:
                     continue
-                result = {"case": f"{name}.{case.__name__}", **run_case(case, deployment, group.must_fail)}
+                result = {"case": f"{name}.{case.__name__}", **run_case(case, deployment)}
                 results.append(result)
                 print(json.dumps(result) if options.json else _line(result), flush=True)
     except RuntimeError as error:  # a server did not start
@@ -102,6 +94,16 @@ def _line(result: dict[str, Any]) -> str:
     return f"{word} {result['case']} {json.dumps(rest)}"
 
 
+def chosen(options: argparse.Namespace) -> dict[str, Group]:
+    if options.timings:
+        return TIMINGS
+    return {
+        name: group
+        for name, group in GROUPS.items()
+        if options.all or (name in options.case if options.case else group.in_ci)
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", choices=sorted(GROUPS), help="a group of cases; default: CI's")
@@ -109,16 +111,18 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every group")
     parser.add_argument("--json", action="store_true", help="one JSON object a case")
     parser.add_argument("--proxy", type=Path, default=ROOT / "build/release/bin/kvferry-proxy")
-    parser.add_argument("--path", action="append", default=[], help="before the installed packages, for the servers")
+    parser.add_argument("--timings", action="store_true", help="measure, and write the table of docs/performance.md")
     parser.add_argument("--logs", type=Path, help="where the servers' logs go; default: a folder that is told")
     options = parser.parse_args()
-    names = list(GROUPS) if options.all else options.case or [name for name, group in GROUPS.items() if group.in_ci]
+    groups = chosen(options)
     folder = options.logs or Path(tempfile.mkdtemp(prefix="kvferry-vllm-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"logs in {folder}; {versions()}", file=sys.stderr)
-    results = [result for name in names for result in run_group(name, GROUPS[name], options, folder)]
+    results = [result for name, group in groups.items() for result in run_group(name, group, options, folder)]
     failed = sum(not result["passed"] for result in results)
     print(f"{len(results) - failed} passed, {failed} failed")
+    if options.timings and not failed:
+        report.write(ROOT / "docs/performance.md", dict(zip(groups, results, strict=True)))
     return 1 if failed else 0
 
 

@@ -38,6 +38,15 @@ def get(port: int, path: str, method: str = "GET", timeout: float = 10.0) -> tup
         connection.close()
 
 
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # that thread has ended meanwhile
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
 class Server:
     """A process with a port that answers GET `health` with 200 when it is up."""
 
@@ -66,12 +75,18 @@ class Server:
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """All of its processes; returns when they are gone."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+    def send_signal(self, number: int) -> None:
+        """To all of its processes; vLLM's workers are in sessions of their own."""
+        if self.process.poll() is not None:
+            return
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """As a machine that fails: nothing of it says goodbye."""
+        self.send_signal(signal.SIGKILL)
         self.process.wait(30)
-        # vLLM's workers make sessions of their own: they end when their parent does.
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
@@ -96,6 +111,8 @@ class Setup:
     inside_multi: bool = False
     """KVFerryConnector as a child of vLLM's MultiConnector."""
     policy: str = "fail"
+    planted: bool = False
+    """From the start: vLLM's servers forget the last layer (shim/sitecustomize.py)."""
     env: dict[str, str] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     """Before the installed packages."""
@@ -109,6 +126,10 @@ class Deployment:
         folder.mkdir(parents=True, exist_ok=True)
         self.counts = folder / "counts"
         self.counts.mkdir(exist_ok=True)
+        self.plant = folder / "plant"
+        self.plant.unlink(missing_ok=True)
+        if setup.planted:
+            self.plant.touch()
         self.bootstrap_port = free_port()
         self._all: list[Server] = []
 
@@ -178,6 +199,7 @@ class Deployment:
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(self.bootstrap_port),
             "KVF_TEST_COUNT": str(self.counts),
+            "KVF_TEST_PLANT": str(self.plant),
             "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), *self.setup.paths]),
             **self.setup.env,
         }

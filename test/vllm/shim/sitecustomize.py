@@ -1,7 +1,8 @@
 """For the tests' vLLM servers alone: what vLLM's own Mooncake connector lacks on a CPU, counting, planted faults.
 
-KVF_TEST_COUNT names a folder to which each process appends the bytes that `mooncake` has moved. KVF_TEST_PLANT breaks
-something on purpose, so that the tests can be seen to fail.
+KVF_TEST_COUNT names a folder to which each process appends the bytes that `mooncake` has moved. While the file exists
+that KVF_TEST_PLANT names, the last layer's KV is not moved, so that the tests can be seen to fail; KVFerryConnector
+asks once, when it starts.
 """
 
 import importlib.abc
@@ -11,6 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
+
+
+def planted() -> bool:
+    return os.path.exists(os.environ.get("KVF_TEST_PLANT", ""))
 
 
 def patch_torch(torch: ModuleType) -> None:
@@ -24,7 +29,7 @@ def patch_mooncake(engine: ModuleType) -> None:
     original = engine.TransferEngine.batch_transfer_sync_write
 
     def counted(self: Any, target: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]) -> int:  # noqa: ANN401
-        if os.environ.get("KVF_TEST_PLANT") == "drop_layer":
+        if planted():
             count = len(lengths) * 3 // 4
             local, remote, lengths = local[:count], remote[:count], lengths[:count]
         status = int(original(self, target, local, remote, lengths))
@@ -38,7 +43,7 @@ def patch_mooncake(engine: ModuleType) -> None:
 
 def patch_layout(layout: ModuleType) -> None:
     """A prefiller and decoder that both forget the last layer."""
-    if os.environ.get("KVF_TEST_PLANT") != "drop_layer":
+    if not planted():
         return
     original = layout.describe
 
