@@ -33,7 +33,8 @@ class PeerFaults : public ::testing::TestWithParam<Case> {
     Target::Options options;
     options.fabric = GetParam().fabric;
     options.bytes = kBytes;
-    options.heartbeat_ms = 500 * kSlower;  // more patient than the initiator: a busy machine must not let the target end it first
+    options.heartbeat_ms =
+        500 * kSlower;  // more patient than the initiator: a busy machine must not let the target end it first
     options.environment = environment_of(auth_of(GetParam().auth));
     return Target::start(options);
   }
