@@ -117,6 +117,11 @@ TEST_F(LateWritesBehindACut, AreStoppedByTheTargetsOwnClockWhenNothingArrives) {
     EXPECT_LE(late_bytes(then), kSlice);
     EXPECT_TRUE(eventually([&] { return target_->ask("describe").find("\"sessions\":0") != std::string::npos; }));
     heal();
+    // The initiator learns only by using its session that the target has ended it.
+    const PeerRef peer = must(initiator_->engine().peer(target_->address()));
+    ASSERT_TRUE(eventually([&] {
+      return must(initiator_->engine().notify(peer, {"n", ""}, seconds(5))).wait().status.ok();
+    }));
     expect_works(*initiator_, *target_);
   }
 }
