@@ -10,6 +10,7 @@
 #include "engine/io/address.h"
 #include "test/conformance/parcel_rank.h"
 #include "test/support/eventually.h"
+#include "test/support/sanitized.h"
 
 // What a digest catches: bytes that change on their way, and bytes that change at the owner while they are read.
 
@@ -138,6 +139,7 @@ TEST_P(ParcelDigest, ABitThatTurnsOnTheWayIsFoundByTheReader) {
 }
 
 TEST_P(ParcelDigest, ABlockThatChangesWhileItIsReadOneSidedIsFoundByTheOwner) {
+  if (kThreadsSanitized) GTEST_SKIP() << kRacesOnPurpose;
   const auto device = GetParam() == MemoryKind::fake ? std::make_shared<FakeDevice>() : nullptr;
   for (const bool changes : {true, false}) {
     const auto hub = std::make_shared<loopback::Hub>(std::chrono::milliseconds(2));  // between two spans
