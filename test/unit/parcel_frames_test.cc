@@ -11,6 +11,7 @@
 #include "engine/run/transfer_task.h"
 #include "engine/session/messages.h"
 #include "test/support/parcel_node.h"
+#include "test/support/sanitized.h"
 
 // What an owner answers to single frames, whoever sends them, and what its tables may cost.
 
@@ -408,9 +409,9 @@ TEST_F(ParcelFrames, AHundredThousandParcelsFitInTwoHundredMegabytesAndExpireInT
     if (wanted == 100'000) {
       const double megabytes = static_cast<double>(::mallinfo2().uordblks - before) / 1e6;
       std::printf("%zu parcels of 16 block ids take %.1f MB\n", live, megabytes);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-      EXPECT_GT(megabytes, 10) << "mallinfo does not see it";
-#endif
+      if (!kSanitized) {
+        EXPECT_GT(megabytes, 10) << "mallinfo does not see it";
+      }
       EXPECT_LT(megabytes, 200);
     }
     double& best = took[wanted == 100'000];

@@ -7,17 +7,14 @@
 
 #include "common/random.h"
 #include "engine/parcel/reshard.h"
+#include "test/support/sanitized.h"
 
 namespace kvferry {
 namespace {
 
 // 10,000 blocks of 16 tokens in 64 layers, 8 heads of 128 elements of 16 bits: the figure is the best of ten, so that
 // other load on the machine hardly counts. Sanitizers are given room.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double kLimitMs = 1000;
-#else
-constexpr double kLimitMs = 20;
-#endif
+constexpr double kLimitMs = test::kSanitized ? 1000 : 20;
 constexpr uint32_t kBlocks = 10'000;
 constexpr uint32_t kTokens = kBlocks * 16;
 
