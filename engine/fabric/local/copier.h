@@ -53,7 +53,7 @@ class Copier {
   ~Copier();
 
   // Small enough to be faster in the calling thread than handed over.
-  static constexpr uint64_t kInlineBytes = uint64_t{512} << 10;
+  static constexpr uint64_t kInlineBytes = uint64_t{1} << 20;
 
   void enqueue(std::shared_ptr<Copy> copy);
 
