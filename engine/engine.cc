@@ -82,6 +82,10 @@ void finish_directly(EngineState& engine, const std::string& address, const std:
   engine.hub->ended(task.id);
 }
 
+void submit_to_loop(EngineState& engine, size_t peer, const std::shared_ptr<TransferTask>& task, bool sync) {
+  engine.driver->post([&engine, peer, task] { engine.core->submit(peer, task); }, sync);
+}
+
 // Same host, no notification: copied by the calling thread (helped by the copy threads when it is large), behind the
 // owner's gate and without the loop. False: the loop has to take it.
 bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const std::shared_ptr<TransferTask>& task,
@@ -94,12 +98,18 @@ bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const st
   if (!check_against(view.regions, *task->job).ok()) return false;
   for (const RegionInfo* region : task->job->remote)
     if (region->kind != MemoryKind::host || region->word == kNoWord) return false;
-  auto copy = std::make_shared<local::Copy>(task->job, view.link, *engine.clock,
-                                            [&engine, &peer, task, id = view.engine_id](Status status) {
-                                              finish_directly(engine, peer.address, id, *task, std::move(status));
-                                            });
-  if (task->job->bytes > local::Copier::kInlineBytes) engine.copier->enqueue(copy);
+  const bool alone = task->job->bytes <= local::Copier::kInlineBytes;
+  bool session_over = false;
+  const auto done = [&](Status status) {
+    // I5: the owner has ended the session. Nothing has moved, and the loop can dial again.
+    if (!status.ok() && status.error().code == ErrorCode::peer_lost && task->job->bytes_done.load() == 0)
+      return alone ? void(session_over = true) : submit_to_loop(engine, peer.index, task, true);
+    finish_directly(engine, peer.address, view.engine_id, *task, std::move(status));
+  };
+  auto copy = std::make_shared<local::Copy>(task->job, view.link, *engine.clock, done);
+  if (!alone) engine.copier->enqueue(copy);
   copy->help();
+  if (session_over) return false;
   engine.driver->wait(task->completion->flag(), kNever);  // the copy threads' last slices
   return true;
 }
@@ -291,7 +301,7 @@ Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
     task->awaited = *happened ? 0 : request.event;
   }
   if (copy_directly(*engine, *peer, task, sync)) return Submitted{std::move(task), true};
-  engine->driver->post([raw = engine.get(), index = peer->index, task] { raw->core->submit(index, task); }, sync);
+  submit_to_loop(*engine, peer->index, task, sync);
   return Submitted{std::move(task), false};
 }
 
@@ -299,7 +309,7 @@ Result<std::shared_ptr<TransferTask>> start_notification(EngineState& engine,
                                                          const std::shared_ptr<detail::PeerHandle>& peer,
                                                          Duration timeout, Notification notification, bool sync) {
   KVF_ASSIGN_OR_RETURN(auto task, make_task(engine, peer, timeout, std::move(notification)));
-  engine.driver->post([&engine, index = peer->index, task] { engine.core->submit(index, task); }, sync);
+  submit_to_loop(engine, peer->index, task, sync);
   return task;
 }
 

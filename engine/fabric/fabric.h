@@ -26,7 +26,6 @@ struct Job {
 
   std::atomic<uint64_t> bytes_done{0};
   std::atomic<uint64_t> spans_done{0};
-  std::atomic<bool> stop{false};  // copy threads leave at the next slice
 };
 
 // One fabric to one peer, as the initiator drives it. On loop only.

@@ -143,7 +143,8 @@ void EngineCore::session_came(std::unique_ptr<Stream> stream) {
       OwnerSession::Limits{},
       Frames::Limits{},
       [this](ReceivedNotification received) { return parts_.notifications.push(std::move(received)); },
-      [this](OwnerSession& session, const Error& why) { session_ended(session, why); }};
+      [this](OwnerSession& session, const Error& why) { session_ended(session, why); },
+      [this](const OwnerSession& session, uint64_t old) { replace_session(session, old); }};
   auto session = std::make_unique<OwnerSession>(std::move(context), std::move(stream));
   const uint64_t id = session->session_id();
   sessions_.emplace(id, std::move(session));
@@ -167,6 +168,14 @@ void EngineCore::session_ended(OwnerSession& session, const Error& why) {
   sessions_gauge_.set(static_cast<int64_t>(sessions_.size()));
   // Called from within the session: destroyed in a later turn.
   parts_.loop.defer([keep = std::shared_ptr<OwnerSession>(std::move(entry.mapped()))] {});
+}
+
+void EngineCore::replace_session(const OwnerSession& session, uint64_t old) {
+  const auto found = sessions_.find(old);
+  if (found == sessions_.end() || found->second.get() == &session) return;
+  OwnerSession& former = *found->second;
+  if (former.engine_id() != session.engine_id() || former.incarnation() != session.incarnation()) return;
+  former.end(Error{ErrorCode::peer_lost, "the peer has dialled again"});
 }
 
 void EngineCore::announce_regions() {

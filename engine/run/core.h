@@ -96,6 +96,7 @@ class EngineCore {
   Status admit_session(const std::string& host) const;
   void session_came(std::unique_ptr<Stream> stream);
   void lane_came(std::unique_ptr<Stream> stream, const LanePreface& lane);
+  void replace_session(const OwnerSession& session, uint64_t old);
   void session_ended(OwnerSession& session, const Error& why);
   void check_closing();
   bool is_quiet(const Closing& closing);

@@ -65,6 +65,7 @@ void Peer::dial() {
                                     Frames::Limits{},
                                     context_.max_regions,
                                     context_.connect_patience,
+                                    last_session_id_,
                                     [this] { on_ready(); },
                                     [this] { publish_view(); },
                                     [this](const proto::Frame& frame) {
@@ -85,6 +86,7 @@ void Peer::on_ready() {
   backoff_ = Duration(0);
   last_error_.clear();
   last_engine_id_ = session_->peer().engine_id;
+  last_session_id_ = session_->id();
   if (session_->link() && context_.copier != nullptr)
     one_sided_path_ =
         std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
@@ -120,7 +122,13 @@ void Peer::on_session_ended(const Error& why) {
   next_dial_ = context_.loop.now() + backoff_ / 2 +
                Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
   for (auto& synced : std::exchange(syncing_, {})) synced(why);  // the session has forgotten them
+  std::vector<TaskPtr> undone;
+  if (was_ready && session->ended_by_peer())
+    for (const TaskPtr& task : std::vector(tasks_.begin(), tasks_.end()))
+      if (await_next_session(task, why)) undone.push_back(task);
+  for (const TaskPtr& task : undone) tasks_.erase(task);
   fail_connecting(why);
+  tasks_.insert(undone.begin(), undone.end());
   if (parcels_.session_ended) parcels_.session_ended(why);
   std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
   std::shared_ptr<OneSidedPath> one_sided_path = std::move(one_sided_path_);
@@ -132,6 +140,24 @@ void Peer::on_session_ended(const Error& why) {
     fetch_path.reset();
     one_sided_path.reset();
   });
+  if (!undone.empty()) ensure_session();
+}
+
+// I5: a peer may have ended the session before a transfer began on it, which shows here only afterwards. A transfer of
+// which nothing is done moves to the next session instead of failing, once. The next hello names the session that it
+// replaces, so that nothing of a write sent on this one can land behind what is written on that one (I4).
+bool Peer::await_next_session(const TaskPtr& task, const Error& why) {
+  if (why.code != ErrorCode::peer_lost || task->redialled || !task->job || task->job->bytes_done.load() != 0)
+    return false;
+  if (task->phase != TransferPhase::waiting && task->phase != TransferPhase::moving) return false;
+  if (task->phase == TransferPhase::moving) {
+    task->path->cancel(task->job, [] {});
+    task->path = nullptr;
+    task->advance(TransferEvent::session_lost);
+  }
+  task->redialled = true;
+  task->synced = false;
+  return true;
 }
 
 void Peer::fail_connecting(const Error& why) {
@@ -212,6 +238,9 @@ Result<Path*> Peer::choose_path(const Job& job) {
 
 void Peer::on_moved(const TaskPtr& task, Status status) {
   if (task->phase != TransferPhase::moving) return;
+  // What copies without the peer may learn first that it has ended the session.
+  if (!status.ok() && status.error().code == ErrorCode::peer_lost && task->path == one_sided_path_.get() && session_)
+    return session_->lose(status.error());
   if (!status.ok()) return give_up(task, status.error(), true);
   if (!task->notification) {
     task->advance(TransferEvent::moved_unannounced);

@@ -117,12 +117,14 @@ class Peer {
   void give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side);
   void finish(const TaskPtr& task, Status status, RemoteQuiet remote);
   Error explain(const TransferTask& task, const Error& why) const;
+  bool await_next_session(const TaskPtr& task, const Error& why);
   void fail_connecting(const Error& why);
 
   Context context_;
   const Address address_;
   const std::shared_ptr<PeerView> view_ = std::make_shared<PeerView>();
   std::string last_engine_id_;
+  uint64_t last_session_id_ = 0;
   std::unique_ptr<InitiatorSession> session_;
   std::unique_ptr<OneSidedPath> one_sided_path_;  // local, or loopback in tests
   std::unique_ptr<tcp::TcpPath> tcp_path_;

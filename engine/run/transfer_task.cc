@@ -13,6 +13,8 @@ TransferPhase transition(TransferPhase from, TransferEvent event) {
   switch (event) {
     case E::session_ready:
       return from == P::waiting ? P::moving : from;
+    case E::session_lost:
+      return from == P::moving ? P::waiting : from;
     case E::moved:
       return from == P::moving ? P::notifying : from;
     case E::moved_unannounced:

@@ -17,12 +17,14 @@ namespace kvferry {
 //   moving     moved            notifying, when it carries a notification
 //   moving     moved            ended
 //   notifying  acknowledged     ended
+//   moving     session_lost     waiting, once, when nothing has come of it yet
 //   moving     cancel, deadline, failed    fencing, when the far side of a write may still change
 //   any        cancel, deadline, failed    ended
 //   fencing    fenced, deadline            ended
 enum class TransferPhase : uint8_t { waiting, moving, notifying, fencing, ended };
 enum class TransferEvent : uint8_t {
   session_ready,
+  session_lost,
   moved,
   moved_unannounced,
   acknowledged,
@@ -44,6 +46,7 @@ struct TransferTask {
   TransferPhase phase = TransferPhase::waiting;
   Path* path = nullptr;  // while moving
   EventId awaited = 0;   // event of the local memory's kind, that it waits for
+  bool redialled = false;  // a session ended under it and it waited for the next, once
   bool synced = false;   // the peer's region table was brought up to date for it once
   Status verdict;        // while fencing: what the outcome will be
   std::unique_ptr<Timer> timer;

@@ -49,7 +49,13 @@ void InitiatorSession::finish(const Error& why) {
 void InitiatorSession::on_frames_lost(Error error) {
   if (state_ == State::greeting && error.code == ErrorCode::peer_lost)
     error = Error{ErrorCode::unavailable, "the other side closed the connection during hello", error.to_string()};
-  finish(error);
+  lose(error);
+}
+
+void InitiatorSession::lose(const Error& why) {
+  if (state_ == State::over) return;
+  ended_by_peer_ = true;
+  finish(why);
 }
 
 void InitiatorSession::end(const Error& why) {
@@ -73,10 +79,14 @@ void InitiatorSession::send_hello(const std::string& expected_engine_id) {
   *hello.mutable_host() = host_to_proto(context_.identity.host);
   hello.set_heartbeat_ms(to_milliseconds(context_.identity.heartbeat));
   hello.set_expected_engine_id(expected_engine_id);
+  hello.set_replaces_session(context_.replaces);
   frames_.send(frame);
 }
 
 void InitiatorSession::beat() {
+  // After a stop of ours, what has come meanwhile says more than the clock does.
+  if (silence() > context_.identity.patience) frames_.read_input();
+  if (state_ == State::over) return;
   const TimePoint now = context_.loop.now();
   const Duration silence = now - last_heard_;
   if (silence > context_.identity.patience)

@@ -36,6 +36,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
     Frames::Limits frame_limits;
     size_t max_regions;  // of a peer (I6)
     Duration connect_patience;
+    uint64_t replaces;  // the id of the session that was here before; 0: none
     std::function<void()> ready;
     std::function<void()> regions_changed;
     std::function<void(const proto::Frame&)> parcel_answer;  // ticket, verdict, released
@@ -67,6 +68,11 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
 
   // Runs `synced` when everything that the peer has sent until now (changes of its regions, above all) is known here.
   void sync(Task synced);
+  uint64_t id() const { return session_id_; }
+  // For a fabric that finds out before the connection does: the peer has ended the session.
+  void lose(const Error& why);
+  // Whether it was the peer that ended it, as against its silence or this side's wish.
+  bool ended_by_peer() const { return ended_by_peer_; }
   // Since the last sign of life.
   Duration silence() const { return context_.loop.now() - last_heard_; }
 
@@ -108,6 +114,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   State state_ = State::greeting;
   PeerFacts peer_;
   uint64_t session_id_ = 0;
+  bool ended_by_peer_ = false;
 
   std::shared_ptr<const RegionTable> regions_ = std::make_shared<RegionTable>();
   std::vector<RegionInfo> added_;  // of the delta that is arriving

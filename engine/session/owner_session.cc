@@ -136,6 +136,7 @@ void OwnerSession::on_hello(const proto::Frame& frame) {
   engine_id_ = frame.hello().engine_id();
   incarnation_ = frame.hello().incarnation();
   peer_host_ = host_from_proto(frame.hello().host());
+  if (frame.hello().replaces_session() != 0) context_.replaces(*this, frame.hello().replaces_session());
   send_welcome();
   send_regions();
   if (context_.parcels != nullptr && !over_) context_.parcels->on_reader_came(*this);

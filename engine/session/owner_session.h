@@ -51,6 +51,8 @@ class OwnerSession final : public Guest, private FramesHandler {
     std::function<Status(ReceivedNotification)> deliver;
     // The session is over; called once, never from the constructor. Its owner destroys it in a later turn.
     std::function<void(OwnerSession&, const Error&)> ended;
+    // The peer says that this session stands for the one with that id.
+    std::function<void(const OwnerSession&, uint64_t)> replaces;
   };
 
   OwnerSession(Context context, std::unique_ptr<Stream> stream);

@@ -128,6 +128,31 @@ TEST_F(LyingInitiator, AHelloThatQuotesAMegabyte) {
   honest_.expect_work();
 }
 
+// An initiator that has lost its session names it when it dials again. Nobody else can end it that way.
+TEST_F(LyingInitiator, AHelloEndsTheSessionThatItReplacesIfItIsItsOwn) {
+  Session session = greet();
+  RawConnection lane = open_lane(session);
+  const auto dial_again = [&](uint64_t incarnation) {
+    proto::Frame frame = hello();
+    frame.mutable_hello()->set_incarnation(incarnation);
+    frame.mutable_hello()->set_replaces_session(session.welcome.session_id());
+    RawConnection connection = RawConnection::dial(honest_.owner().address());
+    EXPECT_TRUE(connection.send(encode_session_preface() + RawConnection::encode(frame)));
+    connection.receive_frame(proto::Frame::kWelcome);
+    return connection;
+  };
+  const uint64_t own = hello().hello().incarnation();
+  const RawConnection stranger = dial_again(own + 1);
+  proto::Frame beat;
+  beat.mutable_heartbeat()->set_number(7);
+  ASSERT_TRUE(session.connection.send_frame(beat));
+  EXPECT_EQ(session.connection.receive_frame(proto::Frame::kHeartbeatEcho).heartbeat_echo().number(), 7u);
+  const RawConnection again = dial_again(own);
+  EXPECT_TRUE(session.connection.is_closed());
+  EXPECT_TRUE(lane.is_closed());
+  honest_.expect_work();
+}
+
 // An answer that quoted it would not fit a frame.
 TEST_F(LyingInitiator, AClaimThatQuotesAMegabyte) {
   Session session = greet();

@@ -2,6 +2,7 @@
 
 #include <csignal>
 #include <ctime>
+#include <future>
 
 #include "test/support/peek.h"
 #include "test/system/faults.h"
@@ -222,6 +223,35 @@ TEST_P(StoppedPeers, EveryTransferIsToldTheCause) {
 }
 
 // I4, owner's side: what unregister says holds, in the middle of a peer's transfer.
+// As after a stop of this process, or a link that has healed: the peer has given up on the session, and nobody here has
+// looked at the connection since.
+TEST_P(PeerFaults, ATransferBegunOnASessionThatThePeerHasEndedDialsAgain) {
+  Target target = start_target();
+  const Duration patience = seconds(20 * kSlower);
+  const TransferRequest large = initiator_.request(target, GetParam().operation, patience);
+  const TransferRequest small =
+      initiator_.request(target.address(), target.region(), GetParam().operation, patience, uint64_t{256} << 10);
+  std::promise<void> held;
+  std::promise<void> release;
+  const Transfer before = must(initiator_.engine().submit(large));
+  before.on_done([&, here = std::this_thread::get_id()](const Outcome&) {
+    if (std::this_thread::get_id() == here) return;  // over already: nothing would be held
+    held.set_value();
+    release.get_future().wait();
+  });
+  ASSERT_EQ(held.get_future().wait_for(patience), std::future_status::ready);
+  EXPECT_TRUE(eventually([&] { return target.ask("describe").find("\"sessions\":0") != std::string::npos; }));
+  initiator_.fill(0x77);
+  // One that the calling thread could do alone on the same host, and one for the loop.
+  const Transfer first = must(initiator_.engine().submit(small));
+  const Transfer second = must(initiator_.engine().submit(large));
+  release.set_value();
+  EXPECT_TRUE(first.wait().status.ok()) << text_of(first.wait());
+  EXPECT_TRUE(second.wait().status.ok()) << text_of(second.wait());
+  const auto theirs = target.memory();
+  EXPECT_TRUE(std::equal(theirs.begin(), theirs.end(), initiator_.memory().begin()));
+}
+
 TEST_P(PeerFaults, UnregisteredInTheMiddle) {
   Target target = start_target();
   std::string said;

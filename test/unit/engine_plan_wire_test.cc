@@ -205,8 +205,9 @@ TEST(TransferStates, FollowTheTable) {
       {P::waiting, E::session_ready, P::moving},   {P::moving, E::moved, P::notifying},
       {P::moving, E::moved_unannounced, P::ended}, {P::notifying, E::acknowledged, P::ended},
       {P::moving, E::give_up_write, P::fencing},   {P::fencing, E::fenced, P::ended},
-      {P::waiting, E::give_up, P::ended},          {P::moving, E::give_up, P::ended},
-      {P::notifying, E::give_up, P::ended},        {P::fencing, E::give_up, P::ended}};
+      {P::moving, E::session_lost, P::waiting},    {P::waiting, E::give_up, P::ended},
+      {P::moving, E::give_up, P::ended},           {P::notifying, E::give_up, P::ended},
+      {P::fencing, E::give_up, P::ended}};
   for (const auto& [from, event, to] : moves) EXPECT_EQ(transition(from, event), to);
   // What a phase does not know leaves it as it is; nothing leaves the end.
   EXPECT_EQ(transition(P::fencing, E::moved), P::fencing);

@@ -31,14 +31,14 @@ Status Copy::copy_slice(const Chunk& slice) {
 }
 
 void Copy::record(Status status) {
-  job_->stop.store(true, std::memory_order_seq_cst);
+  stop_.store(true, std::memory_order_seq_cst);
   const std::lock_guard lock(mutex_);
   if (status_.ok()) status_ = std::move(status);
 }
 
 void Copy::help() {
   active_.fetch_add(1, std::memory_order_seq_cst);
-  while (!job_->stop.load(std::memory_order_seq_cst)) {
+  while (!stop_.load(std::memory_order_seq_cst)) {
     const size_t index = next_.fetch_add(1, std::memory_order_relaxed);
     if (index >= slices_.size()) break;
     if (Status status = copy_slice(slices_[index]); !status.ok()) record(std::move(status));
@@ -56,7 +56,7 @@ void Copy::help() {
 
 bool Copy::cancel() {
   const bool first = !ended_.exchange(true);
-  job_->stop.store(true, std::memory_order_seq_cst);
+  stop_.store(true, std::memory_order_seq_cst);
   // Bounded by one slice: a thread that enters now sees `stop`.
   while (active_.load(std::memory_order_seq_cst) != 0) std::this_thread::yield();
   return first;

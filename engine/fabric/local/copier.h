@@ -42,6 +42,7 @@ class Copy {
   std::atomic<size_t> next_{0};
   std::atomic<size_t> active_{0};
   std::atomic<bool> ended_{false};
+  std::atomic<bool> stop_{false};  // leave at the next slice, for good
   std::mutex mutex_;
   Status status_;  // GUARDED_BY(mutex_): of the first slice that failed
 };
