@@ -4,6 +4,7 @@
 
 #include "engine/bench/controls.h"
 #include "engine/bench/measuring.h"
+#include "engine/bench/placement.h"
 
 // Control figures of single calls: first contact, notifications, registration.
 
@@ -64,6 +65,7 @@ Result<std::vector<Figure>> measure_notify() {
   constexpr int kTakeEvery = 250;
   KVF_ASSIGN_OR_RETURN(Remote remote, Remote::spawn(kPool));
   KVF_ASSIGN_OR_RETURN(const UniqueFd raw, dial(remote.raw_address()));
+  const Apart apart(remote.pid());
   std::vector<Figure> figures;
   for (const std::string fabric : {"local", "tcp"}) {
     KVF_ASSIGN_OR_RETURN(const auto client,

@@ -8,6 +8,7 @@
 #include "engine/bench/controls.h"
 #include "engine/bench/measuring.h"
 #include "engine/bench/parcel_target.h"
+#include "engine/bench/placement.h"
 #include "engine/bench/raw.h"
 #include "engine/bench/remote.h"
 
@@ -78,6 +79,7 @@ Result<std::vector<double>> numbers_of(Remote& remote, const std::string& questi
 Status measure_one(Remote& remote, const std::string& owner, std::vector<Figure>& figures) {
   constexpr int kSamples = 1000;
   KVF_ASSIGN_OR_RETURN(const UniqueFd raw, dial(remote.raw_address()));
+  const Apart apart(remote.pid());
   for (const std::string fabric : {"tcp", "local"}) {
     KVF_ASSIGN_OR_RETURN(const auto client, ParcelClient::create(fabric, owner, uint64_t{16} << 20));
     KVF_RETURN_IF_ERROR(remote.tell(fmt::format("parcel publish {}-one- {} 1 0", fabric, kSamples)));

@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "engine/bench/auth.h"
+#include "engine/bench/placement.h"
 
 namespace kvferry::bench {
 namespace {
@@ -183,6 +184,9 @@ Result<Row> Runner::run(const Case& tested) {
   KVF_RETURN_IF_ERROR(prepare(tested, *with));
   const Step product = product_step(*with->engine);
   if (options_.verify) KVF_RETURN_IF_ERROR(verify(tested, product));
+  std::optional<Apart> apart;  // more bytes, or more threads, are worth more than a core a side
+  if (tested.fabric == "tcp" && remote_.same_host() && tested.threads == 1 && tested.bytes() < kBulkBytes)
+    apart.emplace(remote_.pid());
   Crew crew(tested.threads);
   Samples warming;
   KVF_RETURN_IF_ERROR(status_of(sample(crew, product, warming)));
