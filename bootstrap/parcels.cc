@@ -150,7 +150,7 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
 }
 
 std::shared_ptr<Service::Question<ReleaseState>> Service::ask_release(const std::string& id, bool force) {
-  const auto question = std::make_shared<Question<ReleaseState>>(loop_, config_.release_limit);
+  auto question = std::make_shared<Question<ReleaseState>>(loop_, config_.release_limit);
   parcels_->release(id, force, Question<ReleaseState>::answering(question, mailbox_));
   return question;
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <new>
 #include <thread>
 
 #include "engine/engine_state.h"
@@ -178,7 +179,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
 Engine::~Engine() {
   if (::getpid() != state_->pid) {
     // The parent's threads and sockets are not this process's to end.
-    static_cast<void>(new std::shared_ptr<EngineState>(state_));
+    static_cast<void>(new (std::nothrow) std::shared_ptr<EngineState>(state_));
     return;
   }
   for (const RegionInfo& region : state_->registry->snapshot())

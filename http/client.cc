@@ -137,7 +137,7 @@ class ConnectionImpl final : public ClientConnection {
   bool answered() const override { return answered_; }
 
   bool has_input() override {
-    char byte;
+    char byte = 0;
     return stream_ && !stream_->closed() &&
            ::recv(stream_->socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
   }

@@ -105,7 +105,7 @@ Readiness::Readiness(Socket& socket) : core_(new Core(asio::query(socket.get_exe
   start(internal::reactor::except_op, core_->hangup);
   core_->watching = true;
   // What came before is not told again.
-  char byte;
+  char byte = 0;
   const ssize_t waiting = ::recv(socket.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   core_->readable = waiting >= 0 || errno != EAGAIN;
 }

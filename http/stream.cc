@@ -298,7 +298,7 @@ void Stream::close(bool reset) {
 bool Stream::quiet_idle() {
   if (closed_) return false;
   if (readiness_) return !readiness_->readable();
-  char byte;
+  char byte = 0;
   const ssize_t got = ::recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return got < 0 && errno == EAGAIN;
 }

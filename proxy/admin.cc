@@ -118,7 +118,8 @@ http::Response Proxy::Core::change_backends(const std::string& body) {
 
 asio::awaitable<void> Proxy::Core::serve_admin(http::Request& request, http::ResponseWriter& writer) {
   const std::string_view path = request.path();
-  const bool known = path == "/metrics" || path.starts_with("/admin/");
+  const bool known =
+      path == "/metrics" || path == "/admin/parcels" || path == "/admin/peers" || path == "/admin/backends";
   http::Response response;
   if (path == "/dashboard") {
     response = dashboard();  // holds nothing by itself; what it asks for needs the key
@@ -132,8 +133,6 @@ asio::awaitable<void> Proxy::Core::serve_admin(http::Request& request, http::Res
     response = pinned_parcels();
   } else if (path == "/admin/peers") {
     response = co_await peers();
-  } else if (path != "/admin/backends") {
-    response = http::error_response(404, "no such path");
   } else if (request.method == "GET") {
     response.body = describe();
   } else if (request.method != "POST") {

@@ -21,7 +21,7 @@ Error not_an_object(simdjson::error_code error) {
 
 // The raw text of a value; moves the iterator behind it.
 simdjson::error_code raw_value(simdjson::ondemand::value& value, std::string_view& raw) {
-  simdjson::ondemand::json_type type;
+  simdjson::ondemand::json_type type{};
   if (const auto error = value.type().get(type)) return error;
   if (type == simdjson::ondemand::json_type::object) {
     simdjson::ondemand::object object;

@@ -129,7 +129,7 @@ Status measure_flow(Remote& remote, const std::string& owner, std::vector<Figure
   auto took = numbers_of(remote, fmt::format("parcel flow flow {} 1024", kParcels));
   for (std::thread& reader : readers) reader.join();
   for (Status& status : failed) KVF_RETURN_IF_ERROR(std::move(status));
-  KVF_RETURN_IF_ERROR(took ? Status() : Status(std::move(took).error()));
+  if (!took) return std::move(took).error();
   const double rate = kParcels / took->at(0);
   figures.push_back({"parcels of 4 KiB published, read by 4 readers and settled, tcp", rate, "parcels/s",
                      at_least(rate, 20'000, "parcels/s")});

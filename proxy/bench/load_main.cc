@@ -12,9 +12,9 @@
 #include "common/random.h"
 #include "http/client.h"
 
+namespace kvferry {
 namespace {
 
-using namespace kvferry;
 namespace asio = boost::asio;
 
 struct Options {
@@ -167,9 +167,7 @@ class Load {
   Tally tally_;
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   Options options;
   CLI::App app{"Load for proxies"};
   app.add_option("--host", options.host);
@@ -184,4 +182,12 @@ int main(int argc, char** argv) {
   app.add_option("--pid", options.pid, "Process whose CPU time is measured");
   CLI11_PARSE(app, argc, argv);
   Load(options).run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvferry
+
+int main(int argc, char** argv) {
+  return kvferry::run(argc, argv);
 }

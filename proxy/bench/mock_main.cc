@@ -5,8 +5,10 @@
 
 #include "proxy/bench/mock.h"
 
-int main(int argc, char** argv) {
-  using namespace kvferry;
+namespace kvferry {
+namespace {
+
+int run(int argc, char** argv) {
   uint16_t prefill_port = 8100, decode_port = 8200, bootstrap_port = 8998;
   size_t events = 100, event_bytes = 220;
   double pause_ms = 0, first_ms = 0;
@@ -36,4 +38,12 @@ int main(int argc, char** argv) {
   std::puts("ready");
   std::fflush(stdout);
   loop.run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvferry
+
+int main(int argc, char** argv) {
+  return kvferry::run(argc, argv);
 }

@@ -200,18 +200,21 @@ bool soak(const std::string& fabric, Duration span, uint64_t seed) {
   return clean && late == 0;
 }
 
-}  // namespace
-}  // namespace kvferry::test
-
-int main() {
-  using namespace kvferry;
+int run() {
   const auto asked = Environment::of_process().integer("KVFERRY_SOAK_SECONDS", 30, 4, 1000000);
   if (!asked.ok()) return std::fprintf(stderr, "%s\n", asked.error().to_string().c_str()), 2;
   const Duration half = std::chrono::seconds(*asked) / 2;
   const uint64_t seed = SystemRandom().next();
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  const bool tcp = test::soak("tcp", half, seed);
-  const bool local = test::soak("local", half, seed);
+  const bool tcp = soak("tcp", half, seed);
+  const bool local = soak("local", half, seed);
   std::puts(tcp && local ? "clean" : "FAILED");
   return tcp && local ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace kvferry::test
+
+int main() {
+  return kvferry::test::run();
 }

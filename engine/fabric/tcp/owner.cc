@@ -72,9 +72,8 @@ void Owner::retire(const ServedPtr& served, bool reset) {
   served->writing = Spans{};
   served->staging.release();
   served->streams.clear();
-  const ServedPtr keep = served;
-  served_.erase(keep->lane.get());
-  loop_.defer([keep] {});
+  auto entry = served_.extract(served->lane.get());
+  if (!entry.empty()) loop_.defer([keep = std::move(entry.mapped())] {});
 }
 
 void Owner::drop_guest(const Guest& guest) {
