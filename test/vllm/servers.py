@@ -121,8 +121,9 @@ class Setup:
 class Deployment:
     """Prefiller, decoder and proxy."""
 
-    def __init__(self, setup: Setup, folder: Path, model: Path, proxy: Path) -> None:
+    def __init__(self, setup: Setup, folder: Path, model: Path, proxy: Path, proxy_port: int = 0) -> None:
         self.setup, self.folder, self.model, self._proxy = setup, folder, model, proxy
+        self._proxy_port = proxy_port  # 0: any
         folder.mkdir(parents=True, exist_ok=True)
         self.counts = folder / "counts"
         self.counts.mkdir(exist_ok=True)
@@ -156,7 +157,7 @@ class Deployment:
         return self._start_vllm("decoder", "kv_consumer", self.setup.decode_tp, port)
 
     def start_proxy(self) -> Server:
-        port = free_port()
+        port = self._proxy_port or free_port()
         command = [str(self._proxy), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--prefill", f"http://127.0.0.1:{self.prefiller.port}", str(self.bootstrap_port)]
         command += ["--decode", f"http://127.0.0.1:{self.decoder.port}", "--connector", self.setup.connector]

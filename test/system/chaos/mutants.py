@@ -1,6 +1,6 @@
 """Plants each bug of mutants/*.patch in kvferry-sim and looks whether a chaos run finds it. By hand: some minutes each.
 
-Usage: PYTHONPATH=scripts:test/system:test/simulator python3 -m chaos.mutants build/release
+Usage: PYTHONPATH=scripts:test/simulator:test/system python3 -m chaos.mutants build/release
 """
 
 import subprocess
