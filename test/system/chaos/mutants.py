@@ -29,6 +29,8 @@ def main() -> int:
         survives = run.returncode == 0 or FOUND not in run.stdout
         survivors += survives
         print(f"{patch.stem}: {'SURVIVES' if survives else 'found'}", flush=True)
+        if survives:
+            print(run.stdout + run.stderr, flush=True)
     return 1 if survivors or not PATCHES else 0
 
 
