@@ -200,10 +200,14 @@ void ParcelReader::on_ticket(const ReadPtr& read, size_t index, const proto::Tic
     const ErrorCode code = code_from_wire(ticket.code());
     return give_up(read, state_of_refusal(code), Error{code, "claim refused: " + ticket.message()});
   }
+  const uint64_t planned_for = share.plan.pairs.empty() ? 0 : share.generation;
   if (Status status = take_ticket(share, ticket); !status.ok()) return give_up(read, ReadState::failed, status.error());
   extend_in_time(read);
-  if (read->planned) {
-    share.state = transition(share.state, ReadEvent::ticket);  // again, after a reconnect
+  if (read->planned) {  // again, after a reconnect
+    // I1, DESIGN.md: the plan's block ids are those of the ticket that it was made from, and mean nothing to another.
+    if (planned_for != 0 && planned_for != share.generation)
+      return give_up(read, ReadState::stale, Error{ErrorCode::stale, "another parcel has taken its id meanwhile"});
+    share.state = transition(share.state, ReadEvent::ticket);
     return read_share(read, index);
   }
   plan_when_complete(read);
