@@ -52,7 +52,8 @@ void Parcels::take_back(SimEngine& engine, Request& request, Share& share, Relea
   world_.history().say("{} has the blocks of {} back: {}", engine.name(), request.id, to_string(why));
   share.given_back = true;
   Cache& cache = *machines_[engine.host()].cache;
-  if (const std::string where = cache.differs(share.blocks, request.serial, 0, request.tokens); !where.empty())
+  if (const std::string where = cache.differs(share.blocks, request.serial, 0, request.tokens);
+      share.filled && !where.empty())
     return world_.fail("{} changed at {} while it was published: {}", request.id, engine.name(), where);
   cache.poison(share.blocks);
   cache.give_back(share.blocks);
@@ -128,7 +129,8 @@ void Parcels::check_accepted(const Reading& reading) {
                        request.id, where);
   for (const RankId owner : owners_to_settle(cache.layout().rank, options_.owner_cache.tp_size, 1)) {
     Share& share = request.shares[owner.tp];
-    if (!share.published) return world_.fail("I1: {} was accepted before it was published", request.id);
+    if (!share.published || !share.filled)
+      return world_.fail("I1: {} was accepted before it was published", request.id);
     if (share.group && *share.group != reading.instance)
       return world_.fail("{} of {} was accepted by decoders {} and {}", request.id, share.engine->name(), *share.group,
                          reading.instance);
@@ -172,7 +174,7 @@ void Parcels::check_reach() {
         SimEngine& engine = world_.engine(owner_machine(owner, rank));
         auto blocks = machines_[engine.host()].cache->take(1);
         if (blocks.empty()) return world_.fail("I2: {} has lost all its blocks", engine.name());
-        request->shares.push_back(Share{&engine, engine.life(), std::move(blocks), false, false, {}, {}});
+        request->shares.push_back(Share{&engine, engine.life(), std::move(blocks), false, false, false, {}, {}});
       }
       publish(request);
       for (size_t rank = 0; rank < options_.reader_cache.tp_size; ++rank) {
