@@ -42,8 +42,8 @@ void Parcels::ending(SimEngine& engine) {
   Machine& machine = machines_[engine.host()];
   for (const auto& [serial, reading] : machine.readings) {
     reading->done = true;
-    ++reading->request->died;
-    reading->request->last_death = world_.now();
+    ++reading->request->ended;
+    reading->request->last_end = world_.now();
   }
   machine.readings.clear();
   for (const auto& [id, request] : machine.held)

@@ -71,8 +71,8 @@ class Parcels final : public Workload {
     std::string fingerprint;
     std::vector<Share> shares;  // by owner rank
     size_t readings = 0;        // that were begun
-    size_t died = 0;            // of them, with their process
-    TimePoint last_death;       // of the timeline
+    size_t ended = 0;           // of them, one way or another
+    TimePoint last_end;         // of the timeline
     TimePoint last_deadline;    // of the readings, by the timeline
     bool must_work = false;
   };

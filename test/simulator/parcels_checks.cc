@@ -9,7 +9,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr Duration kWatched = milliseconds(1500);
-// The heartbeat window, the owner's grace for readers, and room: so long after its death a reader has failed.
+// The heartbeat window, the owner's grace for readers, and room: so long after its end a read has no claim.
 constexpr Duration kReaderFails = seconds(3 + 1 + 5 + 3);
 // How late an extension, sent while its reader still reads, may be handled: as late as wires and a stopped owner allow.
 constexpr Duration kExtensionHandled = seconds(15);
@@ -79,14 +79,14 @@ void Parcels::check_held(SimEngine& engine) {
       if (share.engine != &engine) continue;
       if (!may_hold(engine, *request, share))
         return world_.fail("I3: {} still holds {} after its lease", engine.name(), id);
-      // A claim ends with its reader: nobody waits for the lease because a decoder died.
-      if (request->died == 0 || request->died < request->readings) continue;
-      if (world_.now() - request->last_death < kReaderFails) continue;
-      if (engine.loop().paused_until() > request->last_death) continue;  // it could not notice
+      // A claim ends with its read: nobody waits for the lease because a decoder has died, or is done.
+      if (request->readings == 0 || request->ended < request->readings) continue;
+      if (world_.now() - request->last_end < kReaderFails) continue;
+      if (engine.loop().paused_until() > request->last_end) continue;  // it could not notice
       const auto status = engine.parcel_owner().status(id);
       if (status && status->readers > 0)
-        return world_.fail("I2: {} holds {} for a reader that died {:.1f} s ago", engine.name(), id,
-                           kvferry::seconds(world_.now() - request->last_death));
+        return world_.fail("I2: {} holds {} for a read that ended {:.1f} s ago", engine.name(), id,
+                           kvferry::seconds(world_.now() - request->last_end));
     }
 }
 
@@ -94,6 +94,8 @@ void Parcels::check_held(SimEngine& engine) {
 
 void Parcels::ended(SimEngine& engine, Reading& reading) {
   reading.done = true;
+  ++reading.request->ended;
+  reading.request->last_end = world_.now();
   const ParcelOutcome& outcome = *reading.outcome;
   Request& request = *reading.request;
   world_.history().mark(302, request.serial * 16 + static_cast<uint64_t>(outcome.state));

@@ -228,6 +228,21 @@ TEST_F(ParcelFrames, ADigestComputedAheadIsComparedWhenTheReaderTellsItsOwn) {
   }
 }
 
+// A claim that comes with its fetch takes another way than the word that it is not wanted any more.
+TEST_F(ParcelFrames, AClaimThatIsGivenUpBeforeItArrivesIsRefused) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  proto::Frame given_up;
+  given_up.mutable_settle()->set_number(1);
+  given_up.mutable_settle()->set_code(static_cast<uint32_t>(ErrorCode::cancelled));
+  given_up.mutable_settle()->set_one_way(true);
+  reader_.send(given_up);
+  scene_.run_for(100ms);
+  const auto ticket = reader_.ask(FrameReader::claim(1, "t"));
+  ASSERT_TRUE(ticket);
+  EXPECT_EQ(code_from_wire(ticket->code()), ErrorCode::gone);
+  EXPECT_EQ(owner_.owner().status("t")->readers, 0u);
+}
+
 TEST_F(ParcelFrames, ASettleAfterTheParcelsEndIsStale) {
   ASSERT_TRUE(publish("t", {5}).ok());
   const auto ticket = reader_.ask(FrameReader::claim(1, "t"));
