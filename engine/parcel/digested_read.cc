@@ -53,6 +53,7 @@ void DigestedRead::on_copied(Piece& piece, Status status) {
   if (!status.ok()) return finish(std::move(status));
   while (!pieces_.empty() && pieces_.front()->copied) {
     hash(pieces_.front()->chunk);
+    whole_->bytes_done += pieces_.front()->chunk.bytes;
     pieces_.pop_front();
     copy_ahead();
   }

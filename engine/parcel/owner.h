@@ -93,7 +93,8 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     // Those that stand, the one that spoke last at the end; none: within the grace. An old connection's hello may be
     // handled after a new one's, and its end then says nothing about the reader.
     std::vector<OwnerSession*> sessions;
-    std::unique_ptr<Timer> grace;
+    TimePoint alone_since;         // where there is none
+    std::unique_ptr<Timer> grace;  // while it, or a claim of it, is lost
     size_t waiting = 0;
   };
   // The owner's own digest of what a claim reads.
@@ -112,7 +113,9 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     Parcel* parcel = nullptr;  // while granted
     Granted granted;           // while waiting
     std::unique_ptr<Timer> timer;
-    std::unique_ptr<Check> check;  // of a one-sided read with a digest
+    std::vector<const Guest*> heard_over;  // sessions that stand, over which it was asked for
+    TimePoint lost_since = kNever;         // none of them stands any more
+    std::unique_ptr<Check> check;          // of a one-sided read with a digest
   };
   enum class RankState : uint8_t { expected, settled, failed };
   struct Parcel {
@@ -138,7 +141,11 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     std::set<ParcelStream*> streams;
   };
 
-  void on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted);
+  void hear_of(Claim& claim, const Guest& session);
+  void watch_reader(const ReaderKey& key, Reader& reader);
+  void end_grace(const ReaderKey& key);
+
+  void on_claim(const Guest& session, const proto::Claim& asked, Granted granted);
   void wait_for_publish(ClaimPtr claim, bool announced);
   Status admit(Parcel& parcel, Claim& claim);
   Status join_group(Parcel& parcel, const Claim& claim);
@@ -156,7 +163,6 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void send_verdict(const ClaimKey& key);
   void stop_checking(const ClaimPtr& claim);
   void fail_claim(const ClaimPtr& claim, bool replaced);
-  void fail_reader(const ReaderKey& reader);
   void leave_parcel(const ClaimPtr& claim);
   void review(Parcel& parcel);
   void keep_verdict(const ClaimKey& key, const Status& verdict);

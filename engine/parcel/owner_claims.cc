@@ -5,7 +5,7 @@
 #include "engine/parcel/owner.h"
 #include "engine/session/messages.h"
 
-// Readers: claims, the group that they form, and how each of them ends.
+// Claims: the group that they form, and how each of them ends.
 
 namespace kvferry {
 namespace {
@@ -25,7 +25,7 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
   }
   switch (frame.body_case()) {
     case proto::Frame::kClaim:
-      return on_claim(reader, frame.claim(),
+      return on_claim(session, frame.claim(),
                       [this, reader, number = frame.claim().number()](const Result<ClaimPtr>& granted) {
                         send_ticket(reader, number, granted);
                       });
@@ -55,39 +55,10 @@ void ParcelOwner::on_parcel_frame(OwnerSession& session, const proto::Frame& fra
   }
 }
 
-// ---- readers come and go
-
-void ParcelOwner::on_reader_came(OwnerSession& session) {
-  const ReaderKey key{session.engine_id(), session.incarnation()};
-  Reader& reader = readers_[key];
-  reader.sessions.push_back(&session);
-  reader.grace.reset();
-}
-
-// I5: another incarnation under the same name is another reader. Nobody can say which of those that have a session is
-// the newest, since a hello may be handled after a later one's: each has failed when its own session stays away, and
-// until then another may claim its rank's parcels in its place.
-void ParcelOwner::on_reader_left(OwnerSession& session) {
-  const ReaderKey key{session.engine_id(), session.incarnation()};
-  const auto found = readers_.find(key);
-  if (found == readers_.end() || std::erase(found->second.sessions, &session) == 0) return;
-  if (!found->second.sessions.empty()) return;
-  found->second.grace = std::make_unique<Timer>(parts_.loop);
-  found->second.grace->arm(after(parts_.loop.now(), limits_.reader_grace), [this, key] { fail_reader(key); });
-}
-
-void ParcelOwner::fail_reader(const ReaderKey& reader) {
-  std::vector<ClaimPtr> claims;
-  for (auto at = claims_.lower_bound({reader, 0}); at != claims_.end() && at->first.reader == reader; ++at)
-    claims.push_back(at->second);
-  for (const ClaimPtr& claim : claims) fail_claim(claim, false);
-  readers_.erase(reader);
-}
-
 // ---- claims
 
-void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, Granted granted) {
-  const ClaimKey key{reader, asked.number()};
+void ParcelOwner::on_claim(const Guest& session, const proto::Claim& asked, Granted granted) {
+  const ClaimKey key{{session.engine_id(), session.incarnation()}, asked.number()};
   if (Status status = check_names(asked.transfer_id(), asked.expected_instance_id(), asked.group().instance_id(),
                                   asked.fingerprint());
       !status.ok())
@@ -97,6 +68,7 @@ void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, G
                          "this claim has ended: " + kept->second.message});
   if (const auto known = claims_.find(key); known != claims_.end()) {
     // Asked again after a reconnect, or read by a fetch after its ticket.
+    hear_of(*known->second, session);
     if (known->second->state == ClaimState::granted) {
       // It is read anew: what is being checked is no longer what the reader has.
       take_check(*known->second);
@@ -114,6 +86,7 @@ void ParcelOwner::on_claim(const ReaderKey& reader, const proto::Claim& asked, G
   claim->transfer_id = asked.transfer_id();
   claim->asked = asked;
   claim->granted = std::move(granted);
+  hear_of(*claim, session);
   claims_.emplace(key, claim);
   update_gauges();
   const auto found = parcels_.find(asked.transfer_id());
@@ -221,16 +194,19 @@ void ParcelOwner::grant(Parcel& parcel, const ClaimPtr& claim) {
 void ParcelOwner::on_settle(OwnerSession& session, const proto::Settle& asked) {
   const ClaimKey key{{session.engine_id(), session.incarnation()}, asked.number()};
   const auto found = claims_.find(key);
+  if (asked.code() != 0) {  // the reader gave up
+    if (found != claims_.end())
+      fail_claim(ClaimPtr(found->second), asked.more());
+    else if (!verdicts_.contains(key))  // a claim that comes with its fetch may still be on its way
+      keep_verdict(key, Error{ErrorCode::gone, "the reader has given up"});
+    if (!asked.one_way()) send_verdict(key);
+    return;
+  }
   if (found == claims_.end() || found->second->state != ClaimState::granted) {
     if (!asked.one_way()) send_verdict(key);
     return;
   }
   const ClaimPtr claim = found->second;
-  if (asked.code() != 0) {
-    fail_claim(claim, asked.more());  // the reader gave up
-    if (!asked.one_way()) send_verdict(key);
-    return;
-  }
   // I1: a claim is live only while its parcel's generation is in force; what it read before that moved is refused.
   if (asked.generation() != claim->parcel->generation)
     return settle(claim, asked, Error{ErrorCode::stale, "another generation"});
@@ -282,7 +258,7 @@ void ParcelOwner::fail_claim(const ClaimPtr& claim, bool replaced) {
     claim->state = transition(claim->state, ClaimEvent::fail);
     claims_.erase(claim->key);
     if (const Granted granted = std::exchange(claim->granted, nullptr))
-      granted(Error{ErrorCode::peer_lost, "the reader's session has ended"});
+      granted(Error{ErrorCode::peer_lost, "the reader has given up, or its session has ended"});
     return update_gauges();
   }
   if (claim->state != ClaimState::granted) return;

@@ -42,10 +42,11 @@ ParcelReader::ReadId ParcelReader::read(ParcelRead request, Done done) {
   read->id = next_read_++;
   read->request = std::move(request);
   read->done = std::move(done);
+  read->began = loop_.now();
   reads_.emplace(read->id, read);
   read->timer = std::make_unique<Timer>(loop_);
   read->timer->arm(read->request.deadline, [this, read] {
-    give_up(read, ReadState::failed, Error{ErrorCode::deadline_exceeded, "the parcel was not read by the deadline"});
+    give_up(read, ReadState::failed, Error{ErrorCode::deadline_exceeded, "deadline exceeded"});
   });
   for (const EngineCore::PeerIndex peer : read->request.owners) {
     listen_to(peer);
@@ -115,7 +116,8 @@ void ParcelReader::on_session_ended(EngineCore::PeerIndex peer, const Error& why
 void ParcelReader::retry_share(const ReadPtr& read, size_t index, const Error& why) {
   Share& share = read->shares[index];
   stop_share(share);
-  if (++share.attempts > kMaxAttempts) return give_up(read, ReadState::failed, why);
+  share.last_error = why.to_string();
+  if (++share.attempts > kMaxAttempts) return give_up(read, ReadState::failed, why, index);
   share.state = ReadState::waiting;
   share.ticket = false;
   // In a later turn: the session that broke is still on the stack.
@@ -133,9 +135,10 @@ void ParcelReader::start_share(const ReadPtr& read, size_t index) {
     if (share.state != ReadState::waiting) return;
     if (!status.ok()) return retry_share(read, index, status.error());
     const uint64_t incarnation = core_.peer(share.peer).session()->peer().incarnation;
+    share.owner_id = core_.peer(share.peer).session()->peer().engine_id;
     // I5: a number that another incarnation granted means nothing to this one.
     if (share.incarnation != 0 && share.incarnation != incarnation)
-      return give_up(read, ReadState::gone, Error{ErrorCode::gone, "the owner has restarted"});
+      return give_up(read, ReadState::gone, Error{ErrorCode::gone, "the owner has restarted"}, index);
     share.incarnation = incarnation;
     const auto known = known_.find(share.peer);
     if (known != known_.end() && known->second.incarnation == incarnation) share.owner = known->second;
@@ -198,12 +201,19 @@ void ParcelReader::on_ticket(const ReadPtr& read, size_t index, const proto::Tic
   if (share.state != ReadState::waiting || share.ticket) return;
   if (ticket.code() != 0) {
     const ErrorCode code = code_from_wire(ticket.code());
-    return give_up(read, state_of_refusal(code), Error{code, "claim refused: " + ticket.message()});
+    share.state = state_of_refusal(code);  // the owner knows
+    return give_up(read, state_of_refusal(code), Error{code, "claim refused: " + ticket.message()}, index);
   }
-  if (Status status = take_ticket(share, ticket); !status.ok()) return give_up(read, ReadState::failed, status.error());
+  const uint64_t planned_for = share.plan.pairs.empty() ? 0 : share.generation;
+  if (Status status = take_ticket(share, ticket); !status.ok())
+    return give_up(read, ReadState::failed, status.error(), index);
   extend_in_time(read);
-  if (read->planned) {
-    share.state = transition(share.state, ReadEvent::ticket);  // again, after a reconnect
+  if (read->planned) {  // again, after a reconnect
+    // I1, DESIGN.md: the plan's block ids are those of the ticket that it was made from, and mean nothing to another.
+    if (planned_for != 0 && planned_for != share.generation)
+      return give_up(read, ReadState::stale, Error{ErrorCode::stale, "another parcel has taken its id meanwhile"},
+                     index);
+    share.state = transition(share.state, ReadEvent::ticket);
     return read_share(read, index);
   }
   plan_when_complete(read);
@@ -268,7 +278,7 @@ void ParcelReader::plan_when_complete(const ReadPtr& read) {
   }
 }
 
-// ---- verdicts and the end
+// ---- verdicts
 
 void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way, uint64_t digest) {
   InitiatorSession* session = core_.peer(share.peer).session();
@@ -291,72 +301,8 @@ void ParcelReader::on_verdict(const ReadPtr& read, size_t index, const proto::Ve
   if (share.state != ReadState::settling) return;
   if (verdict.code() == 0) return accept_share(read, index);
   const ErrorCode code = code_from_wire(verdict.code());
-  give_up(read, state_of_refusal(code), Error{code, "not valid: " + verdict.message()});
-}
-
-void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
-  Share& share = read->shares[index];
-  share.state = transition(share.state, ReadEvent::verdict_valid);
-  KVF_CHECK(share.state == ReadState::accepted);
-  by_number_.erase(share.number);
-  for (const Share& other : read->shares)
-    if (other.state != ReadState::accepted) return;
-  ParcelOutcome outcome;
-  outcome.state = ReadState::accepted;
-  outcome.bytes = read->bytes;
-  outcome.tokens = read->request.end_token;
-  outcome.fabric = read->fabric;
-  finish(read, std::move(outcome));
-}
-
-// Nothing more lands in the blocks for this share when this returns (I4).
-void ParcelReader::stop_share(Share& share) {
-  const bool path_stands = share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path;
-  if (share.pieces)
-    share.pieces->stop(path_stands);
-  else if (share.job && path_stands)
-    share.job_path->cancel(share.job, {});
-  share.pieces.reset();
-  share.job.reset();
-  if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)
-    path->cancel(share.fetch);
-  share.fetch = 0;
-  if (share.sink) std::exchange(share.sink, nullptr)->stop();
-}
-
-void ParcelReader::give_up(const ReadPtr& read, ReadState state, const Error& why) {
-  if (std::exchange(read->over, true)) return;  // from here on: a session that breaks below must not take it up again
-  for (Share& share : read->shares) {
-    stop_share(share);
-    by_number_.erase(share.number);
-    if (is_final(share.state)) continue;
-    share.state = state;
-    // The owner need not wait for this reader.
-    if (InitiatorSession* session = core_.peer(share.peer).session();
-        session != nullptr && share.incarnation == session->peer().incarnation) {
-      proto::Frame frame;
-      frame.mutable_settle()->set_number(share.number);
-      frame.mutable_settle()->set_code(static_cast<uint32_t>(why.code));
-      frame.mutable_settle()->set_more(read->request.more);
-      frame.mutable_settle()->set_one_way(true);
-      session->send_parcel(frame);
-    }
-  }
-  ParcelOutcome outcome;
-  outcome.state = state;
-  outcome.status = Error{why.code, fmt::format("parcel \"{}\": {}", read->request.transfer_id, why.to_string())};
-  outcome.fabric = read->fabric;
-  finish(read, std::move(outcome));
-}
-
-void ParcelReader::finish(const ReadPtr& read, ParcelOutcome outcome) {
-  read->over = true;
-  read->pins.clear();
-  read->timer.reset();
-  read->extension.reset();
-  reads_.erase(read->id);
-  const Done done = std::exchange(read->done, nullptr);
-  done(outcome);
+  share.state = state_of_refusal(code);  // the owner knows
+  give_up(read, state_of_refusal(code), Error{code, "not valid: " + verdict.message()}, index);
 }
 
 void ParcelReader::release(EngineCore::PeerIndex owner, const std::string& transfer_id, bool force,

@@ -65,6 +65,7 @@ class ParcelReader {
  private:
   struct Read;
   using ReadPtr = std::shared_ptr<Read>;
+  static constexpr size_t kNobody = SIZE_MAX;
   // What an owner's tickets have told of its cache, as long as its incarnation lasts.
   struct KnownOwner {
     uint64_t incarnation = 0;
@@ -78,6 +79,8 @@ class ParcelReader {
     uint64_t number = 0;
     ReadState state = ReadState::waiting;
     uint64_t incarnation = 0;  // that the claim was made to
+    std::string owner_id;      // of its engine, once there was a session
+    std::string last_error;    // of a session that broke
     KnownOwner owner;
     bool ticket = false;  // the rest is known from it:
     uint64_t generation = 0;
@@ -99,6 +102,7 @@ class ParcelReader {
     ReadId id = 0;
     ParcelRead request;
     Done done;
+    TimePoint began;
     std::vector<Share> shares;
     bool planned = false;
     bool over = false;
@@ -140,7 +144,10 @@ class ParcelReader {
   static uint64_t digest_of_share(const Read& read, const Share& share);
   Status pin_cache(Read& read);
   void stop_share(Share& share);
-  void give_up(const ReadPtr& read, ReadState state, const Error& why);
+  // `at_fault`: the share that ended it; else the first that is unfinished is named.
+  void give_up(const ReadPtr& read, ReadState state, const Error& why, size_t at_fault = kNobody);
+  std::string stage_of(const Share& share) const;
+  Error explain(const Read& read, const Error& why, size_t at_fault) const;
   void finish(const ReadPtr& read, ParcelOutcome outcome);
 
   EngineCore& core_;

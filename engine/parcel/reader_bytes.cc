@@ -60,7 +60,7 @@ void ParcelReader::read_share(const ReadPtr& read, size_t index) {
   const bool knows_blocks = !share.plan.pairs.empty();
   if (knows_blocks && reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
   if (peer.fetch_path() != nullptr) return read_stream(read, index);
-  give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"});
+  give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"}, index);
 }
 
 // Whether a one-sided fabric does.
@@ -94,7 +94,7 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
   if (share.digest) ask_check(share);
   if (read->over || share.state != ReadState::reading) return;  // the session broke over it
   auto made = job_of(*read, share);
-  if (!made) return give_up(read, ReadState::failed, made.error());
+  if (!made) return give_up(read, ReadState::failed, made.error(), index);
   const std::shared_ptr<Job> job = *made;
   share.bytes = job->bytes;
   read->fabric = path.fabric();
@@ -134,7 +134,7 @@ void ParcelReader::ask_check(const Share& share) {
 void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
   auto target = target_of(*read, share);
-  if (!target) return give_up(read, ReadState::failed, target.error());
+  if (!target) return give_up(read, ReadState::failed, target.error(), index);
   share.bytes = target->left();
   read->fabric = "tcp";
   proto::Claim claim = claim_of(*read, share);
@@ -203,7 +203,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
                             : code == ErrorCode::conflict                              ? ReadState::conflict
                             : code == ErrorCode::stale || code == ErrorCode::not_found ? ReadState::stale
                                                                                        : ReadState::failed;
-    return give_up(read, state, status.error());
+    return give_up(read, state, status.error(), index);
   }
   share.state = transition(share.state, ReadEvent::read_done);
   read->bytes += share.bytes;
@@ -233,6 +233,7 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
     share.owner = known->second;
     if (reaches(share)) return false;
     share.incarnation = known->second.incarnation;
+    share.owner_id = peer.session()->peer().engine_id;
     owners.push_back({share.owner.layout.get(), {}});
   }
   auto plan = plan_selections(owners, {{request.layout.get(), request.blocks}, request.first_token, request.end_token});

@@ -29,6 +29,7 @@ class ParcelSink final : public tcp::FetchSink, public std::enable_shared_from_t
 
   // Before the first byte.
   void want_digest() { digest_.emplace(); }
+  uint64_t left() const { return parts_.target.left(); }  // bytes that have not come
   // Of everything that came.
   uint64_t digest() const { return digest_ ? digest_->value() : 0; }
   // I4: nothing lands any more when this returns, and nothing is called back.

@@ -75,13 +75,15 @@ void StagedRead::land(const Chunk& chunk) {
     from += pair.length;
   });
   copying_ = true;
-  staging_.copy(ops_, CopyDirection::to_device, copies, [self = shared_from_this()](Status status) {
-    self->copying_ = false;
-    self->buffer_->release();
-    if (self->over_) return;
-    if (!status.ok()) return self->finish(std::move(status));
-    self->next();
-  });
+  staging_.copy(ops_, CopyDirection::to_device, copies,
+                [self = shared_from_this(), bytes = chunk.bytes](Status status) {
+                  self->copying_ = false;
+                  self->buffer_->release();
+                  if (self->over_) return;
+                  if (!status.ok()) return self->finish(std::move(status));
+                  self->whole_->bytes_done += bytes;
+                  self->next();
+                });
 }
 
 void StagedRead::finish(Status status) {

@@ -144,8 +144,7 @@ void ParcelOwner::on_fetch(Guest& guest, ByteSpan request, Answer answer) {
   proto::Claim asked;
   if (!asked.ParseFromArray(request.data(), static_cast<int>(request.size())))
     return answer(Error{ErrorCode::protocol, "fetch that cannot be parsed"});
-  const ReaderKey reader{guest.engine_id(), guest.incarnation()};
-  on_claim(reader, asked, [this, selection = asked.selection(), answer](Result<ClaimPtr> granted) {
+  on_claim(guest, asked, [this, selection = asked.selection(), answer](Result<ClaimPtr> granted) {
     if (!granted) return answer(std::move(granted).error());
     const ClaimPtr claim = *granted;
     Parcel& parcel = *claim->parcel;

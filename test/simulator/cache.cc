@@ -22,7 +22,7 @@ Cache::Cache(World& world, SimEngine& engine, const CacheShape& shape, uint32_t 
   const size_t bytes = layer_bytes_ * shape.layers;
   KVF_CHECK(bytes <= SimEngine::kMemory);
   fill_poison(base_, bytes);
-  auto region = engine.registry().add(base_, bytes, MemoryKind::host, kPrivate);
+  auto region = engine.registry().add(base_, bytes, shape.kind, kPrivate);
   KVF_CHECK(region.ok());
   KvLayout layout;
   layout.rank.tp_size = shape.tp_size;

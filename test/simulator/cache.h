@@ -19,6 +19,7 @@ struct CacheShape {
   uint32_t tp_size = 1;
   PageShape page = PageShape::head_major;
   KvOrder order = KvOrder::in_block;
+  MemoryKind kind = MemoryKind::host;
 };
 
 // One rank's paged KV cache in a machine's memory. What a row holds is told by the tag of its request and its place in

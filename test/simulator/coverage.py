@@ -17,7 +17,7 @@ def main() -> int:
     said = subprocess.run(["gcov", "-n", *counters], check=True, capture_output=True, text=True, cwd=build).stdout
     lines: dict[str, tuple[int, int]] = {}
     for name, share, count in re.findall(r"File '([^']+)'\nLines executed:([\d.]+)% of (\d+)", said):
-        path = Path(name)
+        path = (build / name).resolve()  # relative to where it was compiled, if ccache made it so
         if path.suffix != ".cc" or ROOT not in path.parents:
             continue
         ran = round(float(share) * int(count) / 100)
@@ -31,6 +31,8 @@ def main() -> int:
         for key in (folder, "all"):
             total[key][0] += ran
             total[key][1] += count
+    if not total:
+        print("no counters of these folders: has anything run?")
     for key, (ran, count) in total.items():
         print(f"{100 * ran / count:5.1f} % of {count} lines: {key}")
     return 0 if total and 100 * total["all"][0] / total["all"][1] >= GOAL else 1

@@ -5,6 +5,7 @@
 namespace kvferry::simulator {
 namespace {
 
+using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
@@ -41,8 +42,8 @@ void Parcels::ending(SimEngine& engine) {
   Machine& machine = machines_[engine.host()];
   for (const auto& [serial, reading] : machine.readings) {
     reading->done = true;
-    ++reading->request->died;
-    reading->request->last_death = world_.now();
+    ++reading->request->ended;
+    reading->request->last_end = world_.now();
   }
   machine.readings.clear();
   for (const auto& [id, request] : machine.held)
@@ -137,14 +138,19 @@ void Parcels::publish_share(const RequestPtr& request, size_t rank) {
     return;
   }
   Machine& machine = machines_[engine.host()];
-  machine.cache->fill(share.blocks, request->serial, request->tokens);
   ParcelSpec spec;
+  if (!request->must_work && options_.events > 0 && world_.chance(options_.events)) {
+    spec.event = fill_later(request, rank);
+  } else {
+    machine.cache->fill(share.blocks, request->serial, request->tokens);
+    share.filled = true;
+  }
   spec.transfer_id = request->id;
   spec.blocks = {BlockList{0, share.blocks}};
   spec.tokens = request->tokens;
   spec.fingerprint = request->fingerprint;
   spec.lease = request->lease;
-  spec.digest = request->serial % 4 == 0;
+  spec.digest = request->serial % options_.digest_every == 0;
   share.expires = engine.loop().now() + request->lease;
   share.published = true;
   machine.held.emplace(request->id, request);
@@ -161,10 +167,32 @@ void Parcels::publish_share(const RequestPtr& request, size_t rank) {
   machine.cache->give_back(share.blocks);
 }
 
+// The device writes the blocks while the parcel is published already, or fails at it.
+EventId Parcels::fill_later(const RequestPtr& request, size_t rank) {
+  SimEngine& engine = *request->shares[rank].engine;
+  const EventId event = engine.device().create_event();
+  const bool failing = world_.chance(10);
+  world_.timeline().in(world_.draw(milliseconds(0), milliseconds(800)), [this, request, rank, event, failing] {
+    Share& written = request->shares[rank];
+    if (!written.engine->running() || written.engine->life() != written.life) return;
+    if (!written.given_back && !failing) {
+      machines_[written.engine->host()].cache->fill(written.blocks, request->serial, request->tokens);
+      written.filled = true;
+    }
+    written.engine->device().signal(event, failing);
+  });
+  return event;
+}
+
 void Parcels::read_all(const RequestPtr& request, size_t instance, bool again) {
   if (resting_ && !request->must_work) return;
   const bool more = !again && world_.chance(10);
   for (size_t rank = 0; rank < options_.reader_cache.tp_size; ++rank) read(request, instance, rank, more);
+  // From a microsecond to a quarter of a second: reads take that long, as the wires are.
+  if (options_.cut_short > 0 && !request->must_work && world_.chance(options_.cut_short))
+    world_.timeline().in(microseconds(uint64_t{1} << world_.random().below(18)), [this, request] {
+      if (!world_.failed()) release_at_owner(request, true);
+    });
 }
 
 Parcels::ReadingPtr Parcels::read(const RequestPtr& request, size_t instance, size_t rank, bool more) {
@@ -255,6 +283,10 @@ void Parcels::release_one() {
     }
     return;
   }
+  release_at_owner(request, force);
+}
+
+void Parcels::release_at_owner(const RequestPtr& request, bool force) {
   for (Share& share : request->shares) {
     SimEngine& engine = *share.engine;
     if (!engine.may_call() || engine.life() != share.life) continue;

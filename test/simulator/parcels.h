@@ -23,7 +23,10 @@ class Parcels final : public Workload {
     CacheShape reader_cache;
     Duration least_lease = std::chrono::seconds(5);
     Duration longest_lease = std::chrono::seconds(20);
-    size_t most_blocks = 5;  // of the owner's, in one parcel
+    size_t most_blocks = 5;     // of the owner's, in one parcel
+    uint64_t digest_every = 4;  // parcels, one asks for a digest
+    unsigned events = 0;        // per cent of parcels are published before their device has written them
+    unsigned cut_short = 0;     // per cent of reads, whose parcel is released by force a moment after they began
     static size_t machines(const Options& options) {
       return options.owners * options.owner_cache.tp_size + options.readers * options.reader_cache.tp_size;
     }
@@ -52,6 +55,7 @@ class Parcels final : public Workload {
     uint64_t life = 0;
     std::vector<uint32_t> blocks;
     bool published = false;
+    bool filled = false;
     bool given_back = false;
     std::optional<size_t> group;  // the reader instance that accepted it
     TimePoint expires;            // by the owner's clock
@@ -67,8 +71,8 @@ class Parcels final : public Workload {
     std::string fingerprint;
     std::vector<Share> shares;  // by owner rank
     size_t readings = 0;        // that were begun
-    size_t died = 0;            // of them, with their process
-    TimePoint last_death;       // of the timeline
+    size_t ended = 0;           // of them, one way or another
+    TimePoint last_end;         // of the timeline
     TimePoint last_deadline;    // of the readings, by the timeline
     bool must_work = false;
   };
@@ -100,10 +104,12 @@ class Parcels final : public Workload {
   void later(Duration wait, const Task& publish);
   void publish(const RequestPtr& request);
   void publish_share(const RequestPtr& request, size_t rank);
+  EventId fill_later(const RequestPtr& request, size_t rank);
   void read_all(const RequestPtr& request, size_t instance, bool again);
   ReadingPtr read(const RequestPtr& request, size_t instance, size_t rank, bool more);
   void cancel_one();
   void release_one();
+  void release_at_owner(const RequestPtr& request, bool force);
   RequestPtr draw_request();
   size_t owner_machine(size_t instance, size_t rank) const { return instance * options_.owner_cache.tp_size + rank; }
   size_t reader_machine(size_t instance, size_t rank) const {

@@ -9,7 +9,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr Duration kWatched = milliseconds(1500);
-// The heartbeat window, the owner's grace for readers, and room: so long after its death a reader has failed.
+// The heartbeat window, the owner's grace for readers, and room: so long after its end a read has no claim.
 constexpr Duration kReaderFails = seconds(3 + 1 + 5 + 3);
 // How late an extension, sent while its reader still reads, may be handled: as late as wires and a stopped owner allow.
 constexpr Duration kExtensionHandled = seconds(15);
@@ -52,7 +52,8 @@ void Parcels::take_back(SimEngine& engine, Request& request, Share& share, Relea
   world_.history().say("{} has the blocks of {} back: {}", engine.name(), request.id, to_string(why));
   share.given_back = true;
   Cache& cache = *machines_[engine.host()].cache;
-  if (const std::string where = cache.differs(share.blocks, request.serial, 0, request.tokens); !where.empty())
+  if (const std::string where = cache.differs(share.blocks, request.serial, 0, request.tokens);
+      share.filled && !where.empty())
     return world_.fail("{} changed at {} while it was published: {}", request.id, engine.name(), where);
   cache.poison(share.blocks);
   cache.give_back(share.blocks);
@@ -78,14 +79,14 @@ void Parcels::check_held(SimEngine& engine) {
       if (share.engine != &engine) continue;
       if (!may_hold(engine, *request, share))
         return world_.fail("I3: {} still holds {} after its lease", engine.name(), id);
-      // A claim ends with its reader: nobody waits for the lease because a decoder died.
-      if (request->died == 0 || request->died < request->readings) continue;
-      if (world_.now() - request->last_death < kReaderFails) continue;
-      if (engine.loop().paused_until() > request->last_death) continue;  // it could not notice
+      // A claim ends with its read: nobody waits for the lease because a decoder has died, or is done.
+      if (request->readings == 0 || request->ended < request->readings) continue;
+      if (world_.now() - request->last_end < kReaderFails) continue;
+      if (engine.loop().paused_until() > request->last_end) continue;  // it could not notice
       const auto status = engine.parcel_owner().status(id);
       if (status && status->readers > 0)
-        return world_.fail("I2: {} holds {} for a reader that died {:.1f} s ago", engine.name(), id,
-                           kvferry::seconds(world_.now() - request->last_death));
+        return world_.fail("I2: {} holds {} for a read that ended {:.1f} s ago", engine.name(), id,
+                           kvferry::seconds(world_.now() - request->last_end));
     }
 }
 
@@ -93,6 +94,8 @@ void Parcels::check_held(SimEngine& engine) {
 
 void Parcels::ended(SimEngine& engine, Reading& reading) {
   reading.done = true;
+  ++reading.request->ended;
+  reading.request->last_end = world_.now();
   const ParcelOutcome& outcome = *reading.outcome;
   Request& request = *reading.request;
   world_.history().mark(302, request.serial * 16 + static_cast<uint64_t>(outcome.state));
@@ -128,7 +131,8 @@ void Parcels::check_accepted(const Reading& reading) {
                        request.id, where);
   for (const RankId owner : owners_to_settle(cache.layout().rank, options_.owner_cache.tp_size, 1)) {
     Share& share = request.shares[owner.tp];
-    if (!share.published) return world_.fail("I1: {} was accepted before it was published", request.id);
+    if (!share.published || !share.filled)
+      return world_.fail("I1: {} was accepted before it was published", request.id);
     if (share.group && *share.group != reading.instance)
       return world_.fail("{} of {} was accepted by decoders {} and {}", request.id, share.engine->name(), *share.group,
                          reading.instance);
@@ -172,7 +176,7 @@ void Parcels::check_reach() {
         SimEngine& engine = world_.engine(owner_machine(owner, rank));
         auto blocks = machines_[engine.host()].cache->take(1);
         if (blocks.empty()) return world_.fail("I2: {} has lost all its blocks", engine.name());
-        request->shares.push_back(Share{&engine, engine.life(), std::move(blocks), false, false, {}, {}});
+        request->shares.push_back(Share{&engine, engine.life(), std::move(blocks), false, false, false, {}, {}});
       }
       publish(request);
       for (size_t rank = 0; rank < options_.reader_cache.tp_size; ++rank) {

@@ -82,6 +82,22 @@ void draw_caches(Random& random, Parcels::Options& options) {
   }
 }
 
+// What may stand on one host and what lies in devices. Drawn apart from everything else: a seed without either is the
+// run that it was before there were any.
+void draw_machines(uint64_t seed, Shape& shape, Parcels::Options& options) {
+  SeededRandom random(seed ^ 0xde71d37);  // chosen so that the seeds kept in simulator_test stay what they were
+  if (random.below(2) == 0) return;
+  if (random.below(2) == 0) {
+    shape.fittings.hub = std::make_shared<loopback::Hub>(microseconds(random.below(2) * random.below(3000)));
+    options.digest_every = 2;
+  }
+  for (CacheShape* cache : {&options.owner_cache, &options.reader_cache})
+    if (random.below(2) == 0) cache->kind = MemoryKind::fake;
+  if (options.owner_cache.kind == MemoryKind::fake) options.events = static_cast<unsigned>(random.below(2)) * 30;
+  options.cut_short = static_cast<unsigned>(random.below(2)) * 30;
+  if (random.below(2) == 0) shape.fittings.staging_bytes = size_t{256} << 10;
+}
+
 Verdict run_parcels_in(uint64_t seed, bool recording, Random& random, Shape shape, Parcels::Options options) {
   shape.engines = Parcels::Options::machines(options);
   World world(random.next(), recording, shape);
@@ -114,6 +130,7 @@ Verdict run_parcels(uint64_t seed, bool recording) {
     shape.between_actions = milliseconds(30);
   }
   if (random.below(4) == 0) options.longest_lease = seconds(60);
+  draw_machines(seed, shape, options);
   return run_parcels_in(seed, recording, random, shape, options);
 }
 
@@ -135,6 +152,7 @@ Verdict run_crowd(uint64_t seed, bool recording) {
     cache->block_tokens = random.below(2) == 0 ? 8 : 4;
     cache->order = static_cast<KvOrder>(random.below(3));
   }
+  draw_machines(seed, shape, options);
   return run_parcels_in(seed, recording, random, shape, options);
 }
 

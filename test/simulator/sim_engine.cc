@@ -24,11 +24,14 @@ Duration draw_offset(Random& random) {
   return std::chrono::milliseconds(static_cast<int64_t>(random.below(1'000'000'000)));
 }
 
-EngineConfig make_config(const SimEngine& engine, std::shared_ptr<Logger> logger) {
+EngineConfig make_config(const SimEngine& engine, const SimEngine::Fittings& fittings, std::shared_ptr<Logger> logger) {
   EngineConfig config;
   config.engine_id = engine.name();
   config.listen = engine.address().to_string();
   config.fabrics = {"tcp"};
+  if (fittings.hub) config.fabrics = {"loopback", "tcp"};
+  config.loopback = fittings.hub;
+  config.staging_bytes = fittings.staging_bytes;
   config.logger = std::move(logger);
   return config;
 }
@@ -39,13 +42,14 @@ SimEngine::Process::Process(SimEngine& engine, uint64_t seed)
     : random(seed),
       loop(engine.timeline_, random, draw_offset(random), [&engine] { engine.hooks_.after_turn(engine); }),
       network(engine.wires_, engine.host_, loop),
-      config(make_config(engine, engine.history_.logger(engine.name_))),
+      config(make_config(engine, engine.fittings_, engine.history_.logger(engine.name_))),
       notifications(config.max_notifications, config.max_notification_bytes) {
   auto made = GateWords::create();
   KVF_CHECK(made.ok());
   words = std::move(*made);
   MemoryKinds kinds;
   kinds.add(make_host_memory());
+  kinds.add(device);
   registry = std::make_unique<Registry>(std::move(kinds), *words, config.max_regions, 1 + (random.next() >> 2));
   core = std::make_unique<EngineCore>(
       EngineCore::Parts{loop, network, random, clock, *words, *registry, hub, notifications, nullptr,
@@ -72,13 +76,15 @@ SimEngine::Process::~Process() {
   loop.drain();
 }
 
-SimEngine::SimEngine(Timeline& timeline, Wires& wires, History& history, HostIndex host, uint64_t seed, Hooks hooks)
+SimEngine::SimEngine(Timeline& timeline, Wires& wires, History& history, HostIndex host, uint64_t seed,
+                     Fittings fittings, Hooks hooks)
     : timeline_(timeline),
       wires_(wires),
       history_(history),
       host_(host),
       name_(fmt::format("engine-{}", host)),
       seeds_(seed),
+      fittings_(std::move(fittings)),
       hooks_(std::move(hooks)) {
   KVF_CHECK(host < kMaxHosts);
 }

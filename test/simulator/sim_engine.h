@@ -3,9 +3,11 @@
 #include <memory>
 #include <string>
 
+#include "engine/fabric/loopback/loopback.h"
 #include "engine/parcel/owner.h"
 #include "engine/parcel/reader.h"
 #include "engine/run/core.h"
+#include "test/simulator/sim_device.h"
 #include "test/simulator/sim_network.h"
 
 namespace kvferry::simulator {
@@ -17,7 +19,12 @@ class SimEngine {
   struct Hooks {
     std::function<void(SimEngine&)> after_turn;
   };
-  SimEngine(Timeline& timeline, Wires& wires, History& history, HostIndex host, uint64_t seed, Hooks hooks);
+  struct Fittings {
+    std::shared_ptr<loopback::Hub> hub;  // a one-sided fabric to all others that have it; null: none
+    size_t staging_bytes = size_t{64} << 20;
+  };
+  SimEngine(Timeline& timeline, Wires& wires, History& history, HostIndex host, uint64_t seed, Fittings fittings,
+            Hooks hooks);
   ~SimEngine();
 
   // ---- its life
@@ -38,6 +45,7 @@ class SimEngine {
   ParcelOwner& parcel_owner() const { return *process_->parcel_owner; }
   ParcelReader& parcel_reader() const { return *process_->parcel_reader; }
   ParcelEvents& parcel_events() const { return process_->parcel_events; }
+  SimDevice& device() const { return *process_->device; }
   // One of the engine's gauges, by its name.
   int64_t gauge(const std::string& metric) const;
   int64_t sessions() const { return gauge("kvferry_sessions"); }
@@ -66,6 +74,7 @@ class SimEngine {
     LoopClock clock{loop};
     SimNetwork network;
     EngineConfig config;
+    const std::shared_ptr<SimDevice> device = std::make_shared<SimDevice>();
     std::unique_ptr<GateWords> words;
     std::unique_ptr<Registry> registry;
     MetricsRegistry metrics;
@@ -83,6 +92,7 @@ class SimEngine {
   const HostIndex host_;
   const std::string name_;
   SeededRandom seeds_;
+  const Fittings fittings_;
   const Hooks hooks_;
   uint64_t life_ = 0;
   std::unique_ptr<Process> process_;

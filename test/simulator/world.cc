@@ -17,8 +17,8 @@ World::World(uint64_t seed, bool recording, const Shape& shape)
       history_.mark(102, engine.host());
       if (workload_ != nullptr && !failed()) workload_->after_turn(engine);
     }};
-    engines_.push_back(
-        std::make_unique<SimEngine>(timeline_, wires_, history_, host, random_.next(), std::move(hooks)));
+    engines_.push_back(std::make_unique<SimEngine>(timeline_, wires_, history_, host, random_.next(), shape.fittings,
+                                                   std::move(hooks)));
   }
 }
 

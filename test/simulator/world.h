@@ -33,6 +33,7 @@ struct Shape {
   Duration between_actions = std::chrono::milliseconds(50);
   Duration between_faults = std::chrono::milliseconds(800);
   Wires::Options wires;
+  SimEngine::Fittings fittings;  // of every engine
 };
 
 // One run: some engines, a network, a workload and its faults, all drawn from one seed.

@@ -93,6 +93,11 @@ class ParcelNode {
   std::vector<ParcelReleased> released() { return process->events.take(); }
 
   void fill(std::byte value) { std::fill(memory.begin(), memory.end(), value); }
+  void fill_block(uint32_t block, std::byte value) {
+    const size_t page = heads() * kHeadBytes;
+    for (size_t layer = 0; layer < options_.layers; ++layer)
+      std::fill_n(memory.begin() + static_cast<ptrdiff_t>((layer * options_.blocks + block) * page), page, value);
+  }
   // Whether every byte of a block, over all layers, is `value`.
   bool block_is(uint32_t block, std::byte value) const {
     const size_t page = heads() * kHeadBytes;
@@ -101,6 +106,10 @@ class ParcelNode {
       if (!std::all_of(at, at + static_cast<ptrdiff_t>(page), [&](std::byte b) { return b == value; })) return false;
     }
     return true;
+  }
+  // In the first layer.
+  bool block_begins_with(uint32_t block, std::byte value) const {
+    return memory[block * heads() * kHeadBytes] == value;
   }
 
  private:

@@ -10,7 +10,10 @@ namespace kvferry::test {
 namespace {
 
 using namespace std::chrono_literals;  // NOLINT(google-build-using-namespace)
+using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 class ParcelProtocol : public ::testing::Test {
  protected:
@@ -85,6 +88,17 @@ class ParcelProtocol : public ::testing::Test {
       const auto status = owner_.owner().status(id);
       return status && status->readers > 0;
     });
+  }
+  void reset_all() {
+    for (int i = 0; i < 16; ++i) scene_.wires.reset_any(false);
+  }
+  // The wires between owner and reader, both ways.
+  void cut(bool off) {
+    for (const auto& [from, to] : {std::pair{0, 1}, std::pair{1, 0}}) {
+      const auto a = static_cast<simulator::HostIndex>(from);
+      const auto b = static_cast<simulator::HostIndex>(to);
+      off ? scene_.wires.block(a, b) : scene_.wires.unblock(a, b);
+    }
   }
   // Bytes from the owner take so long that reads last seconds.
   void slow_down(simulator::HostIndex reader, Duration per_byte) { scene_.wires.throttle(0, reader, per_byte); }
@@ -231,7 +245,7 @@ TEST_F(ParcelProtocol, AReaderThatIsBackWithinTheGraceKeepsItsClaim) {
   publish(spec("t", {5, 6, 7, 8}));
   const ReadPtr reading = read(reader_, "t", {1, 2, 3, 4});
   ASSERT_TRUE(granted("t"));
-  for (int i = 0; i < 8; ++i) scene_.wires.reset_any(false);  // every connection there is
+  reset_all();
   EXPECT_EQ(end_of(reading), ReadState::accepted);
   EXPECT_EQ(released("t"), ReleaseReason::settled);
 }
@@ -260,6 +274,77 @@ TEST_F(ParcelProtocol, WhenOneRankHasFailedAndTheRestAreQuietTheParcelIsGivenBac
   first.reader().cancel(failing->id);
   EXPECT_EQ(released("t", 5s), ReleaseReason::reader_failed);
   EXPECT_EQ(end_of(read(second, "t", {1, 2, 3, 4})), ReadState::gone);
+}
+
+// ---- claims that nobody reads any more, though their reader lives
+
+TEST_F(ParcelProtocol, AClaimThatIsGivenUpWhileItWaitsIsNotGrantedToNobody) {
+  ASSERT_TRUE(owner_.owner().announce("t", 60s).ok());
+  const ReadPtr reading = read(reader_, "t", {1});
+  scene_.run_for(1s);
+  reader_.reader().cancel(reading->id);
+  scene_.run_for(1s);
+  publish(spec("t", {5}));
+  EXPECT_EQ(owner_.owner().status("t")->readers, 0u);
+  EXPECT_EQ(owner_.owner().release("t", false), ReleaseAnswer::done) << "it waits for a reader that is gone";
+}
+
+TEST_F(ParcelProtocol, AReadThatEndsWithoutASessionLeavesNoClaimWhenItsReaderIsBack) {
+  slow_down(1, 100us);
+  publish(spec("t", {5, 6, 7, 8}, 200s));
+  const ReadPtr reading = read(reader_, request(reader_, "t", {1, 2, 3, 4}, 1s));
+  ASSERT_TRUE(granted("t"));
+  reset_all();
+  cut(true);
+  EXPECT_EQ(end_of(reading), ReadState::failed);
+  cut(false);
+  slow_down(1, 0us);
+  EXPECT_NE(end_of(read(reader_, request(reader_, "another", {1}, 1s))), ReadState::accepted) << "brings a session";
+  EXPECT_EQ(released("t", 10s), ReleaseReason::reader_failed);
+}
+
+TEST_F(ParcelProtocol, ASettleThatIsLostWithItsSessionHoldsNoBlocksWhenItsReaderIsBack) {
+  publish(spec("t", {5}, 200s));
+  const ReadPtr reading = read(reader_, "t", {1});
+  EXPECT_EQ(end_of(reading), ReadState::accepted);  // the settle leaves later, by itself
+  cut(true);
+  reset_all();
+  scene_.run_for(1s);
+  cut(false);
+  EXPECT_NE(end_of(read(reader_, request(reader_, "another", {1}, 1s))), ReadState::accepted) << "brings a session";
+  EXPECT_EQ(released("t", 15s), ReleaseReason::reader_failed);
+}
+
+// ---- what an outcome says
+
+TEST_F(ParcelProtocol, ADeadlineNamesThePeerTheStageAndHowFarItWas) {
+  publish(spec("a session is there", {5}));
+  ASSERT_EQ(end_of(read(reader_, "a session is there", {1})), ReadState::accepted);
+  cut(true);
+  const ReadPtr waiting = read(reader_, request(reader_, "t", {1}, 1s));
+  EXPECT_EQ(end_of(waiting), ReadState::failed);
+  const std::string peer = "parcel \"t\" of peer \"owner\" (" + owner_.address().to_string() + ") failed after ";
+  EXPECT_EQ(waiting->outcome->status.error().message, peer + "1.0 s: deadline exceeded; it had not granted the claim");
+  EXPECT_EQ(waiting->outcome->status.error().peer, "owner");
+  cut(false);
+
+  scene_.run_for(10s);
+  slow_down(1, 100us);
+  publish(spec("t", {5, 6, 7, 8}));
+  const ReadPtr reading = read(reader_, request(reader_, "t", {1, 2, 3, 4}, 1s));
+  EXPECT_EQ(end_of(reading), ReadState::failed);
+  EXPECT_THAT(reading->outcome->status.error().message,
+              AllOf(StartsWith(peer + "1.0 s: deadline exceeded; its bytes were on the way; fabric tcp; "),
+                    EndsWith(" of 65536 bytes here")));
+  EXPECT_EQ(reading->outcome->status.error().where, "tcp");
+  slow_down(1, 0us);
+
+  scene_.run_for(10s);
+  owner_.kill(true);
+  const ReadPtr silent = read(reader_, request(reader_, "t", {1}, 2s));
+  EXPECT_EQ(end_of(silent), ReadState::failed);
+  EXPECT_THAT(silent->outcome->status.error().message,
+              AllOf(StartsWith(peer + "2.0 s"), HasSubstr("no heartbeat for")));
 }
 
 // ---- release
