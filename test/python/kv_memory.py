@@ -65,4 +65,5 @@ class Cache:
 
 def rows(layer: np.ndarray, block: np.ndarray | int, head: np.ndarray, token: np.ndarray | int) -> np.ndarray:
     seed = ((layer * BLOCKS + block) * HEADS + head) * TOKENS + token
-    return ((seed[..., None] * 31 + np.arange(ROW) * 7) % 251).astype(np.uint8)
+    drawn: np.ndarray = ((seed[..., None] * 31 + np.arange(ROW) * 7) % 251).astype(np.uint8)
+    return drawn

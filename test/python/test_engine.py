@@ -4,6 +4,7 @@ import array
 import asyncio
 import gc
 import json
+import os
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
@@ -296,6 +297,6 @@ def test_a_secret_of_the_environment_keeps_others_out(tmp_path: Path, monkeypatc
         friend.peer(owner.address).connect()
         with pytest.raises(kvferry.Error, match="secret"):
             stranger.peer(owner.address).connect()
-    (tmp_path / "ours").chmod(0o644)
+    Path(os.environ["KVFERRY_PSK_FILE"]).chmod(0o644)
     with pytest.raises(kvferry.Error, match="others may use"):
         kvferry.Engine()

@@ -92,8 +92,8 @@ class Reader:
 
     def read(self, owners: list[Owner], transfer_id: str = "x", **more: Any) -> kvferry.ParcelReading:  # noqa: ANN401
         peers = [self.engine.peer(owner.address) for owner in owners]
-        more = {"fingerprint": "f", "group": "decoder", "expected_instance": "prefiller", "timeout": 10.0} | more
-        return self.parcels.read(transfer_id, peers, [MINE], **more)
+        told: dict[str, Any] = {"fingerprint": "f", "group": "decoder", "expected_instance": "prefiller"}
+        return self.parcels.read(transfer_id, peers, [MINE], **{"timeout": 10.0} | told | more)
 
 
 def publish(owner: Owner, transfer_id: str = "x", **more: Any) -> Any:  # noqa: ANN401

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import signal
 import statistics
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 from asking import Answer, AskError, ask, ask_all, body_of, post, prompts
 from checking import BLOCK_TOKENS, Ledger, check, check_equal, eventually, forget_prefixes
+from legs import decode_params, prefill
 from servers import Deployment, Server, get, running, used_blocks
 
 Result = dict[str, Any]
@@ -63,15 +63,28 @@ def prefix_cache(deployment: Deployment) -> Result:
     return {key: moved[key] + again[key] for key in moved}
 
 
-def other_kv_differs(deployment: Deployment) -> Result:
-    """The comparison can fail: an answer on the KV of another prompt differs in its first token."""
+def swapped_kv(deployment: Deployment) -> Result:
+    """Each of two prompts with one length and last token is asked for with the other's KV. On vLLM's own connector it
+    gets the other's answer, which shows that the comparison can fail; KVFerryConnector refuses."""
     one, other = prompts(2, seed=4, shortest=900, longest=900)
-    answers = local(deployment, [one, other])
-    check(abs(answers[0].logprobs[0] - answers[1].logprobs[0]) > 1e-3, "two prompts have the same answer")
-    # The very same last token on another prompt: what a decoder with swapped KV would compute.
-    swapped = local(deployment, [other[:-1] + one[-1:]])[0]
-    check(not swapped.equals(answers[0]), "an answer does not depend on the KV before its last token")
-    return {"kv_bytes_expected": 0, "kv_bytes_read": 0, "recomputed_blocks": 0}
+    other[-1] = one[-1]
+    alone = local(deployment, [one, other])
+    check(not alone[0].equals(alone[1]), "two prompts have the same answer")
+    ledger = Ledger(deployment)
+    for prompt, transfer_id in ((one, "xfer-one"), (other, "xfer-other")):
+        prefill(deployment, prompt, transfer_id)
+    for prompt, transfer_id, theirs in ((one, "xfer-other", alone[1]), (other, "xfer-one", alone[0])):
+        params = decode_params(deployment, transfer_id)
+        if deployment.setup.connector == "mooncake":
+            got = ask(deployment.decoder.port, prompt, kv_transfer_params=params)
+            check_equal([got], [theirs])
+        else:
+            answer = post(deployment.decoder.port, "/v1/completions", body_of(prompt, kv_transfer_params=params))
+            answer.read()
+            check(answer.status == 500, f"the KV of another prompt is answered with {answer.status}")
+    _free(deployment)
+    forget_prefixes(deployment.decoder)
+    return ledger.close([one, other] if deployment.setup.connector == "mooncake" else [])
 
 
 def planted_fault(deployment: Deployment) -> Result:
@@ -142,14 +155,7 @@ def nobody_comes(deployment: Deployment) -> Result:
     """A prompt that was computed and that no decoder asks for is released at once by DELETE."""
     transfer_id = "xfer-nobody"
     (prompt,) = prompts(1, seed=5, shortest=900)
-    params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
-    answer = post(
-        deployment.prefiller.port,
-        "/v1/completions",
-        body_of(prompt, max_tokens=1, min_tokens=1, kv_transfer_params=params),
-    )
-    check(answer.status == 200, "the prefiller answers")
-    answer.read()
+    prefill(deployment, prompt, transfer_id)
     eventually(lambda: used_blocks(deployment.prefiller) > 0, 5, "the prefiller keeps the blocks")
     path = f"/v1/parcels/{urllib.parse.quote(transfer_id)}?force=1"
     began = time.monotonic()
@@ -162,20 +168,10 @@ def nobody_comes(deployment: Deployment) -> Result:
 def lease_ends(deployment: Deployment) -> Result:
     """With a lease of 2 s: a decoder that comes too late fails the request, and never answers from what it read."""
     (prompt,) = prompts(1, seed=6, shortest=900)
-    transfer_id = "xfer-late"
-    params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
-    body = body_of(prompt, max_tokens=1, min_tokens=1, kv_transfer_params=params)
-    post(deployment.prefiller.port, "/v1/completions", body).read()
+    prefill(deployment, prompt, "xfer-late")
     eventually(lambda: used_blocks(deployment.prefiller) > 0, 2, "the prefiller keeps the blocks")
     held = eventually(lambda: used_blocks(deployment.prefiller) == 0, 6, "the lease ends")
-    workers = json.loads(get(deployment.bootstrap_port, "/query")[1])
-    late = {
-        "do_remote_prefill": True,
-        "do_remote_decode": False,
-        "transfer_id": transfer_id,
-        "remote_bootstrap_addr": f"http://127.0.0.1:{deployment.bootstrap_port}",
-        "remote_engine_id": workers["0"]["engine_id"],
-    }
+    late = decode_params(deployment, "xfer-late")
     answer = post(deployment.decoder.port, "/v1/completions", body_of(prompt, kv_transfer_params=late))
     answer.read()
     check(answer.status == 500, f"a decoder that comes too late answers {answer.status}")
@@ -297,19 +293,14 @@ def timings(deployment: Deployment, rounds: int = 21) -> Result:
     what the first token took longer before), and once more in the decoder alone, when it has forgotten them."""
     # Whole blocks and one token, which the decoder computes in each case.
     wanted = prompts(rounds, seed=9, shortest=7 * BLOCK_TOKENS + 1, longest=7 * BLOCK_TOKENS + 1)
-    bootstrap = f"http://127.0.0.1:{deployment.bootstrap_port}"
-    engine_id = json.loads(get(deployment.bootstrap_port, "/query")[1])["0"]["engine_id"]
     decoder = deployment.decoder
     legs: dict[str, list[float]] = {"prefill_ms": [], "decode_ms": [], "handover_ms": [], "alone_ms": []}
     for number, prompt in enumerate(wanted):
-        transfer = {"transfer_id": f"xfer-time-{number}"}
-        p = transfer | {"do_remote_decode": True, "do_remote_prefill": False}
-        d = transfer | {"do_remote_decode": False, "do_remote_prefill": True}
-        d |= {"remote_bootstrap_addr": bootstrap, "remote_engine_id": engine_id}
+        transfer_id = f"xfer-time-{number}"
+        d = decode_params(deployment, transfer_id)
         sixteen = {"max_tokens": 16, "min_tokens": 16}
-        prefill = body_of(prompt, max_tokens=1, min_tokens=1, kv_transfer_params=p)
         began = time.perf_counter()
-        post(deployment.prefiller.port, "/v1/completions", prefill).read()
+        prefill(deployment, prompt, transfer_id)
         legs["prefill_ms"].append(time.perf_counter() - began)
         first, whole = _first_and_last(decoder.port, body_of(prompt, True, kv_transfer_params=d, **sixteen))
         cached, _ = _first_and_last(decoder.port, body_of(prompt, True, **sixteen))

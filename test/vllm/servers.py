@@ -113,6 +113,8 @@ class Setup:
     policy: str = "fail"
     planted: bool = False
     """From the start: vLLM's servers forget the last layer (shim/sitecustomize.py)."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """kv_connector_extra_config of KVFerryConnector."""
     env: dict[str, str] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     """Before the installed packages."""
@@ -178,7 +180,11 @@ class Deployment:
                 "kv_connector": "MooncakeConnector",
                 "kv_connector_extra_config": {"mooncake_protocol": "tcp"},
             }
-        ours = told | {"kv_connector": "KVFerryConnector", "kv_connector_module_path": "kvferry.vllm"}
+        ours = told | {
+            "kv_connector": "KVFerryConnector",
+            "kv_connector_module_path": "kvferry.vllm",
+            "kv_connector_extra_config": self.setup.extra,
+        }
         if not self.setup.inside_multi:
             return ours
         return told | {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [ours]}}
@@ -201,6 +207,8 @@ class Deployment:
             "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(self.bootstrap_port),
             "KVF_TEST_COUNT": str(self.counts),
             "KVF_TEST_PLANT": str(self.plant),
+            # Whatever the caller has: vLLM's modules take 10 s to compile, in each of a server's processes.
+            "PYTHONDONTWRITEBYTECODE": "",
             "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), *self.setup.paths]),
             **self.setup.env,
         }

@@ -6,7 +6,7 @@ asks once, when it starts.
 """
 
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -68,20 +68,19 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
 
 
 class Patcher(importlib.abc.MetaPathFinder):
-    """Patches a module when it has been loaded."""
+    """Patches a module each time that it is loaded; a module may also be looked for without being loaded."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ANN401
-        patch = PATCHES.pop(name, None)
-        if patch is None:
+        if name not in PATCHES:
             return None
-        spec = importlib.util.find_spec(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return spec
         load = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            patch(module)
+            PATCHES[name](module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -33,7 +33,7 @@ class Prefillers:
     def find(self, bootstrap: str, engine_id: str) -> Future[Prefiller]:
         key = (bootstrap, engine_id)
         found = self._known.get(key)
-        if found is None:
+        if found is None or (found.done() and found.exception() is not None):
             found = self._known[key] = self._threads.submit(self._contact, bootstrap, engine_id)
             if len(self._known) > MAX_INSTANCES:
                 self._known.popitem(last=False)

@@ -1,7 +1,8 @@
 """The worker's side: owns the engine, publishes this rank's blocks, reads parcels of others into them.
 
-Everything here runs in the worker's main thread between and after forwards, so nothing waits: reads go on by
-themselves and are looked at in each step. What is owed to vLLM is kept by request and reported exactly once.
+Everything here but a release that had to wait for a first contact runs in the worker's main thread between and after
+forwards, so nothing waits: reads go on by themselves and are looked at in each step. What is owed to vLLM is kept by
+request and reported exactly once.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Worker:
         self._loading: dict[str, _Loading] = {}  # by request
         self._sending: dict[str, str] = {}  # requests by transfer id: their blocks belong to parcels
         self._results = KVConnectorTransferResults()
-        self._releases: list[tuple[Source, Future[Prefiller]]] = []
 
     def register(self, tensors: dict[str, torch.Tensor]) -> None:
         """The device is set up and the cache is there: only now is there an engine."""
@@ -88,7 +88,7 @@ class Worker:
         for bootstrap, engine_id in meta.contacts:
             self._prefillers.find(bootstrap, engine_id)
         for source in meta.released:
-            self._releases.append((source, self._prefillers.find(source.bootstrap, source.engine_id)))
+            self._release(source, self._prefillers.find(source.bootstrap, source.engine_id))
         for load in meta.loads:
             owners = self._prefillers.find(load.source.bootstrap, load.source.engine_id)
             self._loading[load.request_id] = _Loading(load, owners, time.monotonic())
@@ -156,16 +156,17 @@ class Worker:
         for request_id, loading in list(self._loading.items()):
             if loading.reading is None and loading.owners.done():
                 self._read(request_id, loading)
-        waiting = []
-        for source, owners in self._releases:
-            if not owners.done():
-                waiting.append((source, owners))
-            elif owners.exception() is not None:  # whoever is gone holds nothing
-                self._prefillers.forget(source.bootstrap, source.engine_id)
-            else:
-                for owner in owners.result().owners:
-                    self._parcels.release_at(owner, source.transfer_id)
-        self._releases = waiting
+
+    def _release(self, source: Source, owners: Future[Prefiller]) -> None:
+        """As soon as the owners are known, also when that is after this step: an engine that is idle has no other."""
+
+        def tell(found: Future[Prefiller]) -> None:
+            if found.cancelled() or found.exception() is not None:  # whoever is gone holds nothing
+                return
+            for owner in found.result().owners:
+                self._parcels.release_at(owner, source.transfer_id)
+
+        owners.add_done_callback(tell)
 
     def _read(self, request_id: str, loading: _Loading) -> None:
         load = loading.load
@@ -204,7 +205,7 @@ class Worker:
         if loading is None:  # reported already
             return
         if loading.reading is None:
-            self._releases.append((loading.load.source, loading.owners))
+            self._release(loading.load.source, loading.owners)
             self._report(request_id, failed=False)
         else:
             loading.cancelled = True
@@ -223,6 +224,8 @@ class Worker:
         source = loading.load.source
         logger.warning("request %s did not get parcel %s: %s", request_id, source.transfer_id, why)
         self._prefillers.forget(source.bootstrap, source.engine_id)
+        if not loading.load.more:  # it is not asked for again, also where vLLM computes the prompt now
+            self._release(source, loading.owners)
         self._stats.count("reads_failed")
         self._report(request_id, failed=True)
 
