@@ -44,11 +44,11 @@ struct TransferTask {
   TimePoint submitted;
   TimePoint deadline = kNever;
   TransferPhase phase = TransferPhase::waiting;
-  Path* path = nullptr;  // while moving
-  EventId awaited = 0;   // event of the local memory's kind, that it waits for
+  Path* path = nullptr;    // while moving
+  EventId awaited = 0;     // event of the local memory's kind, that it waits for
   bool redialled = false;  // a session ended under it and it waited for the next, once
-  bool synced = false;   // the peer's region table was brought up to date for it once
-  Status verdict;        // while fencing: what the outcome will be
+  bool synced = false;     // the peer's region table was brought up to date for it once
+  Status verdict;          // while fencing: what the outcome will be
   std::unique_ptr<Timer> timer;
   std::shared_ptr<Completion> completion = std::make_shared<Completion>();
   uint64_t incarnation = 0;  // of the peer that the pairs belong to; 0: any
