@@ -118,10 +118,13 @@ def _count(server: Server, metric: str) -> Callable[[], bool]:
 
 def _stages(deployment: Deployment) -> dict[str, Callable[[], bool]]:
     """When a client leaves."""
+    published = _count(deployment.prefiller, "vllm:kvferry_parcels_published_total")
     return {
         "sent": lambda: True,
-        "computing": lambda: used_blocks(deployment.prefiller) > 0,
-        "published": _count(deployment.prefiller, "vllm:kvferry_parcels_published_total"),
+        # Its metrics show a prompt of one step only when that has ended; then it may have been seen too late.
+        "computing": lambda: deployment.proxy.metric("kvferry_proxy_backend_requests", role="prefill") > 0
+        or published(),
+        "published": published,
         "read": _count(deployment.decoder, "vllm:kvferry_read_bytes_total"),
         "decoding": _count(deployment.decoder, "vllm:generation_tokens_total"),
     }
@@ -167,7 +170,9 @@ def nobody_comes(deployment: Deployment) -> Result:
 
 def lease_ends(deployment: Deployment) -> Result:
     """With a lease of 2 s: a decoder that comes too late fails the request, and never answers from what it read."""
-    (prompt,) = prompts(1, seed=6, shortest=900)
+    warm, prompt = prompts(2, seed=6, shortest=900, longest=901)
+    ask(deployment.prefiller.port, warm)  # what is compiled for a server's first prompt takes longer than the lease
+    eventually(lambda: used_blocks(deployment.prefiller) == 0, 5, "the prefiller is idle")
     prefill(deployment, prompt, "xfer-late")
     eventually(lambda: used_blocks(deployment.prefiller) > 0, 2, "the prefiller keeps the blocks")
     held = eventually(lambda: used_blocks(deployment.prefiller) == 0, 6, "the lease ends")

@@ -33,7 +33,7 @@ def short(deployment: Deployment) -> dict[str, Any]:
     return cases.equal_answers(deployment, 12)
 
 
-EVERYDAY = (cases.equal_answers, cases.several_at_once, cases.prefix_cache, cases.other_kv_differs)
+EVERYDAY = (cases.equal_answers, cases.several_at_once, cases.prefix_cache, cases.swapped_kv)
 UNEQUAL_RANKS = (short, cases.several_at_once, cases.prefix_cache)
 ENDINGS = (cases.client_gone, cases.nobody_comes, cases.prefiller_killed, cases.decoder_killed)
 SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}
@@ -41,7 +41,7 @@ GROUPS = {
     "kvferry": Group(Setup(), (*EVERYDAY, *ENDINGS), in_ci=True),
     "kvferry_tcp": Group(Setup(env={"KVFERRY_FABRICS": "tcp"}), EVERYDAY),
     "mooncake": Group(Setup(connector="mooncake"), (*EVERYDAY, cases.planted_fault), in_ci=True),
-    "kvferry_lease": Group(Setup(env=SHORT_LEASE), (cases.lease_ends, cases.slow_decoder)),
+    "kvferry_lease": Group(Setup(env=SHORT_LEASE), (cases.lease_ends, cases.slow_decoder), in_ci=True),
     "kvferry_recompute": Group(Setup(env=SHORT_LEASE, policy="recompute"), (cases.slow_decoder,)),
     "tp_2_to_1": Group(Setup(prefill_tp=2), UNEQUAL_RANKS, in_ci=True),
     "tp_1_to_2": Group(Setup(decode_tp=2), UNEQUAL_RANKS),
@@ -53,6 +53,7 @@ TIMINGS = {
     "vLLM's connector on Mooncake": Group(Setup(connector="mooncake", paths=[str(ORIGINAL)]), (cases.timings,)),
     "vLLM's connector on kvferry": Group(Setup(connector="mooncake"), (cases.timings,)),
     "kvferry's connector": Group(Setup(), (cases.timings,)),
+    "the same without its short wait": Group(Setup(extra={"kvferry_short_wait_us": 0}), (cases.timings,)),
 }
 
 
@@ -85,6 +86,7 @@ def run_group(name: str, group: Group, options: argparse.Namespace, folder: Path
         result = {"case": name, "passed": False, "failure": str(error)}
         results.append(result)
         print(json.dumps(result) if options.json else _line(result), flush=True)
+    print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", file=sys.stderr, flush=True)
     return results
 
 

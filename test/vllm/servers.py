@@ -163,7 +163,7 @@ class Deployment:
         command = [str(self._proxy), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--prefill", f"http://127.0.0.1:{self.prefiller.port}", str(self.bootstrap_port)]
         command += ["--decode", f"http://127.0.0.1:{self.decoder.port}", "--connector", self.setup.connector]
-        command += ["--min-prompt-bytes", "1", "--health-interval", "200ms"]
+        command += ["--min-prompt-bytes", "1", "--health-interval", "200ms", "--admin-port", "-1"]
         server = Server(command, port, self.folder / "proxy.log", {}, "/readiness")
         self._all.append(server)
         server.wait_until_up()
