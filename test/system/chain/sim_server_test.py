@@ -86,7 +86,11 @@ class SimServer(ChainTest):
 
     async def test_a_parcel_that_nobody_reads_is_released_by_delete(self) -> None:
         await self.produce("unread")
-        self.assertGreater(await self.used_blocks(self.prefiller), 0)
+
+        async def pinned() -> bool:  # the page tells of the last step, which may be before the answer's
+            return await self.used_blocks(self.prefiller) > 0
+
+        await until(pinned)
         status, text = await fetch(f"{self.bootstrap}/v1/parcels/unread?force=1", "DELETE")
         self.assertEqual(200, status, text)
         await self.at_rest()
