@@ -42,6 +42,8 @@ def compare(deployment: Deployment, show: Show) -> bool:
     """Asks the decoder alone, which then computes everything itself, and the proxy."""
     wanted = prompts(QUESTIONS, seed=11, shortest=200, longest=1800)
     show.step(f"request {len(wanted)} prompts to one vLLM server, then through the proxy")
+    for port in (deployment.decoder.port, deployment.proxy.port):
+        ask(port, wanted[0][:20])  # a server's first request compiles
     forget_prefixes(deployment.decoder)
     alone = [timed(deployment.decoder.port, prompt, stream=False) for prompt in wanted]
     forget_prefixes(deployment.decoder)
