@@ -123,9 +123,11 @@ void Peer::on_session_ended(const Error& why) {
                Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
   for (auto& synced : std::exchange(syncing_, {})) synced(why);  // the session has forgotten them
   std::vector<TaskPtr> undone;
-  if (was_ready && session->ended_by_peer())
+  if (was_ready && session->ended_by_peer() && why.code == ErrorCode::peer_lost) {
+    const bool owner_lives = session->link() && session->link()->owner_lives();
     for (const TaskPtr& task : std::vector(tasks_.begin(), tasks_.end()))
-      if (await_next_session(task, why)) undone.push_back(task);
+      if (await_next_session(task, owner_lives)) undone.push_back(task);
+  }
   for (const TaskPtr& task : undone) tasks_.erase(task);
   fail_connecting(why);
   tasks_.insert(undone.begin(), undone.end());
@@ -144,15 +146,20 @@ void Peer::on_session_ended(const Error& why) {
 }
 
 // I5: a peer may have ended the session before a transfer began on it, which shows here only afterwards. A transfer of
-// which nothing is done moves to the next session instead of failing, once. The next hello names the session that it
+// which nothing is done moves to the next session instead of failing, once. So does a one-sided read that is under way,
+// for which the owner need not know of the session, while that lives. The next hello names the session that it
 // replaces, so that nothing of a write sent on this one can land behind what is written on that one (I4).
-bool Peer::await_next_session(const TaskPtr& task, const Error& why) {
-  if (why.code != ErrorCode::peer_lost || task->redialled || !task->job || task->job->bytes_done.load() != 0)
-    return false;
+bool Peer::await_next_session(const TaskPtr& task, bool owner_lives) {
+  if (task->redialled || !task->job) return false;
   if (task->phase != TransferPhase::waiting && task->phase != TransferPhase::moving) return false;
+  const bool can_be_repeated = owner_lives && task->path != nullptr && task->path == one_sided_path_.get() &&
+                               task->job->operation == Operation::read;
+  if (task->job->bytes_done.load() != 0 && !can_be_repeated) return false;
   if (task->phase == TransferPhase::moving) {
     task->path->cancel(task->job, [] {});
     task->path = nullptr;
+    task->job->bytes_done = 0;
+    task->job->spans_done = 0;
     task->advance(TransferEvent::session_lost);
   }
   task->redialled = true;
