@@ -101,11 +101,12 @@ bool copy_directly(EngineState& engine, const detail::PeerHandle& peer, const st
     if (region->kind != MemoryKind::host || region->word == kNoWord) return false;
   const bool alone = task->job->bytes <= local::Copier::kInlineBytes;
   bool session_over = false;
-  const auto done = [&](Status status) {
+  // Perhaps in a copy thread, which still holds the task when its waiter has left.
+  const auto done = [&engine, &peer, &session_over, task, alone, id = view.engine_id](Status status) {
     // I5: the owner has ended the session. Nothing has moved, and the loop can dial again.
     if (!status.ok() && status.error().code == ErrorCode::peer_lost && task->job->bytes_done.load() == 0)
       return alone ? void(session_over = true) : submit_to_loop(engine, peer.index, task, true);
-    finish_directly(engine, peer.address, view.engine_id, *task, std::move(status));
+    finish_directly(engine, peer.address, id, *task, std::move(status));
   };
   auto copy = std::make_shared<local::Copy>(task->job, view.link, *engine.clock, done);
   if (!alone) engine.copier->enqueue(copy);
