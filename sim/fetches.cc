@@ -116,8 +116,7 @@ void Fetches::stop(const FetchPtr& fetch, Error why) {
   for (const ParcelReading& reading : fetch->readings) reading.cancel();
 }
 
-void Fetches::finish(const FetchPtr& ended) {
-  const FetchPtr fetch = ended;  // which may be the one in the table
+void Fetches::finish(FetchPtr fetch) {
   fetches_.erase(fetch->id);
   fetch->limit.clear();
   running_.add(-1);

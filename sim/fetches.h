@@ -33,7 +33,7 @@ class Fetches {
   void rank_done(const FetchPtr& fetch, const ParcelReadOutcome& outcome);
   // Ends it now where nothing can land in its blocks; else the reads end it.
   void stop(const FetchPtr& fetch, Error why);
-  void finish(const FetchPtr& ended);
+  void finish(FetchPtr fetch);  // by value: the table's own goes
 
   boost::asio::io_context& loop_;
   http::Deadlines& deadlines_;

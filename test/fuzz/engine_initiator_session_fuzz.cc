@@ -31,7 +31,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   InitiatorSession* raw = nullptr;
   // No local fabric: it would look into the processes that the input names.
   InitiatorSession session({loop, network, identity, random, false, Frames::Limits{size_t{64} << 10, size_t{1} << 20},
-                            kMaxRegions, std::chrono::seconds(5),
+                            kMaxRegions, std::chrono::seconds(5), 0,
                             [&] {
                               raw->notify({"a", "b"}, [&](const Status&) { ++noted; });
                               raw->sync([] {});

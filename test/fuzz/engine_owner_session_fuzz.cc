@@ -29,7 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                             if (++delivered > 4) return Error{ErrorCode::resource_exhausted, "full"};
                             return {};
                           },
-                          [&](OwnerSession&, const Error&) { ++ended; }},
+                          [&](OwnerSession&, const Error&) { ++ended; }, [](const OwnerSession&, uint64_t) {}},
                          std::move(stream));
     pipe->pump();
     loop.advance(std::chrono::seconds(10));
