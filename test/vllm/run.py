@@ -26,7 +26,7 @@ class Group:
 
     setup: Setup
     cases: Sequence[Case]
-    in_ci: bool = False
+    by_default: bool = False
 
 
 def short(deployment: Deployment) -> dict[str, Any]:
@@ -38,12 +38,12 @@ UNEQUAL_RANKS = (short, cases.several_at_once, cases.prefix_cache)
 ENDINGS = (cases.client_gone, cases.nobody_comes, cases.prefiller_killed, cases.decoder_killed)
 SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}
 GROUPS = {
-    "kvferry": Group(Setup(), (*EVERYDAY, *ENDINGS), in_ci=True),
+    "kvferry": Group(Setup(), (*EVERYDAY, *ENDINGS), by_default=True),
     "kvferry_tcp": Group(Setup(env={"KVFERRY_FABRICS": "tcp"}), EVERYDAY),
-    "mooncake": Group(Setup(connector="mooncake"), (*EVERYDAY, cases.planted_fault), in_ci=True),
-    "kvferry_lease": Group(Setup(env=SHORT_LEASE), (cases.lease_ends, cases.slow_decoder), in_ci=True),
+    "mooncake": Group(Setup(connector="mooncake"), (*EVERYDAY, cases.planted_fault), by_default=True),
+    "kvferry_lease": Group(Setup(env=SHORT_LEASE), (cases.lease_ends, cases.slow_decoder), by_default=True),
     "kvferry_recompute": Group(Setup(env=SHORT_LEASE, policy="recompute"), (cases.slow_decoder,)),
-    "tp_2_to_1": Group(Setup(prefill_tp=2), UNEQUAL_RANKS, in_ci=True),
+    "tp_2_to_1": Group(Setup(prefill_tp=2), UNEQUAL_RANKS, by_default=True),
     "tp_1_to_2": Group(Setup(decode_tp=2), UNEQUAL_RANKS),
     "kvferry_in_multi": Group(Setup(inside_multi=True), (short, cases.several_at_once)),
     "kvferry_planted": Group(Setup(planted=True), (cases.planted_fault,)),
@@ -102,13 +102,15 @@ def chosen(options: argparse.Namespace) -> dict[str, Group]:
     return {
         name: group
         for name, group in GROUPS.items()
-        if options.all or (name in options.case if options.case else group.in_ci)
+        if options.all or (name in options.case if options.case else group.by_default)
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", action="append", choices=sorted(GROUPS), help="a group of cases; default: CI's")
+    parser.add_argument(
+        "--case", action="append", choices=sorted(GROUPS), help="a group of cases; without any, about 5 minutes' worth"
+    )
     parser.add_argument("--only", action="append", help="of these groups, the cases of this name alone")
     parser.add_argument("--all", action="store_true", help="every group")
     parser.add_argument("--json", action="store_true", help="one JSON object a case")

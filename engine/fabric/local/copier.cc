@@ -57,7 +57,7 @@ void Copy::help() {
 bool Copy::cancel() {
   const bool first = !ended_.exchange(true);
   stop_.store(true, std::memory_order_seq_cst);
-  // Bounded by one slice: a thread that enters now sees `stop`.
+  // Bounded by one slice: a thread that enters now sees `stop_`.
   while (active_.load(std::memory_order_seq_cst) != 0) std::this_thread::yield();
   return first;
 }
