@@ -61,10 +61,12 @@ std::optional<Path> parse_path(std::string_view path) {
   Path out;
   size_t at = 0;  // where the rest behind the namespace begins
   for (size_t depth = 0; depth <= kMaxNamespaceDepth; ++depth) {
-    if (parse_endpoint(path.substr(at), out)) {
+    const std::string_view rest = path.substr(at);
+    if (parse_endpoint(rest, out)) {
       out.space = path.substr(0, at > 0 ? at - 1 : 0);
       return out;
     }
+    if (rest.starts_with(kParcels)) return std::nullopt;  // with an id that is none; no namespace holds these words
     const size_t slash = path.find('/', at);
     if (slash == std::string_view::npos || !valid_segment(path.substr(at, slash - at))) return std::nullopt;
     at = slash + 1;

@@ -122,15 +122,7 @@ void Peer::on_session_ended(const Error& why) {
   next_dial_ = context_.loop.now() + backoff_ / 2 +
                Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
   for (auto& synced : std::exchange(syncing_, {})) synced(why);  // the session has forgotten them
-  std::vector<TaskPtr> undone;
-  if (was_ready && session->ended_by_peer() && why.code == ErrorCode::peer_lost) {
-    const bool owner_lives = session->link() && session->link()->owner_lives();
-    for (const TaskPtr& task : std::vector(tasks_.begin(), tasks_.end()))
-      if (await_next_session(task, owner_lives)) undone.push_back(task);
-  }
-  for (const TaskPtr& task : undone) tasks_.erase(task);
-  fail_connecting(why);
-  tasks_.insert(undone.begin(), undone.end());
+  fail_connecting(why, was_ready && session->ended_by_peer() && why.code == ErrorCode::peer_lost);
   if (parcels_.session_ended) parcels_.session_ended(why);
   std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
   std::shared_ptr<OneSidedPath> one_sided_path = std::move(one_sided_path_);
@@ -142,24 +134,18 @@ void Peer::on_session_ended(const Error& why) {
     fetch_path.reset();
     one_sided_path.reset();
   });
-  if (!undone.empty()) ensure_session();
+  if (!tasks_.empty()) ensure_session();
 }
 
 // I5: a peer may have ended the session before a transfer began on it, which shows here only afterwards. A transfer of
-// which nothing is done moves to the next session instead of failing, once. So does a one-sided read that is under way,
-// for which the owner need not know of the session, while that lives. The next hello names the session that it
+// which nothing is done moves to the next session instead of failing, once. The next hello names the session that it
 // replaces, so that nothing of a write sent on this one can land behind what is written on that one (I4).
-bool Peer::await_next_session(const TaskPtr& task, bool owner_lives) {
-  if (task->redialled || !task->job) return false;
+bool Peer::await_next_session(const TaskPtr& task) {
+  if (task->redialled || !task->job || task->job->bytes_done.load() != 0) return false;
   if (task->phase != TransferPhase::waiting && task->phase != TransferPhase::moving) return false;
-  const bool can_be_repeated = owner_lives && task->path != nullptr && task->path == one_sided_path_.get() &&
-                               task->job->operation == Operation::read;
-  if (task->job->bytes_done.load() != 0 && !can_be_repeated) return false;
   if (task->phase == TransferPhase::moving) {
     task->path->cancel(task->job, [] {});
     task->path = nullptr;
-    task->job->bytes_done = 0;
-    task->job->spans_done = 0;
     task->advance(TransferEvent::session_lost);
   }
   task->redialled = true;
@@ -167,10 +153,11 @@ bool Peer::await_next_session(const TaskPtr& task, bool owner_lives) {
   return true;
 }
 
-void Peer::fail_connecting(const Error& why) {
+void Peer::fail_connecting(const Error& why, bool session_ended_by_peer) {
   for (auto& connected : std::exchange(connecting_, {})) connected(why);
   const std::vector<TaskPtr> all(tasks_.begin(), tasks_.end());
   for (const TaskPtr& task : all) {
+    if (session_ended_by_peer && await_next_session(task)) continue;
     if (task->phase == TransferPhase::fencing)
       on_deadline(task);  // nobody is left to confirm the fence
     else

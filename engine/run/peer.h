@@ -117,8 +117,8 @@ class Peer {
   void give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side);
   void finish(const TaskPtr& task, Status status, RemoteQuiet remote);
   Error explain(const TransferTask& task, const Error& why) const;
-  bool await_next_session(const TaskPtr& task, bool owner_lives);
-  void fail_connecting(const Error& why);
+  bool await_next_session(const TaskPtr& task);
+  void fail_connecting(const Error& why, bool session_ended_by_peer = false);
 
   Context context_;
   const Address address_;

@@ -71,12 +71,12 @@ struct MemoryPipe {
   // Lets the engine's part read and write until nothing moves any more.
   void pump() {
     for (int turn = 0; turn < 100000 && alive && handler != nullptr; ++turn) {
-      const size_t before = input.size() + output.size();
+      const std::pair before(input.size(), output.size());
       const bool readable = wants_read && (!input.empty() || ended);
       const bool writable = wants_write && room > 0;
       if (!readable && !writable) return;
       handler->on_stream_ready(readable, writable);
-      if (alive && input.size() + output.size() == before) return;
+      if (alive && std::pair(input.size(), output.size()) == before) return;
     }
   }
 };

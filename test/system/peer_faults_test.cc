@@ -242,14 +242,20 @@ TEST_P(PeerFaults, ATransferBegunOnASessionThatThePeerHasEndedDialsAgain) {
   ASSERT_EQ(held.get_future().wait_for(patience), std::future_status::ready);
   EXPECT_TRUE(eventually([&] { return target.ask("describe").find("\"sessions\":0") != std::string::npos; }));
   initiator_.fill(0x77);
-  // One that the calling thread could do alone on the same host, and one for the loop.
+  // One that the calling thread could do alone on the same host, and one for the loop. A one-sided read needs the
+  // session for nothing, and may be in its middle when the end is seen: that one fails as any.
+  const bool with_large = GetParam().fabric != std::string("local") || GetParam().operation == Operation::write;
   const Transfer first = must(initiator_.engine().submit(small));
-  const Transfer second = must(initiator_.engine().submit(large));
+  std::optional<Transfer> second;
+  if (with_large) second = must(initiator_.engine().submit(large));
   release.set_value();
   EXPECT_TRUE(first.wait().status.ok()) << text_of(first.wait());
-  EXPECT_TRUE(second.wait().status.ok()) << text_of(second.wait());
-  const auto theirs = target.memory();
+  if (second) {
+    EXPECT_TRUE(second->wait().status.ok()) << text_of(second->wait());
+  }
+  const auto theirs = target.memory(0, with_large ? kBytes : uint64_t{256} << 10);
   EXPECT_TRUE(std::equal(theirs.begin(), theirs.end(), initiator_.memory().begin()));
+  expect_works(initiator_, target);
 }
 
 TEST_P(PeerFaults, UnregisteredInTheMiddle) {

@@ -138,6 +138,8 @@ TEST(BootstrapPaths, AnyIdSurvivesThePath) {
   std::string id;
   for (int c = 0x20; c < 0x7f; ++c) id.push_back(static_cast<char>(c));
   EXPECT_EQ(parse_path("/v1/parcels/" + percent_encode(id))->id, id);
+  // An id that is too long makes no namespace of the words before another that is not.
+  EXPECT_FALSE(parse_path("/ns/v1/parcels/" + std::string(50, 'a') + "/v1/parcels/" + std::string(240, 'y')));
 }
 
 TEST(BootstrapPorts, FollowTheRuleOfTheBasePort) {

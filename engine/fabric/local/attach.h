@@ -77,7 +77,6 @@ class Link {
   // The session is gone: later copies fail, those in flight end.
   void close() { closed_.store(true, std::memory_order_seq_cst); }
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
-  bool owner_lives() const { return process_.alive(); }
 
  private:
   Link(Process process, UniqueFd slots_fd, GateSlots slots, uint64_t proof, uint64_t challenge)
