@@ -148,6 +148,8 @@ TEST_F(LyingInitiator, AHelloEndsTheSessionThatItReplacesIfItIsItsOwn) {
   ASSERT_TRUE(session.connection.send_frame(beat));
   EXPECT_EQ(session.connection.receive_frame(proto::Frame::kHeartbeatEcho).heartbeat_echo().number(), 7u);
   const RawConnection again = dial_again(own);
+  const proto::Refusal refusal = session.connection.receive_frame(proto::Frame::kRefusal).refusal();
+  EXPECT_THAT(refusal.message(), ::testing::HasSubstr("dialled again"));
   EXPECT_TRUE(session.connection.is_closed());
   EXPECT_TRUE(lane.is_closed());
   honest_.expect_work();

@@ -48,8 +48,9 @@ class ChainTest(unittest.IsolatedAsyncioTestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.logs = Path(tempfile.mkdtemp(prefix="kvferry-test-"))
-        # Tests run side by side: each process looks for its ports elsewhere.
-        ports = Ports(20000 + os.getpid() % 400 * 40)
+        # Tests run side by side: each process looks for its ports elsewhere, and below those that the kernel gives to
+        # whoever connects (from 32768 on), or one could be taken between the look and the start.
+        ports = Ports(10000 + os.getpid() % 500 * 40)
         cls.chain = Chain(PROGRAMS, cls.logs, cls.shape, ports.take(), ports.take(), ports)
         asyncio.run(cls.chain.start())
 
