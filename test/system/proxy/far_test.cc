@@ -30,7 +30,9 @@ class FarAway : public testing::Test {
     ASSERT_TRUE(mock_->read_line_with("ready", seconds(20)).ok());
     proxy_.emplace(spawn(KVF_PROXY,
                          {"--host", near_, "--admin-port", "-1", "--access-log", "none", "--prefill",
-                          "http://" + far_ + ":8100", "8998", "--decode", "http://" + far_ + ":8200"},
+                          "http://" + far_ + ":8100", "8998", "--decode", "http://" + far_ + ":8200",
+                          // Of a hundred connects on such a link, several are late by three seconds.
+                          "--connect-timeout", "15s"},
                          Side::left));
     ASSERT_TRUE(proxy_->read_line_with("listening on", seconds(20)).ok());
     for (const char* line : {"loss 0.02", "delay 10ms", "rate 2M"}) ASSERT_TRUE(link_->command(line).ok());
