@@ -166,7 +166,8 @@ class KVFERRY_API Engine {
   std::vector<ReceivedNotification> notifications();
 
   // A descriptor that is readable when transfers have ended since the last take_completed(), for event loops. Only
-  // transfers that end after the first call of it are counted.
+  // transfers that end after the first call of it are counted. Among their ids stand kQuietAgain and kParcelReleased,
+  // also for what came before that call: then take all there is.
   Result<int> completion_fd();
   std::vector<uint64_t> take_completed();
 

@@ -1,7 +1,7 @@
 // How many GET /query a bootstrap server answers to many clients at once, each with a kept connection. One line of
 // JSON.
 //   kvferry-bootstrap-bench [--url http://host:port] [--clients 200] [--seconds 5] [--rate 0] [--workers 64]
-// Without --url it starts a server of its own in this process.
+// Without --url it starts a server of its own in this process. --restarts N measures those instead.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "bootstrap/bench/restarts.h"
 #include "bootstrap/bodies.h"
 #include "bootstrap/server.h"
 #include "http/client.h"
@@ -31,6 +32,7 @@ struct Options {
   double seconds = 5;
   double rate = 0;  // requests a second of all clients; 0: as fast as answers come
   uint32_t workers = 64;
+  int restarts = 0;
 };
 
 struct Load {
@@ -131,7 +133,10 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds)->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("--rate", options.rate, "Requests a second; 0: as many as possible")->capture_default_str();
   app.add_option("--workers", options.workers, "Registered first")->capture_default_str()->check(CLI::Range(0, 4096));
+  app.add_option("--restarts", options.restarts, "Measures how soon so many restarts are seen, and nothing else")
+      ->check(CLI::Range(1, 1000));
   CLI11_PARSE(app, argc, argv);
+  if (options.restarts > 0) return bootstrap::measure_restarts(options.restarts);
   std::unique_ptr<bootstrap::Server> own;
   if (options.url.empty()) {
     bootstrap::ServerSettings settings;

@@ -66,7 +66,11 @@ Result<std::string> ParcelTarget::answer(const std::string& line) {
     return flow(prefix, count, window);
   }
   words >> count;
-  if (verb == "release") return release(count);
+  if (verb == "release") {
+    bool force = false;
+    words >> force;
+    return release(count, force);
+  }
   if (verb == "expiry") return expiry(count);
   return Error{ErrorCode::invalid_argument, "unknown verb " + verb};
 }
@@ -119,15 +123,15 @@ Result<std::string> ParcelTarget::flow(const std::string& prefix, size_t count, 
   return fmt::format("{}", seconds(clock.now() - began));
 }
 
-Result<std::string> ParcelTarget::release(size_t count) {
+Result<std::string> ParcelTarget::release(size_t count, bool force) {
   const SystemClock clock;
   Samples samples;
   parcels_->take_released();
   for (size_t i = 0; i < count; ++i) {
-    const std::string id = "release" + std::to_string(i);
+    const std::string id = (force ? "forced" : "release") + std::to_string(i);
     KVF_RETURN_IF_ERROR(parcels_->publish(spec(id, 1)));
     const TimePoint began = clock.now();
-    parcels_->release(id, true);
+    parcels_->release(id, force);
     while (await_released().empty()) {
     }
     samples.add(microseconds(clock.now() - began));

@@ -33,7 +33,7 @@ class ParcelTarget {
   std::vector<ParcelReleased> await_released();
   Result<std::string> publish(const std::string& prefix, size_t count, uint32_t pages, bool digest);
   Result<std::string> flow(const std::string& prefix, size_t count, size_t window);
-  Result<std::string> release(size_t count);
+  Result<std::string> release(size_t count, bool force);
   Result<std::string> expiry(size_t count);
 
   const Pool& pool_;

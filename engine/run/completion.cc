@@ -1,11 +1,15 @@
 #include "engine/run/completion.h"
 
+#include <algorithm>
+
 namespace kvferry {
 
 Result<int> CompletionHub::fd() {
   const std::lock_guard lock(mutex_);
   if (!event_) {
     KVF_ASSIGN_OR_RETURN(event_, EventFd::create());
+    untaken_.store(finished_.size(), std::memory_order_relaxed);
+    if (!finished_.empty()) event_->signal();
   }
   return event_->fd();
 }
@@ -19,17 +23,24 @@ std::vector<TransferId> CompletionHub::take() {
   return taken;
 }
 
-void CompletionHub::tell(TransferId id) {
+void CompletionHub::tell(TransferId news) {
   const std::lock_guard lock(mutex_);
-  if (!event_) return;
-  finished_.push_back(id);
-  untaken_.store(finished_.size(), std::memory_order_relaxed);
-  event_->signal();
+  if (event_ || std::find(finished_.begin(), finished_.end(), news) == finished_.end()) queue(news);
 }
 
 void CompletionHub::ended(TransferId id) {
-  tell(id);
+  {
+    const std::lock_guard lock(mutex_);
+    if (event_) queue(id);
+  }
   transfer_ended_();
+}
+
+void CompletionHub::queue(TransferId id) {
+  finished_.push_back(id);
+  if (!event_) return;
+  untaken_.store(finished_.size(), std::memory_order_relaxed);
+  event_->signal();
 }
 
 bool Completion::finish(Outcome outcome) {

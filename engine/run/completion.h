@@ -25,17 +25,20 @@ class CompletionHub {
   // `transfer_ended` runs in whichever thread ended a transfer.
   explicit CompletionHub(std::function<void()> transfer_ended) : transfer_ended_(std::move(transfer_ended)) {}
 
-  // From the first call on, ended transfers are queued for take(). Readable while the queue is not empty.
+  // From the first call on, ended transfers are queued for take(); other news that nobody has taken is there from the
+  // start. Readable while the queue is not empty.
   Result<int> fd();
   std::vector<TransferId> take();
   // Ended and not taken; 0 as long as nobody asked for the descriptor.
   size_t untaken() const { return untaken_.load(std::memory_order_relaxed); }
 
   void ended(TransferId id);
-  // Puts an id before take() that is no transfer's end.
-  void tell(TransferId id);
+  // Puts news before take() that is no transfer's end; each kind once until somebody has asked for the descriptor.
+  void tell(TransferId news);
 
  private:
+  void queue(TransferId id);  // REQUIRES: mutex_
+
   const std::function<void()> transfer_ended_;
   std::mutex mutex_;
   std::optional<EventFd> event_;     // GUARDED_BY(mutex_)
