@@ -16,7 +16,8 @@ namespace kvferry::bootstrap {
 namespace asio = boost::asio;
 
 struct BlockingClient::Core {
-  explicit Core(Config config) : deadlines(loop, clock), client(loop, deadlines, random, settings(std::move(config))) {
+  Core(Config config, std::shared_ptr<http::TlsContext> trust)
+      : deadlines(loop, clock), client(loop, deadlines, random, settings(std::move(config), std::move(trust))) {
     thread = std::thread([this] {
       const auto guard = asio::make_work_guard(loop);
       loop.run();
@@ -27,10 +28,11 @@ struct BlockingClient::Core {
     thread.join();
   }
 
-  static Client::Config settings(Config config) {
+  static Client::Config settings(Config config, std::shared_ptr<http::TlsContext> trust) {
     Client::Config out;
     out.token = std::move(config.token);
     out.timeout = config.timeout;
+    out.trust = std::move(trust);
     return out;
   }
 
@@ -63,7 +65,12 @@ Result<std::unique_ptr<BlockingClient>> BlockingClient::create(Config config) {
   if (config.timeout <= Duration(0)) {
     return Error{ErrorCode::invalid_argument, "the timeout must be positive", "", "", "bootstrap"};
   }
-  return std::unique_ptr<BlockingClient>(new BlockingClient(std::make_unique<Core>(std::move(config))));
+  std::shared_ptr<http::TlsContext> trust;
+  if (!config.ca_file.empty()) {
+    KVF_ASSIGN_OR_RETURN(trust, http::trust_authorities(config.ca_file));
+  }
+  return std::unique_ptr<BlockingClient>(
+      new BlockingClient(std::make_unique<Core>(std::move(config), std::move(trust))));
 }
 
 Result<std::shared_ptr<const Workers>> BlockingClient::workers(const std::string& base) {

@@ -17,12 +17,13 @@ class BlockingClient {
   struct Config {
     std::string token;                           // for release
     Duration timeout = std::chrono::seconds(5);  // of a call, all its tries together
+    std::string ca_file;                         // PEM: who vouches for https servers
   };
   static Result<std::unique_ptr<BlockingClient>> create(Config config);
   // REQUIRES: no call is in progress.
   ~BlockingClient();
 
-  // URLs are "http://host:port[/namespace]". What the calls mean: bootstrap/client.h.
+  // URLs are "http[s]://host:port[/namespace]". What the calls mean: bootstrap/client.h.
   Result<std::shared_ptr<const std::vector<Registration>>> workers(const std::string& base);
   Result<std::shared_ptr<const WorkerInfo>> worker(const std::string& server);
   Result<ReleaseState> release(const std::string& base, const std::string& transfer_id, bool force);

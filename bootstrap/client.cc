@@ -42,6 +42,7 @@ asio::awaitable<Result<http::Fetched>> Client::ask(http::Fetch fetch, Duration a
   const TimePoint deadline = after(deadlines_.now(), config_.timeout);
   Backoff backoff(config_.first_retry, config_.longest_retry, random_);
   fetch.max_body_bytes = config_.max_answer_bytes;
+  fetch.trust = config_.trust;
   for (;;) {
     fetch.timeout = std::min(attempt, deadline - deadlines_.now());
     ++requests_;

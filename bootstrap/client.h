@@ -75,6 +75,7 @@ class Client {
     Duration fallback_ttl = std::chrono::milliseconds(500);  // where the server names none (vLLM's)
     size_t max_cached = 1024;                                // answers of each kind
     size_t max_answer_bytes = 64 << 20;                      // 65536 workers of at most 1 KiB
+    std::shared_ptr<http::TlsContext> trust;                 // for https
   };
   Client(boost::asio::io_context& loop, http::Deadlines& deadlines, Random& random, Config config)
       : loop_(loop),

@@ -4,7 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "http/auth.h"
+#include "common/secret.h"
 
 namespace kvferry::bootstrap {
 namespace {
@@ -19,6 +19,9 @@ void declare(CLI::App& app, ServerSettings& server, RawFlags& raw) {
   app.add_option("--host", server.host, "The only address to listen on")->capture_default_str();
   app.add_option("--port", server.port, "Default: $VLLM_MOONCAKE_BOOTSTRAP_PORT or 8998; 0 takes a free one");
   app.add_option("--token", raw.token, "Asked, as a bearer token, of everything that changes state; @file reads it");
+  app.add_option("--tls-certificate", server.certificate_file, "PEM chain: the server speaks TLS only");
+  app.add_option("--tls-key", server.key_file, "PEM private key");
+  app.add_option("--tls-ca", server.ca_file, "PEM authorities of the workers' servers, for their https");
   app.add_option("--query-ttl", raw.query_ttl, "How long clients may keep answers")->capture_default_str();
   app.add_option("--max-ttl", raw.max_ttl, "Longest time that a worker may stay silent")->capture_default_str();
   app.add_option("--plain-ttl", raw.plain_ttl, "Forget workers that never renew (vLLM's own) after this; 0: never")
@@ -53,7 +56,10 @@ Status check(const RawFlags& raw, ProgramConfig& config) {
   if (server.directory.namespaces == 0 || server.directory.entries == 0 || server.max_connections == 0) {
     return Error{ErrorCode::invalid_argument, "limits must be positive", "", "", ""};
   }
-  KVF_ASSIGN_OR_RETURN(server.token, http::read_secret(raw.token));
+  KVF_ASSIGN_OR_RETURN(server.token, read_secret(raw.token));
+  if (server.certificate_file.empty() && !server.key_file.empty()) {
+    return Error{ErrorCode::invalid_argument, "--tls-key needs --tls-certificate", "", "", ""};
+  }
   KVF_ASSIGN_OR_RETURN(config.log_level, parse_log_level(raw.log_level));
   return {};
 }
@@ -63,10 +69,10 @@ Status check(const RawFlags& raw, ProgramConfig& config) {
 std::string ProgramConfig::to_string() const {
   const auto ms = [](Duration span) { return span / std::chrono::milliseconds(1); };
   return fmt::format(
-      "host={} port={} token={} query_ttl={}ms max_ttl={}ms plain_ttl={}ms max_namespaces={} max_workers={} "
+      "host={} port={} tls={} token={} query_ttl={}ms max_ttl={}ms plain_ttl={}ms max_namespaces={} max_workers={} "
       "max_connections={} idle_timeout={}ms head_timeout={}ms body_timeout={}ms",
-      server.host, server.port, server.token.empty() ? "none" : "set", ms(server.query_ttl),
-      ms(server.directory.max_ttl), ms(server.directory.plain_ttl), server.directory.namespaces,
+      server.host, server.port, server.certificate_file.empty() ? "no" : "yes", server.token.empty() ? "none" : "set",
+      ms(server.query_ttl), ms(server.directory.max_ttl), ms(server.directory.plain_ttl), server.directory.namespaces,
       server.directory.entries, server.max_connections, ms(server.idle_timeout), ms(server.head_timeout),
       ms(server.body_timeout));
 }

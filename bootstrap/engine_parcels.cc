@@ -79,6 +79,7 @@ Result<ServerSettings> settings_of_worker(ServerSettings settings, const std::st
   http::Url url;
   url.host = base_host;
   url.port = base;
+  url.secure = !settings.ca_file.empty();
   settings.base_url = url.to_string();
   settings.port = 0;
   if (rank.pp_rank == 0) {

@@ -39,6 +39,7 @@ asio::awaitable<void> work_off(asio::io_context& loop, http::Deadlines& deadline
     if (!job->work.token.empty()) fetch.headers.add("Authorization", "Bearer " + job->work.token);
     fetch.timeout = deadline - deadlines.now();
     fetch.max_body_bytes = 64 << 10;
+    fetch.trust = job->work.trust;
     const auto answer = co_await http::fetch(loop, deadlines, std::move(fetch));
     job->acknowledged[mine] = answer.ok() && answer->head.status == 200;
   }

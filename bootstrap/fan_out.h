@@ -2,11 +2,13 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "common/clock.h"
 #include "http/deadlines.h"
+#include "http/tls.h"
 #include "http/url.h"
 
 namespace kvferry::bootstrap {
@@ -18,6 +20,7 @@ struct FanOut {
   std::string token;
   std::vector<http::Url> targets;
   Duration limit = std::chrono::milliseconds(1500);  // for all of them: the proxy waits 2 s
+  std::shared_ptr<http::TlsContext> trust;           // for https
   size_t at_once = 64;                               // connections
 };
 

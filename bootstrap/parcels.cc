@@ -132,7 +132,7 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
   }
   std::shared_ptr<Question<ReleaseState>> question;  // goes on while the others are told
   if (parcels_ != nullptr) question = ask_release(id, force);
-  const FanOut work{id, force, config_.token, std::move(audience.urls), config_.release_limit};
+  const FanOut work{id, force, config_.token, std::move(audience.urls), config_.release_limit, config_.trust};
   const std::vector<bool> acknowledged = co_await release_at_all(loop_, deadlines_, work);
   std::optional<ReleaseState> here = ReleaseState::unknown;
   if (question) here = co_await Question<ReleaseState>::wait(question);

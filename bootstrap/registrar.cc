@@ -60,6 +60,7 @@ asio::awaitable<Result<int>> Registrar::Task::ask(std::string method, std::strin
   fetch.target = std::move(target);
   fetch.body = std::move(body);
   fetch.timeout = limit;
+  fetch.trust = config.trust;
   fetch.max_body_bytes = 64 << 10;
   fetch.headers.add("Content-Type", "application/json");
   if (!config.token.empty()) fetch.headers.add("Authorization", "Bearer " + config.token);

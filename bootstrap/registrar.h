@@ -21,6 +21,7 @@ class Registrar {
   struct Config {
     http::Url base;  // with the namespace as its path
     std::string token;
+    std::shared_ptr<http::TlsContext> trust;  // for https
     Duration ttl = std::chrono::seconds(5);
     Duration heartbeat = std::chrono::seconds(1);  // how soon a restarted server knows everybody again
     Duration attempt = std::chrono::seconds(1);    // for one request

@@ -25,6 +25,8 @@ http::ServerConfig listening(const ServerSettings& settings) {
   http::ServerConfig config;
   config.host = settings.host;
   config.port = settings.port;
+  config.certificate_file = settings.certificate_file;
+  config.key_file = settings.key_file;
   config.max_connections = settings.max_connections;
   config.max_head_bytes = kMaxHeadBytes;
   config.max_body_bytes = kMaxBodyBytes;
@@ -35,13 +37,14 @@ http::ServerConfig listening(const ServerSettings& settings) {
   return config;
 }
 
-ServiceConfig serving(const ServerSettings& settings) {
+ServiceConfig serving(const ServerSettings& settings, std::shared_ptr<http::TlsContext> trust) {
   ServiceConfig config;
   config.token = settings.token;
   config.keeps_directory = settings.keeps_directory;
   config.directory = settings.directory;
   config.query_ttl = settings.query_ttl;
   config.release_limit = settings.release_limit;
+  config.trust = std::move(trust);
   return config;
 }
 
@@ -49,12 +52,13 @@ ServiceConfig serving(const ServerSettings& settings) {
 
 // The loop's thread owns everything here but `thread` and `mailbox`. What holds on to the loop ends before it.
 struct Server::Core {
-  Core(ServerSettings settings_in, ParcelControl* parcels)
+  Core(ServerSettings settings_in, std::shared_ptr<http::TlsContext> trust_in, ParcelControl* parcels)
       : settings(std::move(settings_in)),
         log(settings.logger ? settings.logger : make_stderr_logger(LogLevel::warning, "bootstrap")),
         deadlines(loop, clock),
+        trust(std::move(trust_in)),
         mailbox(std::make_shared<Mailbox>(loop)),
-        service(std::make_shared<Service>(loop, deadlines, mailbox, serving(settings), parcels)),
+        service(std::make_shared<Service>(loop, deadlines, mailbox, serving(settings, trust), parcels)),
         began(clock.now()) {}
 
   Status listen();
@@ -71,6 +75,7 @@ struct Server::Core {
   SystemRandom random;
   asio::io_context loop{1};
   http::Deadlines deadlines;
+  const std::shared_ptr<http::TlsContext> trust;
   const std::shared_ptr<Mailbox> mailbox;
   const std::shared_ptr<Service> service;
   const TimePoint began;
@@ -115,6 +120,7 @@ Status Server::Core::prepare_registrar() {
   Registrar::Config config;
   config.base = std::move(base);
   config.token = settings.token;
+  config.trust = trust;
   config.ttl = settings.worker_ttl;
   config.heartbeat = settings.worker_heartbeat;
   const auto changed = [logger = log, where = settings.base_url](Registrar::State state, const std::string& why) {
@@ -139,6 +145,7 @@ void Server::Core::set_worker(const WorkerInfo& worker) {
   registration.addr = "tcp://" + engine->authority();
   http::Url own = *engine;
   own.port = port;
+  own.secure = !settings.certificate_file.empty();
   registration.http = own.to_string();
   registration.incarnation = worker.incarnation;
   registrar->keep(registration, began);
@@ -177,7 +184,11 @@ Server::~Server() {
 }
 
 Result<std::unique_ptr<Server>> Server::create(ServerSettings settings, ParcelControl* parcels) {
-  auto core = std::make_unique<Core>(std::move(settings), parcels);
+  std::shared_ptr<http::TlsContext> trust;
+  if (!settings.ca_file.empty()) {
+    KVF_ASSIGN_OR_RETURN(trust, http::trust_authorities(settings.ca_file));
+  }
+  auto core = std::make_unique<Core>(std::move(settings), std::move(trust), parcels);
   KVF_RETURN_IF_ERROR(core->prepare_registrar());
   KVF_RETURN_IF_ERROR(core->listen());
   core->thread = std::thread([&loop = core->loop] {

@@ -18,8 +18,13 @@ struct ServerSettings {
   std::string host = "127.0.0.1";  // the only address that is listened on
   uint16_t port = kDefaultPort;    // 0: any free one
   std::string token;               // asked of everything that changes state, and shown to other servers
-  bool keeps_directory = true;     // false: of workers that are registered elsewhere
-  // Where this process's worker is registered: "http://host:port[/namespace]"; empty: nowhere.
+  // PEM files: with a certificate the server speaks TLS only; with authorities it asks other servers by https, and
+  // believes those that they vouch for.
+  std::string certificate_file;
+  std::string key_file;
+  std::string ca_file;
+  bool keeps_directory = true;  // false: of workers that are registered elsewhere
+  // Where this process's worker is registered: "http[s]://host:port[/namespace]"; empty: nowhere.
   std::string base_url;
 
   Directory::Limits directory;

@@ -23,7 +23,8 @@ struct ServiceConfig {
   Directory::Limits directory;
   Duration query_ttl = std::chrono::milliseconds(500);  // how long clients may keep answers
   Duration release_limit = std::chrono::milliseconds(1500);
-  size_t max_releases = 256;  // in flight; each holds up to 64 connections for release_limit
+  std::shared_ptr<http::TlsContext> trust;  // for workers with https
+  size_t max_releases = 256;                // in flight; each holds up to 64 connections for release_limit
 };
 
 // What a bootstrap server answers. Everything happens on the loop. Must outlive the requests in progress.

@@ -5,6 +5,7 @@
 
 #include "common/text.h"
 #include "proto/bootstrap.pb.h"
+#include "proto/parse.h"
 
 namespace kvferry::bootstrap {
 namespace {
@@ -151,7 +152,7 @@ std::string to_protobuf(const WorkerInfo& worker) {
 
 Result<WorkerInfo> parse_worker(std::string_view protobuf) {
   proto::Worker from;
-  if (!from.ParseFromArray(protobuf.data(), static_cast<int>(protobuf.size()))) return malformed("not protobuf");
+  if (!proto::parse(from, protobuf)) return malformed("not protobuf");
   if (from.engine_id().empty() || from.address().empty()) return malformed("engine id or address is missing");
   if (from.auth_mode() > static_cast<uint32_t>(AuthMode::mtls)) return malformed("the mode is unknown");
   WorkerInfo worker;

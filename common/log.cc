@@ -3,6 +3,8 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 
 namespace kvferry {
@@ -48,6 +50,17 @@ class NullLogger final : public Logger {
 };
 
 }  // namespace
+
+std::string one_line(std::string text) {
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  if (std::none_of(text.begin(), text.end(), control)) return text;
+  std::string out;
+  for (const char c : text) {
+    if (control(c)) fmt::format_to(std::back_inserter(out), "\\x{:02x}", static_cast<unsigned char>(c));
+    if (!control(c)) out.push_back(c);
+  }
+  return out;
+}
 
 Result<LogLevel> parse_log_level(std::string_view name) {
   if (name == "debug" || name == "DEBUG" || name == "trace" || name == "TRACE") return LogLevel::debug;

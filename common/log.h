@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -14,6 +15,9 @@ namespace kvferry {
 enum class LogLevel { debug, info, warning, error, off };
 
 KVFERRY_API Result<LogLevel> parse_log_level(std::string_view name);
+
+// `text` with its control characters written out: what a stranger says may stand in a line, and not begin another.
+KVFERRY_API std::string one_line(std::string text);
 
 // Where lines go. The edges (main, bindings, engine) own one and hand it down; libraries return Errors instead.
 // Thread-safe. A filtered line costs one comparison: nothing is formatted.
@@ -44,7 +48,7 @@ class KVFERRY_API Logger {
  private:
   template <class... Args>
   void write(LogLevel level, fmt::format_string<Args...> format, Args&&... args) {
-    if (wants(level)) line(level, fmt::format(format, std::forward<Args>(args)...));
+    if (wants(level)) line(level, one_line(fmt::format(format, std::forward<Args>(args)...)));
   }
   virtual void line(LogLevel level, std::string_view text) = 0;
 

@@ -49,4 +49,14 @@ Result<Secret> read_secret_file(const std::string& path) {
   return Secret(content.view().substr(0, filled));
 }
 
+Result<std::string> read_secret(std::string_view text) {
+  if (!text.starts_with('@')) return std::string(text);
+  const std::string path(text.substr(1));
+  KVF_ASSIGN_OR_RETURN(const Secret content, read_secret_file(path));
+  std::string_view secret = content.view();
+  while (!secret.empty() && (secret.back() == '\n' || secret.back() == '\r')) secret.remove_suffix(1);
+  if (secret.empty()) return Error{ErrorCode::invalid_argument, "the key file is empty", "", "", path};
+  return std::string(secret);
+}
+
 }  // namespace kvferry

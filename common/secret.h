@@ -36,4 +36,7 @@ class KVFERRY_API Secret {
 // and so is one that belongs to neither this user nor root.
 KVFERRY_API Result<Secret> read_secret_file(const std::string& path);
 
+// A secret given on a command line or in a config: "@path" reads it from such a file, without the end of its line.
+KVFERRY_API Result<std::string> read_secret(std::string_view text);
+
 }  // namespace kvferry

@@ -80,8 +80,10 @@ struct EngineConfig {
   size_t max_pairs = 1 << 20;                        // of one transfer
   size_t max_regions = 65536;                        // of this engine, and of each peer; about 200 bytes each
   size_t max_peers = 16384;                          // that this engine dials; about 10 KiB each
+  size_t max_connections = 0;                        // that came, lanes too; 0: 3/4 of the process's descriptors
   size_t max_sessions = 16384;                       // that dial this engine; about 20 KiB each
   size_t max_sessions_per_host = 2048;               // of them
+  size_t max_session_bytes = size_t{256} << 20;      // of frames under way in all sessions of one direction
   size_t max_notifications = 65536;                  // that the application has not taken
   size_t max_notification_bytes = size_t{64} << 20;  // of them all
   size_t staging_bytes = size_t{64} << 20;           // for memory that the CPU cannot touch

@@ -35,8 +35,8 @@ asio::awaitable<Result<tcp::endpoint>> resolve(asio::io_context& loop, const Url
 
 class ConnectionImpl final : public ClientConnection {
  public:
-  ConnectionImpl(asio::io_context& loop, Deadlines& deadlines, std::string peer)
-      : loop_(loop), peer_(std::move(peer)), deadline_(deadlines, [this] {
+  ConnectionImpl(asio::io_context& loop, Deadlines& deadlines, std::string peer, std::shared_ptr<TlsContext> trust)
+      : loop_(loop), peer_(std::move(peer)), trust_(std::move(trust)), deadline_(deadlines, [this] {
           timed_out_ = true;
           shut();
         }) {}
@@ -49,7 +49,13 @@ class ConnectionImpl final : public ClientConnection {
     auto [error] = co_await connecting_->async_connect(*endpoint, use_tuple);
     if (error && timed_out_) co_return failure({});
     if (error) co_return Error{ErrorCode::unavailable, "cannot connect", error.message(), peer_, ""};
-    stream_ = std::make_unique<Stream>(std::move(*connecting_));
+    if (!url.secure) {
+      stream_ = std::make_unique<Stream>(std::move(*connecting_));
+      co_return Status();
+    }
+    stream_ = std::make_unique<Stream>(std::move(*connecting_), *trust_, url.host);
+    const Status secured = co_await stream_->handshake();
+    if (!secured.ok()) co_return failure(secured.error());
     co_return Status();
   }
 
@@ -171,6 +177,7 @@ class ConnectionImpl final : public ClientConnection {
 
   asio::io_context& loop_;
   const std::string peer_;
+  const std::shared_ptr<TlsContext> trust_;
   Deadline deadline_;
   std::unique_ptr<tcp::socket> connecting_;
   std::unique_ptr<Stream> stream_;
@@ -197,10 +204,12 @@ std::string request_head(const Fetch& request) {
 
 }  // namespace
 
-asio::awaitable<Result<std::unique_ptr<ClientConnection>>> ClientConnection::connect(asio::io_context& loop,
-                                                                                     Deadlines& deadlines, Url url,
-                                                                                     Duration timeout) {
-  auto connection = std::make_unique<ConnectionImpl>(loop, deadlines, url.authority());
+asio::awaitable<Result<std::unique_ptr<ClientConnection>>> ClientConnection::connect(
+    asio::io_context& loop, Deadlines& deadlines, Url url, Duration timeout, std::shared_ptr<TlsContext> trust) {
+  if (url.secure && !trust) {
+    co_return Error{ErrorCode::invalid_argument, "https needs to be told whom to trust", "", url.authority(), ""};
+  }
+  auto connection = std::make_unique<ConnectionImpl>(loop, deadlines, url.authority(), std::move(trust));
   connection->set_deadline(after(deadlines.now(), timeout));
   const Status opened = co_await connection->open(url);
   if (!opened.ok()) co_return opened.error();
@@ -224,7 +233,7 @@ asio::awaitable<Result<std::string>> read_whole_body(ClientConnection& connectio
 
 asio::awaitable<Result<Fetched>> fetch(asio::io_context& loop, Deadlines& deadlines, Fetch request) {
   const TimePoint deadline = after(deadlines.now(), request.timeout);
-  auto connection = co_await ClientConnection::connect(loop, deadlines, request.url, request.timeout);
+  auto connection = co_await ClientConnection::connect(loop, deadlines, request.url, request.timeout, request.trust);
   if (!connection.ok()) co_return connection.error();
   ClientConnection& wire = **connection;
   wire.set_deadline(deadline);

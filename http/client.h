@@ -11,6 +11,7 @@
 #include "common/result.h"
 #include "http/deadlines.h"
 #include "http/message.h"
+#include "http/tls.h"
 #include "http/url.h"
 
 namespace kvferry::http {
@@ -19,9 +20,10 @@ namespace kvferry::http {
 // reached), peer_lost (closed or reset by the server), deadline_exceeded, cancelled (closed here), protocol.
 class ClientConnection {
  public:
-  static boost::asio::awaitable<Result<std::unique_ptr<ClientConnection>>> connect(boost::asio::io_context& loop,
-                                                                                   Deadlines& deadlines, Url url,
-                                                                                   Duration timeout);
+  // `trust`: for an https url, which is refused without.
+  static boost::asio::awaitable<Result<std::unique_ptr<ClientConnection>>> connect(
+      boost::asio::io_context& loop, Deadlines& deadlines, Url url, Duration timeout,
+      std::shared_ptr<TlsContext> trust = {});
   virtual ~ClientConnection() = default;
 
   // Ends the connection at `at` if it is then still in use; kNever takes it back.
@@ -63,6 +65,7 @@ struct Fetch {
   std::string body;
   Duration timeout = std::chrono::seconds(5);  // for all of it
   size_t max_body_bytes = 16 << 20;
+  std::shared_ptr<TlsContext> trust;  // for an https url: trust_authorities()
 };
 
 struct Fetched {

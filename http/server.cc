@@ -13,6 +13,7 @@
 #include "common/fd.h"
 #include "http/connection.h"
 #include "http/json.h"
+#include "http/tls.h"
 
 namespace kvferry::http {
 namespace {
@@ -32,7 +33,6 @@ struct Server::Core : ServerShared, std::enable_shared_from_this<Server::Core> {
       : ServerShared(deadlines_in, std::move(config_in), std::move(handler_in)), loop(loop_in), acceptor(loop_in) {}
 
   Status listen();
-  Status load_certificate();
   asio::awaitable<void> accept_all();
   void admit(tcp::socket socket);
   void refuse(tcp::socket socket);
@@ -40,26 +40,18 @@ struct Server::Core : ServerShared, std::enable_shared_from_this<Server::Core> {
 
   asio::io_context& loop;
   tcp::acceptor acceptor;
-  std::unique_ptr<asio::ssl::context> tls;
+  std::unique_ptr<TlsContext> tls;
   UniqueFd spare;  // given up for a moment to answer 503 when the process is out of descriptors
   uint64_t accepted = 0;
   uint64_t refused = 0;
 };
 
-Status Server::Core::load_certificate() {
-  if (config.certificate_file.empty()) return {};
-  tls = std::make_unique<asio::ssl::context>(asio::ssl::context::tls_server);
-  error_code error;
-  tls->set_options(asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1 | asio::ssl::context::no_sslv3, error);
-  if (!error) tls->use_certificate_chain_file(config.certificate_file, error);
-  if (error) return listen_error(config, "cannot use the certificate " + config.certificate_file, error.message());
-  const std::string& key = config.key_file.empty() ? config.certificate_file : config.key_file;
-  tls->use_private_key_file(key, asio::ssl::context::pem, error);
-  if (error) return listen_error(config, "cannot use the private key " + key, error.message());
-  return {};
-}
-
 Status Server::Core::listen() {
+  if (config.certificate_file.empty() && !config.key_file.empty())
+    return Error{ErrorCode::invalid_argument, "a TLS key without a certificate: the server would speak in the clear"};
+  if (!config.certificate_file.empty()) {
+    KVF_ASSIGN_OR_RETURN(tls, serve_tls(config.certificate_file, config.key_file));
+  }
   error_code error;
   tcp::resolver resolver(loop);
   const auto found = resolver.resolve(config.host, std::to_string(config.port),
@@ -76,7 +68,7 @@ Status Server::Core::listen() {
   if (error) return listen_error(config, "cannot listen", error.message());
   ::fcntl(acceptor.native_handle(), F_SETFD, FD_CLOEXEC);
   spare.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  return load_certificate();
+  return {};
 }
 
 asio::awaitable<void> Server::Core::accept_all() {

@@ -8,6 +8,7 @@
 #include <array>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/ssl/host_name_verification.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
 #include <cstring>
@@ -113,8 +114,10 @@ Error lost(std::string cause) {
 }  // namespace
 
 struct Stream::Tls {
-  Tls(Socket& socket, asio::ssl::context& context) : stream(socket, context) {}
+  Tls(Socket& socket, TlsContext& context, asio::ssl::stream_base::handshake_type side_in)
+      : stream(socket, context), side(side_in), block(kBlockBytes) {}
   asio::ssl::stream<Socket&> stream;
+  const asio::ssl::stream_base::handshake_type side;
   std::vector<char> block;  // as much as one TLS record
   size_t received = 0;
   error_code error;
@@ -128,10 +131,18 @@ Stream::Stream(Socket socket) : socket_(std::move(socket)) {
   if (socket_.is_open()) readiness_ = std::make_unique<Readiness>(socket_);
 }
 
-Stream::Stream(Socket socket, asio::ssl::context& context) : socket_(std::move(socket)) {
+Stream::Stream(Socket socket, TlsContext& context) : socket_(std::move(socket)) {
   prepare();
-  tls_ = std::make_unique<Tls>(socket_, context);
-  tls_->block.resize(kBlockBytes);
+  tls_ = std::make_unique<Tls>(socket_, context, asio::ssl::stream_base::server);
+}
+
+Stream::Stream(Socket socket, TlsContext& context, const std::string& host) : socket_(std::move(socket)) {
+  prepare();
+  tls_ = std::make_unique<Tls>(socket_, context, asio::ssl::stream_base::client);
+  error_code is_name;
+  asio::ip::make_address(host, is_name);
+  if (is_name) SSL_set_tlsext_host_name(tls_->stream.native_handle(), host.c_str());
+  tls_->stream.set_verify_callback(asio::ssl::host_name_verification(host));
 }
 
 Stream::~Stream() = default;
@@ -170,7 +181,9 @@ ssize_t Stream::receive(std::span<char> target) {
 
 asio::awaitable<Status> Stream::handshake() {
   if (!tls_) co_return Status();
-  auto [error] = co_await tls_->stream.async_handshake(asio::ssl::stream_base::server, use_tuple);
+  auto [error] = co_await tls_->stream.async_handshake(tls_->side, use_tuple);
+  if (error.category() == asio::error::get_ssl_category())
+    co_return Error{ErrorCode::permission_denied, "TLS cannot be agreed on", error.message(), "", ""};
   if (error) co_return lost(error.message());
   co_return Status();
 }
@@ -210,6 +223,7 @@ size_t Stream::split_tls(std::span<char> target) {
 
 Result<std::string_view> Stream::receive_tls() {
   if (tls_->reading) return std::string_view();
+  if (tls_->error == asio::error::eof) return lost("end of stream");
   if (tls_->error) return lost(tls_->error.message());
   return std::string_view(tls_->block.data(), std::exchange(tls_->received, 0));
 }

@@ -12,6 +12,7 @@
 
 #include "common/result.h"
 #include "http/readiness.h"
+#include "http/tls.h"
 
 namespace kvferry::http {
 
@@ -24,8 +25,9 @@ class Stream {
   using Socket = boost::asio::ip::tcp::socket;
 
   explicit Stream(Socket socket);
-  // TLS server; `handshake()` comes first.
-  Stream(Socket socket, boost::asio::ssl::context& context);
+  // TLS, as a server or, with the name of the host that was asked for, as a client; `handshake()` comes first.
+  Stream(Socket socket, TlsContext& context);
+  Stream(Socket socket, TlsContext& context, const std::string& host);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -33,7 +35,7 @@ class Stream {
   boost::asio::awaitable<Status> handshake();
 
   // What is there now, at most one block; valid until the next receive on this loop. An empty view: nothing yet.
-  // Error peer_lost: the other side closed.
+  // Error peer_lost: the other side closed; in TLS only a close that it has signed is an "end of stream".
   Result<std::string_view> receive_now();
   // The same into the caller's memory; 0: nothing yet.
   Result<size_t> receive_into(std::span<char> target);

@@ -21,17 +21,18 @@ std::string Url::authority() const {
 }
 
 std::string Url::to_string() const {
-  return "http://" + authority() + path;
+  return (secure ? "https://" : "http://") + authority() + path;
 }
 
 Result<Url> parse_url(std::string_view text, uint16_t default_port) {
   std::string_view rest = text;
-  if (rest.starts_with("https://")) return bad_url(text, "https backends are not supported");
-  if (rest.starts_with("http://")) rest.remove_prefix(7);
+  const bool secure = rest.starts_with("https://");
+  rest.remove_prefix(secure ? 8 : rest.starts_with("http://") ? 7 : 0);
   const size_t slash = std::min(rest.find('/'), rest.size());
   std::string_view authority = rest.substr(0, slash);
   Url url;
-  url.port = default_port;
+  url.port = secure && default_port == 80 ? uint16_t{443} : default_port;
+  url.secure = secure;
   url.path = rest.substr(slash);
   while (url.path.ends_with('/')) url.path.pop_back();
   if (authority.starts_with('[')) {

@@ -44,7 +44,7 @@ Result<Change> read_change(const std::string& body) {
   Change change;
   change.action = action;
   change.role = role == "prefill" ? Role::prefill : Role::decode;
-  KVF_ASSIGN_OR_RETURN(change.url, http::parse_url(url));
+  KVF_ASSIGN_OR_RETURN(change.url, parse_backend_url(url));
   uint64_t port = 0;
   if (!object["bootstrap_port"].get_uint64().get(port)) {
     if (port == 0 || port > 65535) return fault("\"bootstrap_port\" is out of range");

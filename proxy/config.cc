@@ -1,11 +1,13 @@
 #include "proxy/config.h"
 
+#include <sys/stat.h>
 #include <yaml-cpp/yaml.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 
-#include "http/auth.h"
+#include "common/secret.h"
 #include "http/message.h"
 
 namespace kvferry::proxy {
@@ -40,6 +42,15 @@ std::vector<std::string> join_prefill(const std::vector<std::string>& arguments)
   return joined;
 }
 
+// A key itself, not the name of its file.
+bool holds_key(const std::string& flag) {
+  constexpr std::array<std::string_view, 4> kKeys = {
+      "--api-key=", "--bootstrap-token=", "--require-key=", "--admin-key="};
+  return std::any_of(kKeys.begin(), kKeys.end(), [&](std::string_view key) {
+    return flag.starts_with(key) && flag.size() > key.size() && flag[key.size()] != '@';
+  });
+}
+
 // A YAML mapping as the flags that say the same. Lists repeat the flag; a prefiller may be {url, bootstrap_port}.
 Result<std::vector<std::string>> flags_of_file(const std::string& path) {
   std::vector<std::string> flags;
@@ -69,6 +80,11 @@ Result<std::vector<std::string>> flags_of_file(const std::string& path) {
   } catch (const YAML::Exception& problem) {
     return config_error("cannot read the config file " + path, problem.what());
   }
+  struct stat facts {};
+  const bool wide = ::stat(path.c_str(), &facts) == 0 && (facts.st_mode & (S_IRWXG | S_IRWXO)) != 0;
+  if (wide && std::any_of(flags.begin(), flags.end(), holds_key))
+    return config_error("others may use the config file " + path + ", and it holds a key",
+                        "chmod 600 it, or name a file of the key: @path");
   return flags;
 }
 
@@ -123,6 +139,8 @@ void add_scalars(CLI::App& app, ProxyConfig& config, RawFlags& raw) {
   app.add_option("--admin-key", config.admin_key, "Key of the admin server, or @file");
   app.add_option("--tls-certificate", config.tls_certificate, "PEM chain: the front speaks TLS");
   app.add_option("--tls-key", config.tls_key, "PEM private key");
+  app.add_flag("--admin-tls", config.admin_tls, "The admin server speaks TLS with the same certificate");
+  app.add_option("--bootstrap-ca", config.bootstrap_ca, "PEM authorities: bootstrap servers are asked by https");
   app.add_option("--access-log", config.access_log, "A path, - for standard output, or none");
   app.add_flag("--debug-headers", config.debug_headers, "Answer with X-KVFerry-Prefill and -Decode");
   app.add_option("--canary-model", config.canary_model, "Model of the canary requests");
@@ -149,7 +167,7 @@ void add_durations(CLI::App& app, ProxyConfig& config, RawFlags& raw) {
 Result<PrefillAddress> prefill_address(const std::string& text, Dialect dialect) {
   const size_t join = text.find(kJoin);
   PrefillAddress address;
-  KVF_ASSIGN_OR_RETURN(address.url, http::parse_url(text.substr(0, join)));
+  KVF_ASSIGN_OR_RETURN(address.url, parse_backend_url(text.substr(0, join)));
   const bool has_bootstrap = dialect == Dialect::mooncake || dialect == Dialect::kvferry;
   if (join == std::string::npos) {
     if (has_bootstrap) address.bootstrap_port = kBootstrapPort;
@@ -197,7 +215,7 @@ Status fill_backends(const RawFlags& raw, ProxyConfig& config) {
     config.prefill.push_back(std::move(address));
   }
   for (const std::string& text : decode) {
-    KVF_ASSIGN_OR_RETURN(auto url, http::parse_url(text));
+    KVF_ASSIGN_OR_RETURN(auto url, parse_backend_url(text));
     config.decode.push_back(std::move(url));
   }
   return {};
@@ -213,10 +231,13 @@ Status check(ProxyConfig& config, const RawFlags& raw, const Environment& enviro
   KVF_ASSIGN_OR_RETURN(config.max_body, parse_size(raw.max_body));
   KVF_ASSIGN_OR_RETURN(config.log_level, parse_log_level(raw.log_level));
   for (std::string* secret : {&config.api_key, &config.bootstrap_token, &config.require_key, &config.admin_key}) {
-    KVF_ASSIGN_OR_RETURN(*secret, http::read_secret(*secret));
+    KVF_ASSIGN_OR_RETURN(*secret, read_secret(*secret));
     if (!http::valid_field_value(*secret)) return config_error("a key may not hold control characters");
   }
   KVF_RETURN_IF_ERROR(fill_backends(raw, config));
+  if (config.admin_tls && config.tls_certificate.empty()) return config_error("--admin-tls needs --tls-certificate");
+  if (config.tls_certificate.empty() && !config.tls_key.empty())
+    return config_error("--tls-key needs --tls-certificate");
   if (config.canary_interval > Duration(0) && config.canary_model.empty()) {
     return config_error("--canary-interval needs --canary-model");
   }
@@ -224,6 +245,12 @@ Status check(ProxyConfig& config, const RawFlags& raw, const Environment& enviro
 }
 
 }  // namespace
+
+Result<http::Url> parse_backend_url(std::string_view text) {
+  KVF_ASSIGN_OR_RETURN(http::Url url, http::parse_url(text));
+  if (url.secure) return Error{ErrorCode::unsupported, "https backends are not supported", "", url.authority(), ""};
+  return url;
+}
 
 Result<ParsedConfig> parse_config(const std::vector<std::string>& arguments, const Environment& environment) {
   ParsedConfig parsed;

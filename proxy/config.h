@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/config.h"
@@ -57,12 +58,17 @@ struct ProxyConfig {
   std::string admin_key;
   std::string tls_certificate;
   std::string tls_key;
+  bool admin_tls = false;    // the admin server shows the same certificate
+  std::string bootstrap_ca;  // bootstrap servers are spoken to by https, and believed if one of these vouches for them
   std::string access_log = "-";  // a path, "-" for standard output, "none"
   bool debug_headers = false;
   Duration canary_interval{0};  // 0: no canary
   std::string canary_model;
   LogLevel log_level = LogLevel::info;
 };
+
+// Of a server of models: those are spoken to in plain HTTP, so https is refused.
+Result<http::Url> parse_backend_url(std::string_view text);
 
 // `arguments` without the program's name. Flags win over the file. `help` set: print it and leave.
 struct ParsedConfig {

@@ -12,7 +12,7 @@ namespace kvferry::proxy {
 // The parts of a Proxy, in the order in which they depend on each other. Internal to proxy/.
 struct Proxy::Core {
   Core(boost::asio::io_context& loop, http::Deadlines& deadlines, Random& random, std::shared_ptr<Logger> log,
-       ProxyConfig config, std::unique_ptr<AccessLog> access_log);
+       ProxyConfig config, std::unique_ptr<AccessLog> access_log, std::shared_ptr<http::TlsContext> trust);
 
   Status listen();
   Status add_backend(Role role, http::Url url, std::optional<uint16_t> bootstrap_port);

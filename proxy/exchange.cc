@@ -225,7 +225,12 @@ asio::awaitable<Exchange::Step> Exchange::attempt(Endpoint endpoint, const Reque
 asio::awaitable<void> Exchange::pass() {
   Spliced body;
   const auto type = request_.headers.get("content-type").value_or("");
-  const bool form = type.starts_with("multipart/form-data");
+  const bool form = type.starts_with("multipart/form-data") && request_.headers.count("content-type") == 1;
+  if (form && hides_params(request_.body)) {
+    cause_ = "bad_request";
+    co_await answer(400, "kv_transfer_params may not be given in a form");
+    co_return;
+  }
   std::optional<Members> members;
   const size_t first = request_.body.find_first_not_of(" \t\r\n");
   if (form || first == std::string::npos) {

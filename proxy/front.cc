@@ -21,6 +21,27 @@ bool forwarded(std::string_view path) {
   return path.starts_with("/v1/") || std::find(kForwarded.begin(), kForwarded.end(), path) != kForwarded.end();
 }
 
+// What vLLM and other servers of models have; CONNECT and TRACE are for the ears of proxies.
+bool known_method(std::string_view method) {
+  constexpr std::array<std::string_view, 7> kKnown = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"};
+  return std::find(kKnown.begin(), kKnown.end(), method) != kKnown.end();
+}
+
+// A path that a server behind this one might read as another, out of /v1/: with segments "." or "..", also where their
+// dots or the slashes around them are percent-encoded, or with backslashes. (A model's name may hold %2F.)
+bool climbs(std::string_view path) {
+  std::string plain;
+  for (size_t i = 0; i < path.size(); ++i) {
+    const std::string_view escape = path.substr(i, 3);
+    if (http::iequals(escape, "%2e") || http::iequals(escape, "%5c") || path[i] == '\\') return true;
+    const bool slash = http::iequals(escape, "%2f");
+    plain.push_back(slash ? '/' : path[i]);
+    if (slash) i += 2;
+  }
+  plain.push_back('/');
+  return plain.find("/./") != std::string::npos || plain.find("/../") != std::string::npos;
+}
+
 http::Response text(int status, std::string body) {
   http::Response response;
   response.status = status;
@@ -68,7 +89,11 @@ asio::awaitable<void> Proxy::Core::serve(http::Request& request, http::ResponseW
     (void)co_await writer.send(metrics_page());
     co_return;
   }
-  if (!forwarded(path)) {
+  if (!known_method(request.method)) {
+    (void)co_await writer.send(http::error_response(405, "no such method"));
+    co_return;
+  }
+  if (!forwarded(path) || climbs(path)) {
     (void)co_await writer.send(http::error_response(404, "no such path"));
     co_return;
   }

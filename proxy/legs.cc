@@ -126,6 +126,10 @@ Status refuse_hidden_params(const Members& members, Scanner& scanner) {
   return {};
 }
 
+bool hides_params(std::string_view form) {
+  return form.find(kParams) != std::string_view::npos || form.find("vllm_xargs") != std::string_view::npos;
+}
+
 Result<RequestFacts> read_request(Endpoint endpoint, const std::string& body, Scanner& scanner) {
   KVF_ASSIGN_OR_RETURN(Members members, scanner.scan(body));
   KVF_RETURN_IF_ERROR(refuse_hidden_params(members, scanner));

@@ -33,6 +33,8 @@ Result<RequestFacts> read_request(Endpoint endpoint, const std::string& body, Sc
 
 // Checks any other JSON body for kv_transfer_params hidden where vLLM would honour them.
 Status refuse_hidden_params(const Members& members, Scanner& scanner);
+// The same for a form, whose parts are not parsed: neither of the names may stand in it.
+bool hides_params(std::string_view form);
 
 // The client's body as a prefiller gets it: one token, not streamed, nothing that ends it early or is not allowed with
 // one token. `params` is the raw value of kv_transfer_params, or empty for none.

@@ -44,17 +44,19 @@ http::ServerConfig front_config(const ProxyConfig& config) {
 }
 
 // Short: health asks again at its next interval, and releases repeat themselves.
-bootstrap::Client::Config bootstrap_config(const ProxyConfig& config) {
+bootstrap::Client::Config bootstrap_config(const ProxyConfig& config, std::shared_ptr<http::TlsContext> trust) {
   bootstrap::Client::Config client;
   client.token = config.bootstrap_token.empty() ? config.api_key : config.bootstrap_token;
   client.timeout = std::chrono::seconds(2);
+  client.trust = std::move(trust);
   return client;
 }
 
 }  // namespace
 
 Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Random& random_in,
-                  std::shared_ptr<Logger> log_in, ProxyConfig config_in, std::unique_ptr<AccessLog> access_log_in)
+                  std::shared_ptr<Logger> log_in, ProxyConfig config_in, std::unique_ptr<AccessLog> access_log_in,
+                  std::shared_ptr<http::TlsContext> trust)
     : loop(loop_in),
       deadlines(deadlines_in),
       random(random_in),
@@ -62,7 +64,7 @@ Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Rand
       config(std::move(config_in)),
       router(backends, config.policy, config.prefix_entries, config.slow_start),
       pool(loop, deadlines, {config.upstream_idle, config.connect_timeout, 512}),
-      bootstrap(loop, deadlines, random, bootstrap_config(config)),
+      bootstrap(loop, deadlines, random, bootstrap_config(config, std::move(trust))),
       health_watch(loop, deadlines, bootstrap, log, config.health_interval),
       releases(loop, deadlines, backends, bootstrap, log, {config.dialect, config.lease, config.api_key}),
       access_log(std::move(access_log_in)),
@@ -78,6 +80,7 @@ Status Proxy::Core::add_backend(Role role, http::Url url, std::optional<uint16_t
     bootstrap_url = url;
     bootstrap_url->port = *bootstrap_port;
     bootstrap_url->path.clear();
+    bootstrap_url->secure = !config.bootstrap_ca.empty();
   }
   KVF_ASSIGN_OR_RETURN(auto backend, backends.add(role, std::move(url), std::move(bootstrap_url)));
   health_watch.watch(std::move(backend));
@@ -99,6 +102,10 @@ Status Proxy::Core::listen() {
   server.port = static_cast<uint16_t>(config.admin_port);
   server.max_connections = 64;
   server.max_body_bytes = 1 << 20;
+  if (config.admin_tls) {
+    server.certificate_file = config.tls_certificate;
+    server.key_file = config.tls_key;
+  }
   KVF_ASSIGN_OR_RETURN(admin, http::Server::create(loop, deadlines, std::move(server),
                                                    [this](http::Request& request, http::ResponseWriter& writer) {
                                                      return serve_admin(request, writer);
@@ -175,7 +182,12 @@ Proxy::~Proxy() {
 Result<std::unique_ptr<Proxy>> Proxy::create(asio::io_context& loop, http::Deadlines& deadlines, Random& random,
                                              std::shared_ptr<Logger> log, ProxyConfig config) {
   KVF_ASSIGN_OR_RETURN(auto access_log, AccessLog::open(deadlines, config.access_log));
-  auto core = std::make_unique<Core>(loop, deadlines, random, std::move(log), std::move(config), std::move(access_log));
+  std::shared_ptr<http::TlsContext> trust;
+  if (!config.bootstrap_ca.empty()) {
+    KVF_ASSIGN_OR_RETURN(trust, http::trust_authorities(config.bootstrap_ca));
+  }
+  auto core = std::make_unique<Core>(loop, deadlines, random, std::move(log), std::move(config), std::move(access_log),
+                                     std::move(trust));
   KVF_RETURN_IF_ERROR(core->listen());
   if (core->config.canary_interval > Duration(0)) asio::co_spawn(loop, core->run_canary(), asio::detached);
   return std::unique_ptr<Proxy>(new Proxy(std::move(core)));

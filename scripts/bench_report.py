@@ -109,7 +109,8 @@ def auth_table(modes: dict[str, Document]) -> list[str]:
         for regions in (1, 128, 4096):
             name = f"first contact and 4 KiB read, {fabric}, {regions} regions"
             rows.append([name, *(figure(document, name) for document in modes.values())])
-    for name, path in (("us", ("us", "p50")), ("times raw TCP", ("ratio",)), ("CPU s/GB", ("cpu_s_per_gb",))):
+    shown = {"us": ("us", "p50"), "GB/s": ("gb_per_s",), "times raw TCP": ("ratio",), "CPU s/GB": ("cpu_s_per_gb",)}
+    for name, path in shown.items():
         for block in (4 << 10, 64 << 20):
             row = [f"tcp read {size(block)}, {name}", *(case(document, block, *path) for document in modes.values())]
             rows.append(row)

@@ -93,4 +93,8 @@ Address from_socket_address(const sockaddr_storage& storage) {
   return {text, ntohs(v6->sin6_port)};
 }
 
+std::string host_of(const std::string& address) {
+  return address.substr(0, address.rfind(':'));
+}
+
 }  // namespace kvferry

@@ -31,4 +31,7 @@ struct SocketAddress {
 Result<SocketAddress> to_socket_address(const Address& address);
 Address from_socket_address(const sockaddr_storage& storage);
 
+// "host:port" without the port.
+std::string host_of(const std::string& address);
+
 }  // namespace kvferry

@@ -45,6 +45,12 @@ class Stream {
   virtual void reset_on_close() = 0;
 
   virtual std::string peer_address() const = 0;
+
+  // Ends with the stream.
+  void hold(std::shared_ptr<const void> what) { held_ = std::move(what); }
+
+ private:
+  std::shared_ptr<const void> held_;
 };
 
 class Listener {

@@ -220,8 +220,8 @@ std::string kernel_tls() {
   std::string names;
   std::getline(file, names);
   const bool offered = (" " + names + " ").find(" tls ") != std::string::npos;
-  return offered ? "offered by this kernel, not used: OpenSSL encrypts"
-                 : "not offered by this kernel: OpenSSL encrypts";
+  return offered ? "offered by this kernel, not used: OpenSSL makes the records in user space"
+                 : "not offered by this kernel: OpenSSL makes the records in user space";
 }
 
 // ---- connections

@@ -5,6 +5,7 @@
 #include "engine/parcel/digested_read.h"
 #include "engine/parcel/reader.h"
 #include "engine/parcel/staged_read.h"
+#include "proto/parse.h"
 
 // How the bytes of a share come: copied from the owner's memory behind its gate, or as one stream.
 
@@ -145,7 +146,7 @@ void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
     if (!*alive || held == nullptr || held->over) return;
     proto::Ticket ticket;
     Share& owner_share = held->shares[index];
-    const bool parsed = ticket.ParseFromArray(head.data(), static_cast<int>(head.size()));
+    const bool parsed = proto::parse(ticket, head);
     if (!parsed || !take_ticket(owner_share, ticket).ok()) owner_share.generation = 0;  // the verdict will not count
     if (owner_share.digest) owner_share.sink->want_digest();
     extend_in_time(held);
@@ -176,7 +177,7 @@ void ParcelReader::on_stream_end(const ReadPtr& read, size_t index, Result<std::
   }
   proto::Verdict verdict;
   Status status;
-  if (!verdict.ParseFromString(*trailer) || share.generation == 0)
+  if (!proto::parse(verdict, *trailer) || share.generation == 0)
     status = Error{ErrorCode::protocol, "stream that cannot be understood"};
   else if (verdict.code() != 0)
     status = Error{ErrorCode::stale, verdict.message()};

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine/session/messages.h"
+#include "proto/parse.h"
 
 namespace kvferry {
 
@@ -142,8 +143,7 @@ std::string ParcelStream::trailer() {
 
 void ParcelOwner::on_fetch(Guest& guest, ByteSpan request, Answer answer) {
   proto::Claim asked;
-  if (!asked.ParseFromArray(request.data(), static_cast<int>(request.size())))
-    return answer(Error{ErrorCode::protocol, "fetch that cannot be parsed"});
+  if (!proto::parse(asked, request)) return answer(Error{ErrorCode::protocol, "fetch that cannot be parsed"});
   on_claim(guest, asked, [this, selection = asked.selection(), answer](Result<ClaimPtr> granted) {
     if (!granted) return answer(std::move(granted).error());
     const ClaimPtr claim = *granted;

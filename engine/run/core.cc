@@ -27,14 +27,15 @@ Identity make_identity(const EngineConfig& config, Random& random, const HostIde
   return identity;
 }
 
-// The host part of an address.
-std::string host_of(const std::string& address) {
-  return address.substr(0, address.rfind(':'));
-}
-
 bool is_misdeed(const Error& why) {
   return why.code == ErrorCode::protocol || why.code == ErrorCode::resource_exhausted ||
          why.code == ErrorCode::permission_denied;
+}
+
+// What each may hold in any case is what a read takes: whoever keeps up never holds more for long.
+std::shared_ptr<FrameRoom> frame_room(size_t bytes, size_t sessions) {
+  constexpr size_t kLeast = size_t{32} << 10;
+  return std::make_shared<FrameRoom>(FrameRoom{bytes, std::max(kLeast, bytes / std::max<size_t>(sessions, 1)), 0});
 }
 
 bool has(const std::vector<std::string>& names, std::string_view name) {
@@ -73,9 +74,12 @@ EngineCore::EngineCore(Parts parts, const EngineConfig& config)
       strangers_(parts_.metrics.counter("kvferry_strangers_total", "Connections refused before they became a session")),
       complaints_(parts_.loop, parts_.logger, parts_.metrics),
       sessions_gauge_(parts_.metrics.gauge("kvferry_sessions", "Sessions that peers hold with this engine")),
+      came_room_(frame_room(config.max_session_bytes, config.max_sessions)),
+      dialled_room_(frame_room(config.max_session_bytes, config.max_peers)),
       quiet_poll_(parts_.loop) {
   Acceptor::Options options;
   options.plain_refusal = plain_refusal(config.auth.mode);
+  options.max_connections = config.max_connections;
   acceptor_ = std::make_unique<Acceptor>(
       parts_.loop, std::move(options), complaints_, strangers_,
       [this](std::unique_ptr<Stream> stream) { session_came(std::move(stream)); },
@@ -141,7 +145,7 @@ void EngineCore::session_came(std::unique_ptr<Stream> stream) {
       desk_,
       parts_.random,
       OwnerSession::Limits{},
-      Frames::Limits{},
+      Frames::Limits{.room = came_room_},
       [this](ReceivedNotification received) { return parts_.notifications.push(std::move(received)); },
       [this](OwnerSession& session, const Error& why) { session_ended(session, why); },
       [this](const OwnerSession& session, uint64_t old) { replace_session(session, old); }};
@@ -202,6 +206,7 @@ Result<EngineCore::PeerIndex> EngineCore::find_or_add_peer(const Address& addres
                         tcp::PathOptions{},
                         config_.connect_timeout,
                         config_.max_regions,
+                        dialled_room_,
                         parts_.post,
                         has(config_.fabrics, "loopback") ? config_.loopback : nullptr,
                         parts_.hub,

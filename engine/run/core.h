@@ -113,6 +113,8 @@ class EngineCore {
   Counter& strangers_;
   Complaints complaints_;
   Gauge& sessions_gauge_;
+  std::shared_ptr<FrameRoom> came_room_;  // of the sessions that came
+  std::shared_ptr<FrameRoom> dialled_room_;
   std::unordered_map<uint64_t, std::unique_ptr<OwnerSession>> sessions_;  // by session id
   std::unordered_map<std::string, size_t> sessions_by_host_;
   std::vector<std::unique_ptr<Peer>> peers_;

@@ -62,7 +62,7 @@ void Peer::dial() {
                                     context_.identity,
                                     context_.random,
                                     context_.copier != nullptr,
-                                    Frames::Limits{},
+                                    Frames::Limits{.room = context_.frame_room},
                                     context_.max_regions,
                                     context_.connect_patience,
                                     last_session_id_,

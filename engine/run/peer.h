@@ -59,6 +59,7 @@ class Peer {
     tcp::PathOptions tcp_options;
     Duration connect_patience;
     size_t max_regions;
+    std::shared_ptr<FrameRoom> frame_room;
     std::function<void(Task)> post;           // from any thread
     std::shared_ptr<loopback::Hub> loopback;  // null: not named in the config
     CompletionHub& hub;

@@ -1,9 +1,12 @@
 #include "engine/session/acceptor.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <array>
 #include <utility>
+
+#include "engine/io/address.h"
 
 namespace kvferry {
 
@@ -94,7 +97,32 @@ Status Acceptor::listen(Network& network, const Address& address) {
   return {};
 }
 
+Result<std::shared_ptr<const void>> Acceptor::find_place(const std::string& address) {
+  rlimit descriptors{};
+  size_t limit = options_.max_connections;
+  if (limit == 0 && ::getrlimit(RLIMIT_NOFILE, &descriptors) == 0)
+    limit = static_cast<size_t>(descriptors.rlim_cur) / 4 * 3;
+  const std::string host = host_of(address);
+  if (census_->all >= limit)
+    return Error{ErrorCode::resource_exhausted, fmt::format("max_connections ({}) are open", limit)};
+  if (const auto found = census_->by_host.find(host); found != census_->by_host.end() && found->second >= limit / 4 * 3)
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("three quarters of max_connections ({}) are open with {}", limit, host)};
+  ++census_->all;
+  ++census_->by_host[host];
+  return std::shared_ptr<const void>(census_.get(), [census = census_, host](const void*) {
+    --census->all;
+    if (const auto found = census->by_host.find(host); --found->second == 0) census->by_host.erase(found);
+  });
+}
+
 void Acceptor::accepted(std::unique_ptr<Stream> stream) {
+  auto place = find_place(stream->peer_address());
+  if (!place) {
+    strangers_.add();
+    return complaints_.note(stream->peer_address(), place.error());
+  }
+  stream->hold(std::move(*place));
   if (pending_.size() >= options_.max_pending) drop_oldest();
   const uint64_t number = next_number_++;
   pending_.emplace(number, std::make_shared<Pending>(*this, std::move(stream), number));

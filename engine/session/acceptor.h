@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 
 #include "common/metrics.h"
 #include "engine/io/loop.h"
@@ -21,6 +22,9 @@ class Acceptor {
     // Connections without a preface, and with TLS in the middle of its handshake; about 40 KiB each. One more costs the
     // oldest its place: who is honest needs it for a few round trips, who is silent for ever.
     size_t max_pending = 512;
+    // Of all kinds, lanes too: each costs a descriptor, which the rest of the process needs as well. 0: three quarters
+    // of what the process may have. One host gets three quarters of them.
+    size_t max_connections = 0;
     Duration patience = std::chrono::seconds(5);  // for handshake and preface
     std::string plain_refusal;                    // said in mode open to a peer that begins with TLS
   };
@@ -36,6 +40,12 @@ class Acceptor {
 
  private:
   class Pending;
+  struct Census {
+    size_t all = 0;
+    std::unordered_map<std::string, size_t> by_host;
+  };
+  // Refuses, or counts for as long as what it returns lives.
+  Result<std::shared_ptr<const void>> find_place(const std::string& address);
   void accepted(std::unique_ptr<Stream> stream);
   void settled(Pending& pending);
   void refuse(Pending& pending, const Error& error);
@@ -49,6 +59,7 @@ class Acceptor {
   const LaneCame lane_came_;
   std::map<uint64_t, std::shared_ptr<Pending>> pending_;  // by the order in which they came
   uint64_t next_number_ = 1;
+  const std::shared_ptr<Census> census_ = std::make_shared<Census>();
   std::unique_ptr<Listener> listener_;
 };
 

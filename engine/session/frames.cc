@@ -3,11 +3,17 @@
 #include <cstring>
 
 #include "proto/control.pb.h"
+#include "proto/parse.h"
 
 namespace kvferry {
 namespace {
 
 constexpr size_t kReadBytes = size_t{16} << 10;
+constexpr size_t kKept = size_t{64} << 10;  // of a buffer that is not in use
+
+void give_back(std::string& buffer) {
+  if (buffer.capacity() > kKept && buffer.size() < kReadBytes) buffer.shrink_to_fit();
+}
 
 }  // namespace
 
@@ -19,6 +25,7 @@ Frames::Frames(std::unique_ptr<Stream> stream, FramesHandler& handler, Limits li
 
 Frames::~Frames() {
   stream_->set_handler(nullptr);
+  if (limits_.room != nullptr) limits_.room->held -= accounted_;
 }
 
 void Frames::close(bool flush_first) {
@@ -37,6 +44,21 @@ void Frames::fail(Error error) {
   if (closed_) return;
   close(false);
   handler_.on_frames_lost(std::move(error));
+}
+
+bool Frames::keep_within_room() {
+  give_back(in_);
+  give_back(out_);
+  if (limits_.room == nullptr) return true;
+  FrameRoom& room = *limits_.room;
+  const size_t now = in_.capacity() + out_.capacity();
+  room.held = room.held - accounted_ + now;
+  accounted_ = now;
+  if (room.held <= room.limit || now <= room.share) return true;
+  fail(Error{ErrorCode::resource_exhausted, "max_session_bytes (" + std::to_string(room.limit) +
+                                                ") of all sessions are used up, " + std::to_string(now) +
+                                                " by this one"});
+  return false;
 }
 
 void Frames::send(const proto::Frame& frame) {
@@ -66,7 +88,7 @@ bool Frames::queue(const proto::Frame& frame) {
   out_.resize(at + sizeof length + size);
   std::memcpy(out_.data() + at, &length, sizeof length);
   frame.SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(out_.data() + at + sizeof length));
-  return true;
+  return keep_within_room();
 }
 
 void Frames::flush() {
@@ -104,6 +126,7 @@ void Frames::read_input() {
   if (!count) return fail(std::move(count).error());
   in_.append(buffer, *count);
   parse();
+  if (!closed_) keep_within_room();
 }
 
 void Frames::parse() {
@@ -116,7 +139,7 @@ void Frames::parse() {
           Error{ErrorCode::protocol, "session frame of " + std::to_string(length) + " bytes is over the limit"});
     if (in_.size() - at - sizeof length < length) break;
     proto::Frame frame;
-    if (!frame.ParseFromArray(in_.data() + at + sizeof length, static_cast<int>(length)))
+    if (!proto::parse(frame, std::string_view(in_).substr(at + sizeof length, length)))
       return fail(Error{ErrorCode::protocol, "session frame cannot be parsed"});
     at += sizeof length + length;
     handler_.on_frame(frame);

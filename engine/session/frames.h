@@ -12,6 +12,14 @@ class Frame;
 
 namespace kvferry {
 
+// What the sessions of one engine hold together of frames that are not whole yet and of those that have not left (I6).
+// On loop only.
+struct FrameRoom {
+  size_t limit = SIZE_MAX;  // of all of them; beyond it who holds more than its share is given up
+  size_t share = 0;         // what each may hold, whatever the others do
+  size_t held = 0;
+};
+
 class FramesHandler {
  public:
   virtual ~FramesHandler() = default;
@@ -28,6 +36,7 @@ class Frames final : private StreamHandler {
   struct Limits {
     size_t frame_bytes = size_t{1} << 20;   // a longer one ends the connection
     size_t queued_bytes = size_t{8} << 20;  // a peer that does not read what we send is given up at this
+    std::shared_ptr<FrameRoom> room;        // null: no limit but these
   };
 
   // `handler` outlives this. `preface` goes out first.
@@ -54,6 +63,8 @@ class Frames final : private StreamHandler {
   bool queue(const proto::Frame& frame);
   void flush();
   void fail(Error error);
+  // Gives back what a large frame took, and fails where the room of all is used up.
+  bool keep_within_room();
 
   const std::unique_ptr<Stream> stream_;
   FramesHandler& handler_;
@@ -62,7 +73,8 @@ class Frames final : private StreamHandler {
   std::string in_;
   std::string out_;
   size_t out_sent_ = 0;
-  bool held_ = false;  // nobody has tried to send what is queued
+  bool held_ = false;     // nobody has tried to send what is queued
+  size_t accounted_ = 0;  // of the room
 };
 
 }  // namespace kvferry

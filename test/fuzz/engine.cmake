@@ -1,5 +1,6 @@
 kvferry_fuzzer(engine_acceptor SOURCES engine_acceptor_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_lane SOURCES engine_lane_fuzz.cc LINKS kvferry_engine)
+kvferry_fuzzer(engine_secure SOURCES engine_secure_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_spans SOURCES engine_spans_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_owner_session SOURCES engine_owner_session_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_initiator_session SOURCES engine_initiator_session_fuzz.cc LINKS kvferry_engine)

@@ -30,17 +30,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   pipe->read_at_once = data[0] == 0 ? SIZE_MAX : data[0];
   InitiatorSession* raw = nullptr;
   // No local fabric: it would look into the processes that the input names.
-  InitiatorSession session({loop, network, identity, random, false, Frames::Limits{size_t{64} << 10, size_t{1} << 20},
-                            kMaxRegions, std::chrono::seconds(5), 0,
-                            [&] {
-                              raw->notify({"a", "b"}, [&](const Status&) { ++noted; });
-                              raw->sync([] {});
-                              raw->fence_lane(1, [] {});
-                              static_cast<void>(raw->open_lane([] {}));
-                            },
-                            [&] { KVF_CHECK(raw->regions()->regions().size() <= kMaxRegions); },
-                            [](const proto::Frame&) {}, [&](const Error&) { ++ended; }},
-                           std::move(stream), Address{"127.0.0.1", 1}, "");
+  InitiatorSession session(
+      {loop, network, identity, random, false, Frames::Limits{size_t{64} << 10, size_t{1} << 20, {}}, kMaxRegions,
+       std::chrono::seconds(5), 0,
+       [&] {
+         raw->notify({"a", "b"}, [&](const Status&) { ++noted; });
+         raw->sync([] {});
+         raw->fence_lane(1, [] {});
+         static_cast<void>(raw->open_lane([] {}));
+       },
+       [&] { KVF_CHECK(raw->regions()->regions().size() <= kMaxRegions); }, [](const proto::Frame&) {},
+       [&](const Error&) { ++ended; }},
+      std::move(stream), Address{"127.0.0.1", 1}, "");
   raw = &session;
   pipe->pump();
   KVF_CHECK(session.regions()->regions().size() <= kMaxRegions);

@@ -24,7 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   {
     // No local fabric: it would look into the processes that the input names.
     OwnerSession session({loop, identity, registry, lanes, nullptr, nullptr, random, OwnerSession::Limits{},
-                          Frames::Limits{size_t{64} << 10, size_t{1} << 20},
+                          Frames::Limits{size_t{64} << 10, size_t{1} << 20, {}},
                           [&](const ReceivedNotification&) -> Status {
                             if (++delivered > 4) return Error{ErrorCode::resource_exhausted, "full"};
                             return {};

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,31 @@ def test_strict_protocol_makes_the_fallback_an_error(monkeypatch: pytest.MonkeyP
     assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "rdma", "") == -1
     assert "tcp" in engine.last_error() and "auto" in engine.last_error()
     assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0, "a refused start can be repeated"
+
+
+def test_a_secret_of_the_environment_sets_the_mode(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "psk"
+    secret.write_text("only for this test, " * 2)
+    secret.chmod(0o600)
+    monkeypatch.setenv("KVFERRY_AUTH", "psk")
+    monkeypatch.setenv("KVFERRY_PSK_FILE", str(secret))
+    told = json.loads(make_engine().describe())
+    assert told["auth"] == "psk" and told["access"].startswith("psk")
+    secret.chmod(0o640)
+    engine = TransferEngine()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -1
+    assert "others may use" in engine.last_error()
+
+
+def test_a_strict_engine_opens_no_memory(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVFERRY_STRICT", "1")
+    engine = make_engine()
+    memory = np.zeros(4096, dtype=np.uint8)
+    assert engine.register_memory(memory.ctypes.data, memory.nbytes) == -1
+    assert "strict" in engine.last_error()
+    assert json.loads(engine.describe())["fabrics"] == ["tcp"]
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,31 @@ def test_bootstrap_tells_the_workers_and_releases(start_owner: Callable[..., Own
         assert owner.released() == [["x", "released"]]
 
 
+def test_bootstrap_asks_for_its_token_and_speaks_tls(tmp_path: Path, base_port: int) -> None:
+    authority, key, token = tmp_path / "authority.pem", tmp_path / "key.pem", tmp_path / "token"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=trial".split()
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(authority)]
+    subprocess.run(made, check=True, capture_output=True)
+    token.write_text("only for this test\n")
+    for secret in (key, token):
+        secret.chmod(0o600)
+    reader = Reader()
+    files = {"certificate_file": str(authority), "key_file": str(key), "ca_file": str(authority)}
+    server = kvferry.BootstrapServer(
+        reader.engine, "i", reader.cache.layout, base_port=base_port, token=f"@{token}", **files
+    )
+    base = f"https://127.0.0.1:{server.port}"
+    known = kvferry.BootstrapClient(token=f"@{token}", ca_file=str(authority))
+    assert eventually(lambda: known.workers(base))[0].http == base
+    assert known.release(base, "x", force=True) == "acknowledged"
+    with pytest.raises(kvferry.Error) as refused:
+        kvferry.BootstrapClient(ca_file=str(authority)).release(base, "x", force=True)
+    assert refused.value.code == "permission_denied"
+    with pytest.raises(kvferry.Error, match="trust"):
+        kvferry.BootstrapClient().workers(base)
+    server.close()
+
+
 def test_parcels_end_with_their_engine() -> None:
     reader = Reader()
     reader.engine.close()

@@ -24,11 +24,16 @@ namespace kvferry::test {
 class RawConnection {
  public:
   explicit RawConnection(UniqueFd fd) : fd_(std::move(fd)) {}
-  static RawConnection dial(const std::string& address) {
+  // `from`: another address of this host, which is another host to an engine.
+  static RawConnection dial(const std::string& address, const char* from = nullptr) {
     const auto parsed = parse_address(address, false);
     KVF_CHECK(parsed.ok());
     const auto raw = to_socket_address(*parsed);
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    KVF_CHECK(from == nullptr || (::inet_pton(AF_INET, from, &at.sin_addr) == 1 &&
+                                  ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&at), sizeof at) == 0));
     KVF_CHECK(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&raw->storage), raw->length) == 0);
     return RawConnection(std::move(fd));
   }
@@ -62,6 +67,11 @@ class RawConnection {
     return false;
   }
 
+  // How little the kernel keeps for who does not read.
+  void read_little() {
+    const int bytes = 4096;
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+  }
   void shut() { ::shutdown(fd_.get(), SHUT_RDWR); }
 
   bool send_frame(const proto::Frame& frame) { return send(encode(frame)); }

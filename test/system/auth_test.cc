@@ -3,12 +3,12 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include <mutex>
 #include <thread>
 
 #include "engine/io/tls.h"
 #include "engine/parcel.h"
 #include "test/support/eventually.h"
+#include "test/support/lines.h"
 #include "test/support/peek.h"
 #include "test/support/raw_peer.h"
 #include "test/support/sanitized.h"
@@ -24,24 +24,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::HasSubstr;
-
-// Keeps every line of an engine.
-class Lines final : public Logger {
- public:
-  Lines() : Logger(LogLevel::debug) {}
-  std::string text() const {
-    const std::lock_guard lock(mutex_);
-    return text_;
-  }
-
- private:
-  void line(LogLevel, std::string_view text) override {
-    const std::lock_guard lock(mutex_);
-    text_.append(text).append("\n");
-  }
-  mutable std::mutex mutex_;
-  std::string text_;
-};
 
 EngineConfig config_of(const std::string& name, const AuthConfig& auth, std::shared_ptr<Logger> logger = nullptr) {
   EngineConfig config = Bystanders::config(name);
@@ -319,14 +301,6 @@ TEST_F(Locked, ASlowHandshakeEnds) {
   EXPECT_LT(honest_.longest_wait(20), seconds(1));
 }
 
-uint64_t resident_bytes() {
-  uint64_t total = 0, pages = 0;
-  FILE* const file = std::fopen("/proc/self/statm", "r");
-  if (file != nullptr && std::fscanf(file, "%lu %lu", &total, &pages) != 2) pages = 0;
-  if (file != nullptr) std::fclose(file);
-  return pages * 4096;
-}
-
 // 10,000 connections that say nothing at all: those who were there and those who come go on, memory does not.
 TEST_F(Locked, TenThousandThatSayNothing) {
   rlimit limit{};
@@ -369,36 +343,6 @@ TEST_F(Locked, AHerdOfNewcomersDoesNotHoldUpTheOthers) {
               static_cast<double>(longest.count()) / 1e6);
   EXPECT_EQ(connected.load(), 24);
   EXPECT_LT(longest, seconds(1));
-}
-
-// ---- what one peer may take
-
-TEST(LimitsTest, SessionsOfOneHostAreLimitedAndNamed) {
-  const auto lines = std::make_shared<Lines>();
-  EngineConfig config = config_of("owner", {}, lines);
-  config.max_sessions_per_host = 50;
-  const auto owner = must(Engine::create(config));
-  std::vector<RawConnection> sessions;
-  for (int i = 0; i < 60; ++i) {
-    sessions.push_back(RawConnection::dial(owner->address()));
-    sessions.back().send(encode_session_preface() + RawConnection::encode(hello("flood" + std::to_string(i))));
-  }
-  EXPECT_TRUE(sessions.back().is_closed());
-  EXPECT_TRUE(eventually([&] { return lines->text().find("max_sessions_per_host (50)") != std::string::npos; }));
-  EXPECT_THAT(owner->metrics(), HasSubstr("kvferry_complaints_total{cause=\"resource_exhausted\"} 10"));
-}
-
-TEST(LimitsTest, AFrameOfFourGibibytesIsNamed) {
-  Bystanders honest;
-  RawConnection liar = RawConnection::dial(honest.owner().address());
-  std::string length;
-  ByteWriter(length).put(UINT32_MAX);
-  const uint64_t before = resident_bytes();
-  liar.send(encode_session_preface() + RawConnection::encode(hello()) + length);
-  EXPECT_TRUE(liar.is_closed());
-  EXPECT_LT(resident_bytes(), before + (uint64_t{16} << 20));
-  EXPECT_THAT(honest.owner().metrics(), HasSubstr("kvferry_complaints_total{cause=\"protocol\"} 1"));
-  honest.expect_work();
 }
 
 // ---- strict

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,13 +19,17 @@ class Bystanders {
  public:
   static constexpr size_t kBytes = size_t{1} << 20;
 
-  explicit Bystanders(const AuthConfig& auth = {}) : ours_(kBytes), theirs_(kBytes) {
+  // `change` has the last word about the owner's config.
+  explicit Bystanders(const AuthConfig& auth = {}, const std::function<void(EngineConfig&)>& change = {})
+      : ours_(kBytes), theirs_(kBytes) {
     const auto with_auth = [&](const std::string& name) {
       EngineConfig made = config(name);
       made.auth = auth;
       return made;
     };
-    owner_ = must(Engine::create(with_auth("owner")));
+    EngineConfig owner = with_auth("owner");
+    if (change) change(owner);
+    owner_ = must(Engine::create(owner));
     initiator_ = must(Engine::create(with_auth("honest")));
     our_region_ = must(initiator_->register_memory(ours_.data(), kBytes, MemoryKind::host, kPrivate));
     their_region_ = must(owner_->register_memory(theirs_.data(), kBytes, MemoryKind::host, kRemoteReadWrite));

@@ -229,6 +229,9 @@ TEST_F(LyingOwner, ARegionTableWithoutEnd) {
       },
       hang_up);
   expect_failure(stage, ErrorCode::resource_exhausted, "max_regions");
+  EXPECT_LT(honest_.longest_wait(50), seconds(1));
+  EXPECT_THAT(honest_.initiator().metrics(),
+              ::testing::HasSubstr("kvferry_complaints_total{cause=\"resource_exhausted\"} 1"));
 }
 
 TEST_F(LyingOwner, ASessionThatDiesBehindTheWelcome) {

@@ -117,6 +117,15 @@ TEST(Logger, FormatsOnlyWhatItsLevelLetsThrough) {
   EXPECT_TRUE(silent.lines.empty());
 }
 
+// A peer's name, for one: it must not forge lines, nor move the cursor of who reads them.
+TEST(Logger, WhatStrangersSayStaysInItsLine) {
+  ListLogger logger(LogLevel::info);
+  logger.info("peer {} left", "a\n2026-01-01 error kvferry: \x1b[2Jforged\x7f");
+  ASSERT_EQ(logger.lines.size(), 1u);
+  EXPECT_EQ(logger.lines[0], "peer a\\x0a2026-01-01 error kvferry: \\x1b[2Jforged\\x7f left");
+  EXPECT_EQ(one_line("plain, \u00e9"), "plain, \u00e9");
+}
+
 TEST(Logger, NamesALevelThatItDoesNotKnow) {
   EXPECT_EQ(*parse_log_level("info"), LogLevel::info);
   const auto wrong = parse_log_level("loud");

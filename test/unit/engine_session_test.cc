@@ -47,7 +47,7 @@ TEST(FramesTest, OverTheLimitEndTheConnection) {
   std::string bytes;
   ByteWriter(bytes).put(uint32_t{1001});
   auto [stream, pipe] = memory_stream(bytes);
-  Frames frames(std::move(stream), recorder, {1000, 10000}, {});
+  Frames frames(std::move(stream), recorder, {1000, 10000, {}}, {});
   pipe->pump();
   ASSERT_TRUE(recorder.lost);
   EXPECT_EQ(recorder.lost->code, ErrorCode::protocol);
@@ -57,7 +57,7 @@ TEST(FramesTest, ThatNobodyReadsEndTheConnection) {
   Recorder recorder;
   auto [stream, pipe] = memory_stream();
   pipe->room = 0;
-  Frames frames(std::move(stream), recorder, {1000, 2000}, {});
+  Frames frames(std::move(stream), recorder, {1000, 2000, {}}, {});
   proto::Frame large;
   large.mutable_notify()->set_payload(std::string(900, 'x'));
   frames.send(large);
@@ -66,6 +66,72 @@ TEST(FramesTest, ThatNobodyReadsEndTheConnection) {
   frames.send(large);
   ASSERT_TRUE(recorder.lost);
   EXPECT_EQ(recorder.lost->code, ErrorCode::resource_exhausted);
+}
+
+// Whoever floods is given up first: those who hold little go on, and what a session held is free when it ends.
+TEST(FramesTest, ThatAllHoldTooMuchOfEndTheConnectionsThatHoldMost) {
+  const auto room = std::make_shared<FrameRoom>(FrameRoom{100'000, 1000, 0});
+  Frames::Limits limits;
+  limits.room = room;
+  proto::Frame large;
+  large.mutable_notify()->set_payload(std::string(30'000, 'x'));
+  {
+    Recorder heard;
+    auto [stream, pipe] = memory_stream();
+    Frames frames(std::move(stream), heard, limits, {});
+    Recorder flooded;
+    auto [other_stream, other_pipe] = memory_stream();
+    other_pipe->room = 0;
+    Frames other(std::move(other_stream), flooded, limits, {});
+    for (int i = 0; i < 10 && !flooded.lost; ++i) other.send(large);
+    ASSERT_TRUE(flooded.lost);
+    EXPECT_EQ(flooded.lost->code, ErrorCode::resource_exhausted);
+    EXPECT_NE(flooded.lost->message.find("max_session_bytes (100000)"), std::string::npos);
+    EXPECT_GT(room->held, 100'000u);
+    frames.send(beat(1));
+    pipe->input = RawConnection::encode(beat(2));
+    pipe->pump();
+    EXPECT_FALSE(heard.lost);
+    EXPECT_EQ(heard.numbers, std::vector<uint64_t>{2});
+    // The half of a frame counts too.
+    pipe->input = RawConnection::encode(large).substr(0, 20'000);
+    pipe->pump();
+    ASSERT_TRUE(heard.lost);
+    EXPECT_EQ(heard.lost->code, ErrorCode::resource_exhausted);
+  }
+  EXPECT_EQ(room->held, 0u);
+}
+
+TEST(FramesTest, LargeOnesLeaveNoLargeBuffersBehind) {
+  const auto room = std::make_shared<FrameRoom>();
+  Frames::Limits limits;
+  limits.room = room;
+  Recorder recorder;
+  auto [stream, pipe] = memory_stream();
+  Frames frames(std::move(stream), recorder, limits, {});
+  proto::Frame large;
+  large.mutable_notify()->set_payload(std::string(900'000, 'x'));
+  pipe->input = RawConnection::encode(large);
+  pipe->pump();
+  frames.send(large);
+  frames.send(beat(1));
+  EXPECT_LT(room->held, size_t{130} << 10);
+}
+
+// A line of protobuf's own for each would let anybody fill the disk.
+TEST(FramesTest, BrokenOnesPutNothingOnStandardError) {
+  proto::Frame named;
+  named.mutable_notify()->set_name("NAME");
+  std::string bytes = RawConnection::encode(named);
+  bytes.replace(bytes.find("NAME"), 4, "\xff\xfe\xff\xfe");
+  Recorder recorder;
+  auto [stream, pipe] = memory_stream(bytes);
+  ::testing::internal::CaptureStderr();
+  Frames frames(std::move(stream), recorder, {}, {});
+  pipe->pump();
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+  ASSERT_TRUE(recorder.lost);
+  EXPECT_EQ(recorder.lost->code, ErrorCode::protocol);
 }
 
 TEST(FramesTest, TellWhenWhatHadToWaitHasLeft) {

@@ -61,6 +61,14 @@ def _operation(opcode: int) -> str:
     return "write" if opcode == TransferOpcode.Write else "read"
 
 
+# Who may connect, by the mode of kvferry's engine.
+ACCESS = {
+    "open": "open: whoever reaches the port may read and write registered memory, as with Mooncake",
+    "psk": "psk: whoever holds the secret may read and write registered memory",
+    "mtls": "mtls: whoever holds a certificate by an allowed name may read and write registered memory",
+}
+
+
 class TransferEngine(Reporter):
     """Thread-safe once initialize() has returned. The interpreter's lock is let go of while a call waits."""
 
@@ -318,7 +326,7 @@ class TransferEngine(Reporter):
             return "{}"
         told = json.loads(self._engine.describe())
         told["protocol"] = self._choice
-        told["access"] = "open: whoever reaches the port may read and write registered memory, as with Mooncake"
+        told["access"] = ACCESS.get(told["auth"], "unknown")
         return json.dumps(told)
 
     # ---- within

@@ -7,6 +7,7 @@
 #include "bindings/python/core/errors.h"
 #include "bindings/python/core/objects.h"
 #include "bootstrap/bootstrap.h"
+#include "common/secret.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;  // NOLINT(google-build-using-namespace): holds "name"_a alone
@@ -24,11 +25,14 @@ class PyBootstrapServer {
  public:
   PyBootstrapServer(const PyEngine& engine, const std::string& instance_id, const KvLayout& layout,
                     const std::string& host, const std::string& base_host, uint16_t base_port, bool external_base,
-                    std::string token)
+                    const std::string& token, std::string certificate_file, std::string key_file, std::string ca_file)
       : engine_(engine.get()), control_(*engine_) {
     bootstrap::ServerSettings settings;
     settings.host = host;
-    settings.token = std::move(token);
+    settings.token = take(read_secret(token));
+    settings.certificate_file = std::move(certificate_file);
+    settings.key_file = std::move(key_file);
+    settings.ca_file = std::move(ca_file);
     settings = take(bootstrap::settings_of_worker(std::move(settings), base_host, base_port, layout.rank));
     if (external_base) {  // its port is not this worker's to take
       settings.port = 0;
@@ -55,8 +59,8 @@ class PyBootstrapServer {
 
 class PyBootstrapClient {
  public:
-  PyBootstrapClient(double timeout, std::string token)
-      : client_(take(BlockingClient::create({std::move(token), to_duration(timeout)}))) {}
+  PyBootstrapClient(double timeout, const std::string& token, std::string ca_file)
+      : client_(take(BlockingClient::create({take(read_secret(token)), to_duration(timeout), std::move(ca_file)}))) {}
   BlockingClient& get() const { return *client_; }
 
  private:
@@ -81,14 +85,17 @@ const char* name_of(bootstrap::ReleaseState state) {
 }
 
 void bind_server(nb::module_& module) {
-  nb::class_<PyBootstrapServer>(module, "BootstrapServer", nb::is_weak_referenceable(),
-                                "Serves this engine's identity and parcels over HTTP, and keeps its rank registered at "
-                                "the base. The first rank of an instance keeps the directory there, unless the base is "
-                                "a server of its own (`external_base`).")
+  nb::class_<PyBootstrapServer>(
+      module, "BootstrapServer", nb::is_weak_referenceable(),
+      "Serves this engine's identity and parcels over HTTP, and keeps its rank registered at "
+      "the base. The first rank of an instance keeps the directory there, unless the base is "
+      "a server of its own (`external_base`). `token` may be \"@file\". With a certificate it "
+      "speaks TLS only; with a `ca_file` it asks other servers by https.")
       .def(nb::init<const PyEngine&, const std::string&, const KvLayout&, const std::string&, const std::string&,
-                    uint16_t, bool, std::string>(),
+                    uint16_t, bool, const std::string&, std::string, std::string, std::string>(),
            "engine"_a, "instance_id"_a, "layout"_a, nb::kw_only(), "host"_a = "127.0.0.1", "base_host"_a = "127.0.0.1",
-           "base_port"_a = bootstrap::kDefaultPort, "external_base"_a = false, "token"_a = "")
+           "base_port"_a = bootstrap::kDefaultPort, "external_base"_a = false, "token"_a = "",
+           "certificate_file"_a = "", "key_file"_a = "", "ca_file"_a = "")
       .def_prop_ro("port", &PyBootstrapServer::port)
       .def("close", &PyBootstrapServer::close);
 }
@@ -102,8 +109,9 @@ void bind_client(nb::module_& module) {
       .def_prop_ro("address", &address_of, "host:port of its engine.")
       .def_ro("http", &Registration::http, "URL of its own server; empty: it has none.");
   nb::class_<PyBootstrapClient>(module, "BootstrapClient",
-                                "Asks bootstrap servers, by \"http://host:port\". Thread-safe.")
-      .def(nb::init<double, std::string>(), "timeout"_a = 5.0, "token"_a = "")
+                                "Asks bootstrap servers, by \"http[s]://host:port\": https where a `ca_file` names "
+                                "the authorities to believe. `token` may be \"@file\". Thread-safe.")
+      .def(nb::init<double, const std::string&, std::string>(), "timeout"_a = 5.0, "token"_a = "", "ca_file"_a = "")
       .def(
           "workers",
           [](const PyBootstrapClient& self, const std::string& base) {

@@ -271,6 +271,7 @@ void write_certificate(const std::filesystem::path& certificate, const std::file
   file = std::fopen(key.c_str(), "w");
   PEM_write_PrivateKey(file, pair, nullptr, nullptr, 0, nullptr, nullptr);
   std::fclose(file);
+  std::filesystem::permissions(key, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
   X509_free(cert);
   EVP_PKEY_free(pair);
 }
@@ -284,7 +285,8 @@ class TlsFront : public Features {
     write_certificate(config.tls_certificate, config.tls_key);
   }
   // The whole answer over TLS, its certificate checked against ours.
-  std::string ask_secretly(const std::string& text) {
+  std::string ask_secretly(const std::string& text) { return ask_secretly(text, proxy->port()); }
+  std::string ask_secretly(const std::string& text, uint16_t port) {
     boost::asio::ssl::context context(boost::asio::ssl::context::tls_client);
     context.load_verify_file(config.tls_certificate);
     context.set_verify_mode(boost::asio::ssl::verify_peer);
@@ -293,7 +295,7 @@ class TlsFront : public Features {
     bool ended = false;
     const auto exchange = [&]() -> boost::asio::awaitable<void> {
       constexpr auto use_tuple = boost::asio::as_tuple(boost::asio::use_awaitable);
-      const boost::asio::ip::tcp::endpoint there(boost::asio::ip::make_address("127.0.0.1"), proxy->port());
+      const boost::asio::ip::tcp::endpoint there(boost::asio::ip::make_address("127.0.0.1"), port);
       co_await stream.lowest_layer().async_connect(there, use_tuple);
       const auto [refused] = co_await stream.async_handshake(boost::asio::ssl::stream_base::client, use_tuple);
       if (!refused) {
@@ -339,13 +341,37 @@ TEST_F(TlsFront, PlainHttpGetsNoAnswerAndDisturbsNobody) {
   EXPECT_TRUE(ask_secretly("GET /health HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 200"));
 }
 
+TEST_F(TlsFront, TheAdminServerSpeaksTlsWhereToldTo) {
+  config.admin_tls = true;
+  config.admin_key = "admin";
+  start();
+  const std::string get = "GET /admin/backends HTTP/1.1\r\nHost: t\r\nConnection: close\r\n";
+  EXPECT_TRUE(ask_secretly(get + "\r\n", proxy->admin_port()).starts_with("HTTP/1.1 401"));
+  EXPECT_TRUE(
+      ask_secretly(get + "Authorization: Bearer admin\r\n\r\n", proxy->admin_port()).starts_with("HTTP/1.1 200"));
+  RawClient plain(loop, proxy->admin_port());
+  plain.send(get + "Authorization: Bearer admin\r\n\r\n");
+  EXPECT_TRUE(until([&] { return plain.closed(); }));
+  EXPECT_FALSE(plain.has("HTTP/1.1 200"));
+}
+
 TEST_F(TlsFront, ABadCertificateIsRefusedAtTheStart) {
   add_prefill(prefiller, bootstrap.port());
   add_decode(decoder);
+  const auto refusal = [&] {
+    const auto made = Proxy::create(loop, deadlines, random, make_null_logger(), config);
+    return made.ok() ? std::string() : made.error().to_string();
+  };
+  std::filesystem::permissions(config.tls_key, std::filesystem::perms::group_read, std::filesystem::perm_options::add);
+  EXPECT_NE(refusal().find("others may use the key file"), std::string::npos) << refusal();
+  std::filesystem::permissions(config.tls_key, std::filesystem::perms::group_read,
+                               std::filesystem::perm_options::remove);
+  write_certificate(dir_ / "other.pem", dir_ / "other.key");
+  const std::string key = std::exchange(config.tls_key, (dir_ / "other.key").string());
+  EXPECT_NE(refusal().find("private key"), std::string::npos) << "another certificate's: " << refusal();
+  config.tls_key = key;
   std::ofstream(config.tls_key) << "nonsense";
-  const auto made = Proxy::create(loop, deadlines, random, make_null_logger(), config);
-  ASSERT_FALSE(made.ok());
-  EXPECT_NE(made.error().to_string().find("private key"), std::string::npos);
+  EXPECT_NE(refusal().find("private key"), std::string::npos) << refusal();
 }
 
 }  // namespace

@@ -85,6 +85,24 @@ TEST_F(Front, ConnectionsPerAddressAreLimited) {
   EXPECT_TRUE(refused("GET /health HTTP/1.1\r\nHost: t\r\n\r\n", 503));
 }
 
+// A client that asks for much and takes nothing; the decoder's stream ends with it, and nothing stays pinned.
+TEST_F(Front, ClientsThatReadNothingAreLetGo) {
+  config.client_stall = 300ms;
+  decoder.behaviour.events = 2000;
+  decoder.behaviour.event_bytes = 16 << 10;
+  start();
+  boost::asio::ip::tcp::socket deaf(loop);
+  deaf.open(boost::asio::ip::tcp::v4());
+  deaf.set_option(boost::asio::socket_base::receive_buffer_size(4096));
+  deaf.connect({boost::asio::ip::make_address("127.0.0.1"), proxy->port()});
+  boost::asio::write(deaf, boost::asio::buffer(request("/v1/completions", kStream)));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  EXPECT_TRUE(until(
+      [&] { return decoder.running == 0 && exposition().find("kvferry_proxy_connections 0") != std::string::npos; }));
+  EXPECT_NE(exposition().find("client_gone"), std::string::npos);
+  EXPECT_TRUE(nothing_pinned());
+}
+
 TEST_F(Front, RequestsQueueAndOverflowIs429) {
   config.max_concurrent = 1;
   config.max_queue = 1;
@@ -130,6 +148,47 @@ TEST_F(Front, AdministrativePathsOfVllmAreNotForClients) {
     EXPECT_EQ(ask("{}", path)->status(), 404) << path;
   }
   EXPECT_EQ(decoder.requests, 0U);
+}
+
+TEST_F(Front, PathsThatClimbOutOfWhatIsForwardedAreNotForClients) {
+  start();
+  for (const char* path : {"/v1/../sleep", "/v1/..", "/v1/./../sleep", "/v1/%2e%2e/sleep", "/v1/.%2E/sleep",
+                           "/v1/..%2fsleep", "/v1/x%2F..%2F..%2Fsleep", "/v1/..\\sleep", "/v1/%5c../sleep"}) {
+    EXPECT_EQ(ask("{}", path)->status(), 404) << path;
+  }
+  EXPECT_EQ(decoder.requests, 0U);
+  EXPECT_EQ(ask("{}", "/v1/models/org%2Fname..x/...")->status(), 200) << "names may hold dots and slashes";
+}
+
+TEST_F(Front, MethodsThatAreForProxiesAreRefused) {
+  start();
+  for (const char* method : {"CONNECT", "TRACE", "PRI"}) {
+    auto asked = client();
+    asked->send(std::string(method) + " /v1/models HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+    ASSERT_TRUE(until([&] { return asked->closed(); })) << method;
+    EXPECT_EQ(asked->status(), 405) << method;
+  }
+  EXPECT_EQ(decoder.requests, 0U);
+}
+
+// Forms pass unread, so what only the proxy may say must not stand in them, and a second type must not make one of
+// JSON.
+TEST_F(Front, FormsThatHideTransferParamsAreRefused) {
+  start();
+  const std::string path = "/v1/audio/transcriptions";
+  const auto post = [&](const std::string& types, const std::string& body) {
+    auto asked = client();
+    asked->send("POST " + path + " HTTP/1.1\r\nHost: t\r\nConnection: close\r\n" + types +
+                "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
+    EXPECT_TRUE(until([&] { return asked->closed(); }));
+    return asked->status();
+  };
+  const std::string form = "Content-Type: multipart/form-data; boundary=b\r\n";
+  EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; name=\"kv_transfer_params\"\r\n\r\n{}\r\n--b--"), 400);
+  EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; name=\"vllm_xargs\"\r\n\r\n{}\r\n--b--"), 400);
+  EXPECT_EQ(post(form + "Content-Type: application/json\r\n", "--b--"), 400) << "read as JSON, which it is not";
+  EXPECT_EQ(decoder.requests, 0U);
+  EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; name=\"language\"\r\n\r\nen\r\n--b--"), 200);
 }
 
 TEST_F(Front, HealthFollowsTheBackends) {

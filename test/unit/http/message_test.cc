@@ -6,6 +6,7 @@
 
 #include <cstdio>
 
+#include "common/secret.h"
 #include "http/auth.h"
 #include "http/json.h"
 #include "http/url.h"
@@ -51,8 +52,18 @@ TEST(Url, Trap15ReadsIPv6InBrackets) {
   EXPECT_FALSE(parse_url("http://2001:db8::1:80").ok());
 }
 
+TEST(Url, KnowsWhichAreSecure) {
+  const auto url = parse_url("https://host/prefix");
+  ASSERT_TRUE(url.ok());
+  EXPECT_TRUE(url->secure);
+  EXPECT_EQ(url->port, 443);
+  EXPECT_EQ(url->to_string(), "https://host:443/prefix");
+  EXPECT_FALSE(parse_url("http://host")->secure);
+  EXPECT_FALSE(parse_url("https://http://host").ok());
+}
+
 TEST(Url, RefusesWhatItCannotUse) {
-  for (const char* bad : {"", "http://", "https://a", "http://a:0", "http://a:70000", "http://a:", "http://a b",
+  for (const char* bad : {"", "http://", "https://", "http://a:0", "http://a:70000", "http://a:", "http://a b",
                           "http://u@a", "http://a:80x"}) {
     EXPECT_FALSE(parse_url(bad).ok()) << bad;
   }

@@ -1,8 +1,10 @@
 #include "proxy/config.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <fstream>
 
 namespace kvferry::proxy {
@@ -74,6 +76,25 @@ TEST(Config, RefusesWhatItDoesNotUnderstand) {
   EXPECT_FALSE(parse({"--prefiller-hosts", "a,b,c", "--prefiller-ports", "1,2"}).ok());
   EXPECT_FALSE(parse({"--api-key", "@/no/such/file"}).ok());
   EXPECT_FALSE(parse({"--api-key", "a\r\nX: y"}).ok());
+}
+
+TEST(Config, TlsIsNeverHalfOf) {
+  EXPECT_FALSE(parse({"--tls-key", "key.pem"}).ok()) << "the front would speak in the clear";
+  EXPECT_FALSE(parse({"--admin-tls"}).ok());
+  EXPECT_TRUE(parse({"--admin-tls", "--tls-certificate", "chain.pem", "--tls-key", "key.pem"}).ok());
+}
+
+TEST(Config, AFileThatHoldsAKeyMustBeNobodyElses) {
+  const std::string path = testing::TempDir() + "kvferry_config_" + std::to_string(::getpid());
+  const auto with = [&](const std::string& text, mode_t mode) {
+    std::ofstream(path) << text;
+    EXPECT_EQ(::chmod(path.c_str(), mode), 0);
+    return parse({"--config", path});
+  };
+  EXPECT_FALSE(with("admin_key: secret\n", 0640).ok());
+  EXPECT_EQ(with("admin_key: secret\n", 0600)->config.admin_key, "secret");
+  EXPECT_TRUE(with("port: 8001\n", 0644).ok());
+  EXPECT_EQ(std::remove(path.c_str()), 0);
 }
 
 TEST(Config, HelpIsText) {

@@ -24,9 +24,9 @@ class Prefiller:
 class Prefillers:
     """Used by the worker's main thread alone."""
 
-    def __init__(self, engine: kvferry.Engine, rank: kvferry.ParallelRank) -> None:
+    def __init__(self, engine: kvferry.Engine, rank: kvferry.ParallelRank, ca_file: str = "") -> None:
         self._engine, self._rank = engine, rank
-        self._client = kvferry.BootstrapClient(timeout=PATIENCE)
+        self._client = kvferry.BootstrapClient(timeout=PATIENCE, ca_file=ca_file)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="kvferry-contact")
         self._known: OrderedDict[tuple[str, str], Future[Prefiller]] = OrderedDict()
 

@@ -27,6 +27,12 @@ class Settings:
     base_port: int
     external_base: bool
     """The workers' directory is not kept by an instance, but by a server of its own."""
+    bootstrap_token: str
+    """"@file", never the token itself: vLLM logs what it is told. Empty: nobody is asked for one."""
+    bootstrap_certificate: str
+    bootstrap_key: str
+    bootstrap_ca: str
+    """PEM files. With authorities, bootstrap servers are asked by https."""
     lease: float
     read_timeout: float
     digest: bool
@@ -53,6 +59,10 @@ class Settings:
             base_host=host,
             base_port=port,
             external_base=external is not None,
+            bootstrap_token=f"@{token}" if (token := extra.get("bootstrap_token_file")) else "",
+            bootstrap_certificate=str(extra.get("bootstrap_certificate_file", "")),
+            bootstrap_key=str(extra.get("bootstrap_key_file", "")),
+            bootstrap_ca=str(extra.get("bootstrap_ca_file", "")),
             lease=float(envs.VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT),
             read_timeout=read_timeout,
             digest=bool(extra.get("kvferry_digest", False)),

@@ -71,9 +71,13 @@ class Worker:
                 base_host=settings.base_host,
                 base_port=settings.base_port,
                 external_base=settings.external_base,
+                token=settings.bootstrap_token,
+                certificate_file=settings.bootstrap_certificate,
+                key_file=settings.bootstrap_key,
+                ca_file=settings.bootstrap_ca,
             )
         if settings.consumer:
-            self._prefillers = Prefillers(self._engine, rank)
+            self._prefillers = Prefillers(self._engine, rank, settings.bootstrap_ca)
         logger.info("kvferry engine %s listens at %s", name, self._engine.address)
 
     # ---- a step

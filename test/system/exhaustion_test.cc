@@ -1,0 +1,186 @@
+#include <gmock/gmock.h>
+#include <sys/resource.h>
+
+#include "test/support/eventually.h"
+#include "test/support/lines.h"
+#include "test/support/peek.h"
+#include "test/support/raw_peer.h"
+#include "test/support/sanitized.h"
+#include "test/system/bystander.h"
+
+// What one peer may take of an engine: it is limited, named in a metric and a line, and the others keep their service.
+
+namespace kvferry::test {
+namespace {
+
+using std::chrono::seconds;
+using ::testing::HasSubstr;
+
+constexpr const char* kAttacker = "127.0.0.2";
+
+// The value of a metric, the sum over its labels; 0 while there is none.
+uint64_t metric(const Engine& engine, const std::string& name) {
+  const std::string page = engine.metrics();
+  uint64_t sum = 0;
+  for (size_t at = page.find("\n" + name); at != std::string::npos; at = page.find("\n" + name, at + 1)) {
+    const size_t value = page.find(' ', at + 1) + 1;
+    sum += std::stoull(page.substr(value, page.find('\n', value) - value));
+  }
+  return sum;
+}
+
+class LimitsTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  void start(const std::function<void(EngineConfig&)>& change = {}) {
+    honest_.emplace(AuthConfig{}, [&](EngineConfig& config) {
+      config.logger = lines_;
+      if (change) change(config);
+    });
+    honest_->expect_work();
+  }
+  Engine& owner() { return honest_->owner(); }
+  RawConnection attack() { return RawConnection::dial(owner().address(), kAttacker); }
+  void note_wait() { longest_ = std::max(longest_, honest_->longest_wait(5)); }
+  // How the others fared meanwhile.
+  void expect_service(const std::string& what) {
+    std::printf("%s: the longest of the others' round trips took %.1f ms\n", what.c_str(),
+                static_cast<double>(longest_.count()) / 1e6);
+    EXPECT_LT(longest_, seconds(1));
+    honest_->expect_work();
+  }
+  void expect_named(const std::string& words, const std::string& who) {
+    EXPECT_TRUE(eventually([&] { return lines_->text().find(words) != std::string::npos; })) << lines_->text();
+    EXPECT_GT(metric(owner(), "kvferry_complaints_total{cause=\"resource_exhausted\"}"), 0u);
+    EXPECT_THAT(lines_->text(), HasSubstr(who));
+  }
+
+  const std::shared_ptr<Lines> lines_ = std::make_shared<Lines>();
+  std::optional<Bystanders> honest_;
+  Duration longest_{0};
+};
+
+TEST_F(LimitsTest, SessionsOfOneHostAreLimitedAndNamed) {
+  start([](EngineConfig& config) {
+    config.max_sessions_per_host = 50;
+    config.heartbeat = seconds(10);  // those that were let in stay
+  });
+  std::vector<RawConnection> sessions;
+  for (int i = 0; i < 60; ++i) {
+    sessions.push_back(attack());
+    sessions.back().send(encode_session_preface() + RawConnection::encode(hello("flood" + std::to_string(i))));
+  }
+  EXPECT_TRUE(sessions.back().is_closed());
+  expect_named("max_sessions_per_host (50)", kAttacker);
+  EXPECT_TRUE(
+      eventually([&] { return metric(owner(), "kvferry_complaints_total{cause=\"resource_exhausted\"}") == 10; }));
+}
+
+TEST_F(LimitsTest, TenThousandSessionsLeaveTheOthersTheirs) {
+  start([](EngineConfig& config) { config.max_sessions_per_host = 500; });
+  const uint64_t before = resident_bytes();
+  std::vector<RawConnection> sessions;
+  uint64_t most = 0;
+  for (int i = 0; i < 10000; ++i) {
+    // A place that is free again (they send no heartbeats) is taken again.
+    if (sessions.size() == 2000) sessions.erase(sessions.begin(), sessions.begin() + 1000);
+    sessions.push_back(attack());
+    sessions.back().send(encode_session_preface() + RawConnection::encode(hello("flood" + std::to_string(i))));
+    if (i % 500 != 0) continue;
+    note_wait();
+    most = std::max(most, metric(owner(), "kvferry_sessions "));
+  }
+  EXPECT_TRUE(sessions.back().is_closed());
+  EXPECT_GT(most, 100u);
+  EXPECT_LE(most, 501u);
+  expect_named("max_sessions_per_host (500)", kAttacker);
+  EXPECT_TRUE(eventually([&] { return metric(owner(), "kvferry_strangers_total") > 1000; }));
+  if (!kSanitized) {
+    EXPECT_LT(resident_bytes() - before, uint64_t{96} << 20);
+  }
+  expect_service("10,000 sessions");
+}
+
+TEST_F(LimitsTest, ConnectionsOfOneHostAreLimitedAndNamed) {
+  start([](EngineConfig& config) { config.max_connections = 100; });
+  std::vector<RawConnection> silent;
+  for (int i = 0; i < 200; ++i) silent.push_back(attack());
+  EXPECT_TRUE(silent.back().is_closed());
+  expect_named("three quarters of max_connections (100)", kAttacker);
+  note_wait();
+  const auto late = must(Engine::create(Bystanders::config("late")));
+  EXPECT_TRUE(must(late->peer(owner().address())).connect(seconds(5)).ok()) << "a newcomer from another host";
+  silent.clear();
+  EXPECT_TRUE(eventually([&] {
+    RawConnection again = attack();
+    again.send(encode_session_preface() + RawConnection::encode(hello("again")));
+    return again.receive_frame(proto::Frame::kWelcome).body_case() == proto::Frame::kWelcome;
+  })) << "places that were given up are free again";
+  expect_service("200 connections");
+}
+
+TEST_F(LimitsTest, AFrameOfFourGibibytesIsNamed) {
+  start();
+  RawConnection liar = attack();
+  std::string length;
+  ByteWriter(length).put(UINT32_MAX);
+  const uint64_t before = resident_bytes();
+  liar.send(encode_session_preface() + RawConnection::encode(hello()) + length);
+  EXPECT_TRUE(liar.is_closed());
+  EXPECT_LT(resident_bytes(), before + (uint64_t{16} << 20));
+  EXPECT_EQ(metric(owner(), "kvferry_complaints_total{cause=\"protocol\"}"), 1u);
+  EXPECT_TRUE(
+      eventually([&] { return lines_->text().find("4294967295 bytes is over the limit") != std::string::npos; }));
+  note_wait();
+  expect_service("a frame of 4 GiB");
+}
+
+// It asks, and never takes an answer.
+TEST_F(LimitsTest, ASessionThatNeverReadsIsGivenUpAndNamed) {
+  start();
+  RawConnection liar = attack();
+  liar.read_little();
+  ASSERT_TRUE(liar.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
+  proto::Frame wanted;
+  wanted.mutable_lane_tokens_wanted();
+  std::string asks;
+  for (int i = 0; i < 1000; ++i) asks += RawConnection::encode(wanted);
+  const uint64_t before = resident_bytes();
+  uint64_t most = 0;
+  int bursts = 0;
+  for (; bursts < 2000 && liar.send(asks); ++bursts) {
+    if (bursts % 20 != 0) continue;
+    note_wait();
+    most = std::max(most, resident_bytes());
+  }
+  EXPECT_LT(bursts, 2000);
+  expect_named("does not read its session", "\"deaf\"");
+  if (!kSanitized) {
+    EXPECT_LT(most, before + (uint64_t{32} << 20));
+  }
+  expect_service("a session that never reads");
+}
+
+// None of them holds as much as one session may.
+TEST_F(LimitsTest, FramesThatNeverBecomeWholeAreLimitedTogether) {
+  start([](EngineConfig& config) { config.max_session_bytes = size_t{16} << 20; });
+  proto::Frame large;
+  large.mutable_notify()->set_payload(std::string(1'000'000, 'x'));
+  const std::string half = RawConnection::encode(large).substr(0, 900'000);
+  std::vector<RawConnection> sessions;
+  for (int i = 0; i < 40; ++i) {
+    sessions.push_back(attack());
+    sessions.back().send(encode_session_preface() + RawConnection::encode(hello("half" + std::to_string(i))) + half);
+  }
+  expect_named("max_session_bytes (16777216)", "\"half");
+  note_wait();
+  expect_service("frames that never become whole");
+}
+
+}  // namespace
+}  // namespace kvferry::test
