@@ -116,7 +116,8 @@ class SimServer(ChainTest):
                 if known:
                     await self.produce("before")
                     params = await self.consume_params("before")
-                    self.assertTrue((await ask(self.decoder, COMPLETIONS, body(kv_transfer_params=params))).complete)
+                    answer = await ask(self.decoder, COMPLETIONS, body(kv_transfer_params=params))
+                    self.assertTrue(answer.complete, answer)
                 await self.produce("lost", cache_salt="lost")
                 params = await self.consume_params("lost")
                 await self.restart_prefiller()
