@@ -89,6 +89,10 @@ class Docs(ChainTest):
                 self.assertEqual(0, done.returncode, done.stdout + done.stderr)
                 self.assertNotEqual("", done.stdout)
 
+    def test_programs_tell_all_of_their_flags(self) -> None:
+        for name, last in (("proxy", "--log-level"), ("bootstrap", "--log-level"), ("sim", "--log-level")):
+            self.assertIn(last, help_of(f"kvferry-{name}"))
+
     def knows(self, words: list[str]) -> None:
         """The program's help has the flags in use."""
         for word in words[1:]:
