@@ -63,10 +63,11 @@ std::string Exchange::new_uuid() {
   std::array<uint64_t, 2> bits{context_.random.next(), context_.random.next()};
   bits[0] = (bits[0] & ~0xf000ULL) | 0x4000ULL;
   bits[1] = (bits[1] & ~(3ULL << 62)) | (2ULL << 62);
-  std::string out;
+  std::string out(36, '-');
+  size_t at = 0;
   for (int i = 0; i < 32; ++i) {
-    if (i == 8 || i == 12 || i == 16 || i == 20) out.push_back('-');
-    out.push_back(kHex[(bits[static_cast<size_t>(i / 16)] >> (60 - 4 * (i % 16))) & 15]);
+    if (i == 8 || i == 12 || i == 16 || i == 20) ++at;
+    out[at++] = kHex[(bits[static_cast<size_t>(i / 16)] >> (60 - 4 * (i % 16))) & 15];
   }
   return out;
 }
