@@ -1,15 +1,28 @@
 #include "http/json.h"
 
 #include <algorithm>
+#include <array>
 
 namespace kvferry::http {
 
+namespace {
+
+// Bytes that stand for themselves in a JSON string.
+constexpr std::array<bool, 256> kPlain = [] {
+  std::array<bool, 256> plain{};
+  for (size_t byte = 0x20; byte < plain.size(); ++byte) plain[byte] = byte != '"' && byte != '\\';
+  return plain;
+}();
+
+}  // namespace
+
 void append_json_string(std::string& out, std::string_view text) {
   constexpr std::string_view kHex = "0123456789abcdef";
-  const auto plain = [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\'; };
   out.push_back('"');
   while (!text.empty()) {
-    const auto special = static_cast<size_t>(std::find_if_not(text.begin(), text.end(), plain) - text.begin());
+    const auto special = static_cast<size_t>(
+        std::find_if_not(text.begin(), text.end(), [](char c) { return kPlain[static_cast<unsigned char>(c)]; }) -
+        text.begin());
     out.append(text.substr(0, special));
     if (special == text.size()) break;
     const char c = text[special];

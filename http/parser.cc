@@ -50,18 +50,26 @@ class HeadParser final : public beast::http::basic_parser<is_request> {
   Head& head_;
 };
 
-// What every conforming reader agrees on: lines end with CRLF, none is folded, no control characters.
+// What every conforming reader agrees on: lines end with CRLF, none is folded, no control characters. The first loop
+// has no early end, so that it is done many bytes at a time.
 const char* line_fault(std::string_view head) {
-  for (size_t i = 0; i < head.size(); ++i) {
-    const auto c = static_cast<unsigned char>(head[i]);
-    if (c >= 0x20 && c != 0x7f) continue;
-    if (c == '\t') continue;
-    if (c != '\r') return c == '\n' ? "bare LF in the head" : "control character in the head";
-    if (i + 1 >= head.size() || head[i + 1] != '\n') return "bare CR in the head";
-    ++i;
-    if (i + 1 < head.size() && (head[i + 1] == ' ' || head[i + 1] == '\t')) return "folded header line";
+  uint8_t control = 0;
+  uint32_t line_feeds = 0;
+  for (const char c : head) {
+    const auto byte = static_cast<uint8_t>(c);
+    const bool usual = (byte >= 0x20) | (byte == '\t') | (byte == '\r') | (byte == '\n');
+    control |= static_cast<uint8_t>(!usual | (byte == 0x7f));
+    line_feeds += byte == '\n';
   }
-  return nullptr;
+  if (control != 0) return "control character in the head";
+  uint32_t line_ends = 0;
+  for (size_t at = head.find('\r'); at != std::string_view::npos; at = head.find('\r', at + 2)) {
+    const std::string_view rest = head.substr(at);
+    if (!rest.starts_with("\r\n")) return "bare CR in the head";
+    if (rest.starts_with("\r\n ") || rest.starts_with("\r\n\t")) return "folded header line";
+    ++line_ends;
+  }
+  return line_feeds == line_ends ? nullptr : "bare LF in the head";
 }
 
 struct FrameFields {

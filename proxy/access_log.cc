@@ -32,6 +32,11 @@ bool harmless(char c) {
   return c > ' ' && c < 0x7f && c != '"' && c != '=';
 }
 
+// What this process and its configuration name.
+void own_field(std::string& out, std::string_view name, std::string_view text) {
+  if (!text.empty()) out.append(" ").append(name).append("=").append(text);
+}
+
 // Client-chosen text may not break the line or hide in it.
 void field(std::string& out, std::string_view name, std::string_view text) {
   if (text.empty()) return;
@@ -68,15 +73,15 @@ void AccessLog::write(const AccessRecord& record) {
   for (const uint64_t unit : {100U, 10U, 1U}) pending_.push_back(static_cast<char>('0' + thousandth / unit % 10));
   pending_.push_back('Z');
   field(pending_, "id", record.request_id);
-  field(pending_, "remote", record.remote);
+  own_field(pending_, "remote", record.remote);
   field(pending_, "method", record.method);
   field(pending_, "path", record.path);
   pending_.append(" status=");
   http::append_number(pending_, static_cast<uint64_t>(record.status));
-  field(pending_, "cause", record.cause);
-  field(pending_, "prefill", record.prefill);
-  field(pending_, "decode", record.decode);
-  field(pending_, "transfer", record.transfer_id);
+  own_field(pending_, "cause", record.cause);
+  own_field(pending_, "prefill", record.prefill);
+  own_field(pending_, "decode", record.decode);
+  own_field(pending_, "transfer", record.transfer_id);
   stage(pending_, "queue_ms", record.queue);
   stage(pending_, "prefill_ms", record.prefill_time);
   stage(pending_, "first_ms", record.first_byte);
