@@ -32,7 +32,8 @@ struct Backend {
   std::optional<http::Url> bootstrap;
   std::string name;  // host:port, for logs and metrics
 
-  bool healthy = true;  // the last probe; innocent until probed
+  bool probe_late = false;  // the last probe ended at its deadline
+  bool healthy = true;      // the last probe; innocent until probed
   bool probed = false;
   bool draining = false;
   bool removed = false;

@@ -5,6 +5,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <utility>
 
 #include "http/client.h"
 
@@ -37,7 +38,10 @@ asio::awaitable<void> Health::probe(std::shared_ptr<Backend> backend) {
   fetch.timeout = kProbeTimeout;
   const auto answer = co_await http::fetch(loop_, deadlines_, std::move(fetch));
   const bool good = answer.ok() && answer->head.status == 200;
-  judge(*backend, good);
+  // A network that loses packets makes one probe late, not a second one.
+  const bool late = !answer.ok() && answer.error().code == ErrorCode::deadline_exceeded;
+  if (!late || std::exchange(backend->probe_late, true)) judge(*backend, good);
+  if (!late) backend->probe_late = false;
   if (!good) backend->suspect = true;
   if (good && backend->bootstrap) co_await refresh(backend);
 }

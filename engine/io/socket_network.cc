@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <utility>
 
 namespace kvferry {
 namespace {
@@ -53,6 +54,12 @@ class SocketStream final : public Stream, public FdHandler {
     if (events == events_) return;
     events_ = events;
     loop_.modify(fd_.get(), events);
+  }
+
+  void wake_at(size_t bytes) override {
+    if (std::exchange(wake_at_, bytes) == bytes) return;
+    const int value = static_cast<int>(bytes);
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVLOWAT, &value, sizeof value);
   }
 
   Result<size_t> read(std::span<const iovec> into) override {
@@ -107,6 +114,7 @@ class SocketStream final : public Stream, public FdHandler {
   const std::string peer_;
   StreamHandler* handler_ = nullptr;
   uint32_t events_ = 0;
+  size_t wake_at_ = 1;  // the kernel's default
 };
 
 class SocketListener final : public Listener, public FdHandler {

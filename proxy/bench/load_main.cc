@@ -28,6 +28,7 @@ struct Options {
 struct Tally {
   std::vector<double> first_us, total_us;
   size_t started = 0, failed = 0, pieces = 0, open = 0, left = 0;
+  std::string first_failure;
 };
 
 // Nanoseconds that all threads of a process have run.
@@ -84,9 +85,10 @@ class Load {
     while (tally_.started < options_.requests) {
       ++tally_.started;
       const TimePoint start = clock_.now();
-      const bool good = co_await one(wire, start);
-      if (!good) {
+      const Status good = co_await one(wire, start);
+      if (!good.ok()) {
         ++tally_.failed;
+        if (tally_.first_failure.empty()) tally_.first_failure = good.error().to_string();
         wire.reset();
       } else if (options_.fresh || !wire || !wire->reusable()) {
         wire.reset();
@@ -94,15 +96,15 @@ class Load {
     }
   }
 
-  asio::awaitable<bool> one(std::unique_ptr<http::ClientConnection>& wire, TimePoint start) {
+  asio::awaitable<Status> one(std::unique_ptr<http::ClientConnection>& wire, TimePoint start) {
     if (!wire) {
       auto opened = co_await http::ClientConnection::connect(loop_, deadlines_, url_, std::chrono::seconds(30));
-      if (!opened.ok()) co_return false;
+      if (!opened.ok()) co_return opened.error();
       wire = std::move(*opened);
     }
     const std::array<std::string_view, 2> pieces{head_, body_};
     const Status sent = co_await wire->send(pieces);
-    if (!sent.ok()) co_return false;
+    if (!sent.ok()) co_return sent;
     if (options_.leave && random_.below(2) == 0) {
       // Leaves at some moment within the next milliseconds.
       asio::steady_timer timer(loop_);
@@ -110,14 +112,15 @@ class Load {
       co_await timer.async_wait(asio::use_awaitable);
       ++tally_.left;
       wire.reset();
-      co_return true;
+      co_return Status();
     }
     const auto head = co_await wire->read_head();
-    if (!head.ok() || head->status != 200) co_return false;
+    if (!head.ok()) co_return head.error();
+    if (head->status != 200) co_return Error{ErrorCode::unavailable, "status " + std::to_string(head->status)};
     bool first = true;
     while (!wire->body_done()) {
       const auto bytes = wire->body_now();
-      if (!bytes.ok()) co_return false;
+      if (!bytes.ok()) co_return bytes.error();
       if (bytes->empty()) {
         if (!wire->body_done()) co_await wire->wait();
         continue;
@@ -134,7 +137,7 @@ class Load {
       }
     }
     tally_.total_us.push_back(seconds(clock_.now() - start) * 1e6);
-    co_return true;
+    co_return Status();
   }
 
   static double quantile(std::vector<double>& values, double share) {
@@ -153,8 +156,9 @@ class Load {
                 rss);
     std::printf("\"first_p50_us\":%.0f,\"first_p99_us\":%.0f,", quantile(tally_.first_us, 0.5),
                 quantile(tally_.first_us, 0.99));
-    std::printf("\"total_p50_us\":%.0f,\"total_p99_us\":%.0f}\n", quantile(tally_.total_us, 0.5),
+    std::printf("\"total_p50_us\":%.0f,\"total_p99_us\":%.0f,", quantile(tally_.total_us, 0.5),
                 quantile(tally_.total_us, 0.99));
+    std::printf("\"first_failure\":\"%s\"}\n", tally_.first_failure.c_str());
   }
 
   const Options options_;

@@ -36,6 +36,7 @@ class SimStream final : public Stream, public Pollable {
 
   void set_handler(StreamHandler* handler) override;
   void want(bool readable, bool writable) override;
+  void wake_at(size_t bytes) override;
   Result<size_t> read(std::span<const iovec> into) override;
   Result<size_t> write(std::span<const iovec> from) override;
   bool torn() const override;
@@ -53,7 +54,7 @@ class SimStream final : public Stream, public Pollable {
   Connection::End& mine() const { return connection_->ends[end_]; }
   Connection::End& other() const { return connection_->ends[1 - end_]; }
   bool broken() const { return mine().failed || mine().reset_seen; }
-  bool may_read() const { return mine().established && (mine().unread() > 0 || mine().fin_seen); }
+  bool may_read() const;
   size_t room() const;
   size_t drawn(size_t most) const;
   Error gone(const char* message, const char* cause) const;
@@ -66,6 +67,7 @@ class SimStream final : public Stream, public Pollable {
   StreamHandler* handler_ = nullptr;
   bool want_read_ = false;
   bool want_write_ = false;
+  size_t wake_at_ = 1;
   bool reset_ = false;
 };
 

@@ -34,6 +34,17 @@ void SimStream::want(bool readable, bool writable) {
   poke();
 }
 
+void SimStream::wake_at(size_t bytes) {
+  wake_at_ = bytes;
+  poke();
+}
+
+// As Linux has it: half of what the buffer takes is enough.
+bool SimStream::may_read() const {
+  const size_t enough = std::min(wake_at_, wires_.options_.buffer_bytes / 2);
+  return mine().established && (mine().fin_seen || mine().unread() >= enough);
+}
+
 size_t SimStream::room() const {
   const size_t used = mine().in_flight + other().unread();
   return used < wires_.options_.buffer_bytes ? wires_.options_.buffer_bytes - used : 0;

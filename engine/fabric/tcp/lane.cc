@@ -170,14 +170,22 @@ void Lane::read_input() {
     }();
     auto count = stream_->read(scratch_);
     if (!count) return fail(std::move(count).error());
-    if (*count == 0) return;
+    if (*count == 0) break;
     moved += *count;
     const size_t of_payload = std::min(*count, expected);
     end_ += *count - of_payload;
     if (in_payload_) advance_payload(of_payload);
     parse_buffer();
-    if (*count < room) return;  // drained: the next event will say when there is more
+    if (*count < room) break;  // drained: the next event will say when there is more
   }
+  await_payload();
+}
+
+// Whoever is woken for each packet keeps the sender busy with waking. Woken for each slice, this side copies one out of
+// the socket while the kernel, here and there, moves the next.
+void Lane::await_payload() {
+  if (closed_) return;
+  stream_->wake_at(in_payload_ ? std::clamp<uint64_t>(payload_left_, 1, kSlice) : 1);
 }
 
 void Lane::advance_payload(size_t count) {

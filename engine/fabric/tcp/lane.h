@@ -81,6 +81,7 @@ class Lane final : private StreamHandler {
  private:
   void on_stream_ready(bool readable, bool writable) override;
   void read_input();
+  void await_payload();
   size_t gather_targets(std::vector<iovec>& into);
   void parse_buffer();
   bool begin_frame();
