@@ -12,6 +12,9 @@ set(kvferry_headers_http
 set(kvferry_headers_test ${kvferry_headers_std} <gtest/gtest.h> <gmock/gmock.h>)
 set(kvferry_links_http Boost::headers OpenSSL::SSL)
 set(kvferry_links_test GTest::gtest GTest::gmock)
+# Asio keeps two coroutine frames for the next use by default; a request has some twenty, and the others were allocated
+# with an alignment, past malloc's caches. All that includes Asio must agree.
+set(kvferry_definitions_http BOOST_ASIO_RECYCLING_ALLOCATOR_CACHE_SIZE=32)
 
 # kvferry_precompiled(TARGET KIND): lets the target read the headers of a kind (http, test) in their parsed form.
 function(kvferry_precompiled target kind)
@@ -23,6 +26,7 @@ function(kvferry_precompiled target kind)
     endif()
     add_library(${holder} OBJECT ${source})
     target_link_libraries(${holder} PRIVATE kvferry_flags kvferry_formatting Threads::Threads ${kvferry_links_${kind}})
+    target_compile_definitions(${holder} PRIVATE ${kvferry_definitions_${kind}})
     target_precompile_headers(${holder} PRIVATE ${kvferry_headers_${kind}})
   endif()
   target_precompile_headers(${target} REUSE_FROM ${holder})

@@ -1,23 +1,42 @@
 #include "http/json.h"
 
+#include <algorithm>
+#include <array>
+
 namespace kvferry::http {
+
+namespace {
+
+// Bytes that stand for themselves in a JSON string.
+constexpr std::array<bool, 256> kPlain = [] {
+  std::array<bool, 256> plain{};
+  for (size_t byte = 0x20; byte < plain.size(); ++byte) plain[byte] = byte != '"' && byte != '\\';
+  return plain;
+}();
+
+}  // namespace
 
 void append_json_string(std::string& out, std::string_view text) {
   constexpr std::string_view kHex = "0123456789abcdef";
   out.push_back('"');
-  for (const char c : text) {
+  while (!text.empty()) {
+    const auto special = static_cast<size_t>(
+        std::find_if_not(text.begin(), text.end(), [](char c) { return kPlain[static_cast<unsigned char>(c)]; }) -
+        text.begin());
+    out.append(text.substr(0, special));
+    if (special == text.size()) break;
+    const char c = text[special];
+    text.remove_prefix(special + 1);
     const auto byte = static_cast<unsigned char>(c);
     if (c == '"' || c == '\\') {
       out.push_back('\\');
       out.push_back(c);
     } else if (c == '\n') {
       out.append("\\n");
-    } else if (byte < 0x20) {
+    } else {
       out.append("\\u00");
       out.push_back(kHex[byte >> 4]);
       out.push_back(kHex[byte & 15]);
-    } else {
-      out.push_back(c);
     }
   }
   out.push_back('"');

@@ -1,67 +1,112 @@
 #include "http/parser.h"
 
-#include <boost/asio/buffer.hpp>
-#include <boost/beast/http/basic_parser.hpp>
-#include <cstring>
+#include <algorithm>
+#include <array>
+#include <cstdint>
 
 namespace kvferry::http {
 namespace {
 
-namespace beast = boost::beast;
-using beast::error_code;
+// Characters of methods and of fields' names (RFC 9110, 5.6.2).
+constexpr std::array<bool, 256> kToken = [] {
+  std::array<bool, 256> token{};
+  for (const char c : std::string_view("!#$%&'*+-.^_`|~")) token[static_cast<uint8_t>(c)] = true;
+  for (char c = '0'; c <= '9'; ++c) token[static_cast<uint8_t>(c)] = true;
+  for (char c = 'a'; c <= 'z'; ++c) token[static_cast<uint8_t>(c)] = true;
+  for (char c = 'A'; c <= 'Z'; ++c) token[static_cast<uint8_t>(c)] = true;
+  return token;
+}();
 
-constexpr uint32_t kNoLimit = UINT32_MAX;  // the caller bounds the head before it gets here
+bool is_token(std::string_view text) {
+  const auto in_token = [](char c) { return kToken[static_cast<uint8_t>(c)]; };
+  return !text.empty() && std::all_of(text.begin(), text.end(), in_token);
+}
 
-// Collects a head from Beast's callbacks; bodies never reach it.
-template <bool is_request, class Head>
-class HeadParser final : public beast::http::basic_parser<is_request> {
- public:
-  explicit HeadParser(Head& head) : head_(head) {
-    this->header_limit(kNoLimit);
-    this->body_limit(boost::none);
-  }
+std::string_view without_white_space(std::string_view text) {
+  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
+  while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
+  return text;
+}
 
- private:
-  void on_request_impl(beast::http::verb, beast::string_view method, beast::string_view target, int version,
-                       error_code&) override {
-    if constexpr (is_request) {
-      head_.method.assign(method.data(), method.size());
-      head_.target.assign(target.data(), target.size());
-      head_.minor_version = version - 10;
-    }
-  }
-  void on_response_impl(int code, beast::string_view reason, int version, error_code&) override {
-    if constexpr (!is_request) {
-      head_.status = code;
-      head_.reason.assign(reason.data(), reason.size());
-      head_.minor_version = version - 10;
-    }
-  }
-  void on_field_impl(beast::http::field, beast::string_view name, beast::string_view value, error_code&) override {
-    head_.headers.add({name.data(), name.size()}, {value.data(), value.size()});
-  }
-  void on_header_impl(error_code&) override {}
-  void on_body_init_impl(const boost::optional<uint64_t>&, error_code&) override {}
-  size_t on_body_impl(beast::string_view body, error_code&) override { return body.size(); }
-  void on_chunk_header_impl(uint64_t, beast::string_view, error_code&) override {}
-  size_t on_chunk_body_impl(uint64_t, beast::string_view body, error_code&) override { return body.size(); }
-  void on_finish_impl(error_code&) override {}
+// Takes the first line off `head`, without its end. REQUIRES: line_fault() has found nothing.
+std::string_view take_line(std::string_view& head) {
+  const size_t end = std::min(head.find('\r'), head.size());
+  const std::string_view line = head.substr(0, end);
+  head.remove_prefix(std::min(end + 2, head.size()));
+  return line;
+}
 
-  Head& head_;
-};
-
-// What every conforming reader agrees on: lines end with CRLF, none is folded, no control characters.
-const char* line_fault(std::string_view head) {
-  for (size_t i = 0; i < head.size(); ++i) {
-    const auto c = static_cast<unsigned char>(head[i]);
-    if (c >= 0x20 && c != 0x7f) continue;
-    if (c == '\t') continue;
-    if (c != '\r') return c == '\n' ? "bare LF in the head" : "control character in the head";
-    if (i + 1 >= head.size() || head[i + 1] != '\n') return "bare CR in the head";
-    ++i;
-    if (i + 1 < head.size() && (head[i + 1] == ' ' || head[i + 1] == '\t')) return "folded header line";
+// The lines behind the first one, up to and with the empty one.
+const char* read_fields(std::string_view lines, Headers& out) {
+  for (;;) {
+    if (lines.empty()) return "the head has no end";
+    const std::string_view line = take_line(lines);
+    if (line.empty()) break;
+    const size_t colon = std::min(line.find(':'), line.size());
+    if (colon == line.size() || !is_token(line.substr(0, colon))) return "a line of the head is no field";
+    out.add(line.substr(0, colon), without_white_space(line.substr(colon + 1)));
   }
+  return lines.empty() ? nullptr : "something follows the head";
+}
+
+// "HTTP/1.0" or "HTTP/1.1"; -1: another version.
+int minor_of(std::string_view version) {
+  if (version == "HTTP/1.1") return 1;
+  return version == "HTTP/1.0" ? 0 : -1;
+}
+
+std::optional<HeadError> read_request_line(std::string_view line, RequestHead& out) {
+  const size_t first = std::min(line.find(' '), line.size());
+  const size_t last = std::min(line.rfind(' '), line.size());
+  if (first >= last) return HeadError{400, "malformed request line"};
+  const std::string_view method = line.substr(0, first);
+  const std::string_view target = line.substr(first + 1, last - first - 1);
+  const std::string_view version = line.substr(last + 1);
+  if (!is_token(method) || target.find_first_of(" \t") != std::string_view::npos || !version.starts_with("HTTP/")) {
+    return HeadError{400, "malformed request line"};
+  }
+  if (minor_of(version) < 0) return HeadError{505, "unknown HTTP version"};
+  out.method = method;
+  out.target = target;
+  out.minor_version = minor_of(version);
+  return std::nullopt;
+}
+
+const char* read_status_line(std::string_view line, ResponseHead& out) {
+  constexpr size_t kVersion = 8, kStatus = 3;  // "HTTP/1.1 200 OK": digits, and one space before and behind them
+  if (line.size() < kVersion + 1 + kStatus || line[kVersion] != ' ') return "malformed status line";
+  out.minor_version = minor_of(line.substr(0, kVersion));
+  if (out.minor_version < 0) return "unknown HTTP version";
+  for (const char c : line.substr(kVersion + 1, kStatus)) {
+    if (c < '0' || c > '9') return "malformed status line";
+    out.status = out.status * 10 + (c - '0');
+  }
+  line.remove_prefix(kVersion + 1 + kStatus);
+  if (out.status < 100 || (!line.empty() && line.front() != ' ')) return "malformed status line";
+  if (!line.empty()) out.reason = line.substr(1);
   return nullptr;
+}
+
+// What every conforming reader agrees on: lines end with CRLF, none is folded, no control characters. The first loop
+// has no early end, so that it is done many bytes at a time.
+const char* line_fault(std::string_view head) {
+  uint8_t control = 0;
+  uint32_t line_feeds = 0;
+  for (const char c : head) {
+    const auto byte = static_cast<uint8_t>(c);
+    const bool usual = (byte >= 0x20) | (byte == '\t') | (byte == '\r') | (byte == '\n');
+    control |= static_cast<uint8_t>(!usual | (byte == 0x7f));
+    line_feeds += byte == '\n';
+  }
+  if (control != 0) return "control character in the head";
+  uint32_t line_ends = 0;
+  for (size_t at = head.find('\r'); at != std::string_view::npos; at = head.find('\r', at + 2)) {
+    const std::string_view rest = head.substr(at);
+    if (!rest.starts_with("\r\n")) return "bare CR in the head";
+    if (rest.starts_with("\r\n ") || rest.starts_with("\r\n\t")) return "folded header line";
+    ++line_ends;
+  }
+  return line_feeds == line_ends ? nullptr : "bare LF in the head";
 }
 
 struct FrameFields {
@@ -115,14 +160,7 @@ FrameFields read_frame_fields(const Headers& headers, int minor_version) {
   return found;
 }
 
-template <class Parser>
-bool run(Parser& parser, std::string_view head, error_code& error) {
-  parser.put(boost::asio::const_buffer(head.data(), head.size()), error);
-  return !error && parser.is_header_done();
-}
-
 const char* request_fault(const RequestHead& head) {
-  if (head.minor_version != 0 && head.minor_version != 1) return "unknown HTTP version";
   const size_t hosts = head.headers.count("host");
   if (hosts > 1 || (hosts == 0 && head.minor_version == 1)) return "exactly one Host header is needed";
   if (head.target.empty() || (head.target.front() != '/' && head.target != "*")) return "target must be a path";
@@ -141,12 +179,8 @@ std::optional<size_t> find_head_end(std::string_view input, size_t& scanned) {
 
 std::optional<HeadError> parse_request_head(std::string_view head, RequestHead& out) {
   if (const char* fault = line_fault(head)) return HeadError{400, fault};
-  HeadParser<true, RequestHead> parser(out);
-  error_code error;
-  if (!run(parser, head, error)) {
-    if (error == beast::http::error::bad_version) return HeadError{505, "unknown HTTP version"};
-    return HeadError{400, "malformed request: " + error.message()};
-  }
+  if (auto fault = read_request_line(take_line(head), out)) return fault;
+  if (const char* fault = read_fields(head, out.headers)) return HeadError{400, fault};
   if (const char* fault = request_fault(out)) return HeadError{400, fault};
   const FrameFields fields = read_frame_fields(out.headers, out.minor_version);
   if (fields.fault) return HeadError{400, fields.fault};
@@ -166,9 +200,8 @@ Result<ResponseHead> parse_response_head(std::string_view head, bool to_head) {
   };
   if (const char* fault = line_fault(head)) return fail(fault);
   ResponseHead out;
-  HeadParser<false, ResponseHead> parser(out);
-  error_code error;
-  if (!run(parser, head, error)) return fail(error.message());
+  if (const char* fault = read_status_line(take_line(head), out)) return fail(fault);
+  if (const char* fault = read_fields(head, out.headers)) return fail(fault);
   const FrameFields fields = read_frame_fields(out.headers, out.minor_version);
   if (fields.fault) return fail(fields.fault);
   const bool bodiless = to_head || out.status < 200 || out.status == 204 || out.status == 304;

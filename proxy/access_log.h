@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ctime>
 #include <string>
 #include <string_view>
 
@@ -35,6 +36,8 @@ class AccessLog {
   const int fd_;  // -1: off
   const UniqueFd owned_;
   std::string pending_;
+  std::time_t second_ = -1;  // of second_text_, which is formatted once a second
+  std::string second_text_;
   http::Deadline flushing_;
 };
 

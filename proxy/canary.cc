@@ -1,14 +1,16 @@
+#include <array>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <charconv>
+#include <span>
 
 #include "http/client.h"
 #include "http/json.h"
 #include "proxy/core.h"
 
-// A wrong set-up is silent: the decoder just computes the prompt again. The canary sends a prompt that nobody has seen
-// through the front door, and compares what the backends count: a prefiller must have computed it, and a decoder must
+// A wrong set-up is silent: the decoder just computes the prompt again. The canary asks for a prompt that nobody has
+// seen, as a client would, and compares what the backends count: a prefiller must have computed it, and a decoder must
 // have got it from elsewhere.
 
 namespace kvferry::proxy {
@@ -16,9 +18,62 @@ namespace {
 
 namespace asio = boost::asio;
 
-// As vLLM counts them: prompt tokens in all, and those that a decoder got from elsewhere.
-constexpr std::string_view kPromptMetric = "vllm:prompt_tokens_total";
-constexpr std::string_view kMovedMetric = "vllm:external_prefix_cache_hits_total";
+constexpr Duration kCanaryLimit = std::chrono::seconds(60);
+
+// Prompt tokens in all, and what a decoder got from elsewhere: as vLLM counts them, and kvferry-sim.
+constexpr std::array<std::string_view, 2> kPromptMetrics = {"vllm:prompt_tokens_total",
+                                                            "kvferry_sim_prompt_tokens_total"};
+constexpr std::array<std::string_view, 2> kMovedMetrics = {"vllm:external_prefix_cache_hits_total",
+                                                           "kvferry_sim_fetched_bytes_total"};
+
+// A client inside of this process that looks at the status alone. It needs no key, and no certificate.
+class CanaryWriter final : public http::ResponseWriter {
+ public:
+  bool succeeded() const { return status_ == 200 && ended_; }
+  void leave() {
+    gone_ = true;
+    if (const auto notice = std::exchange(gone_notice_, nullptr)) notice();
+  }
+
+  asio::awaitable<Status> send(http::Response response) override {
+    status_ = response.status;
+    ended_ = true;
+    co_return Status();
+  }
+  asio::awaitable<Status> start(int status, const http::Headers&) override {
+    status_ = status;
+    co_return Status();
+  }
+  asio::awaitable<Status> write(std::string_view) override { co_return Status(); }
+  asio::awaitable<Status> finish() override {
+    ended_ = true;
+    co_return Status();
+  }
+  asio::awaitable<Status> raw(std::string_view bytes) override {
+    const auto taken = raw_now(bytes);
+    if (!taken.ok()) co_return taken.error();
+    co_return Status();
+  }
+  Result<bool> raw_now(std::string_view bytes) override {
+    if (gone_) return Error{ErrorCode::peer_lost, "the canary has left", "", "", ""};
+    if (status_ == 0) status_ = bytes.starts_with("HTTP/1.1 200 ") ? 200 : -1;
+    return true;
+  }
+  void raw_end(bool) override { ended_ = true; }
+  bool started() const override { return status_ != 0; }
+  bool keep_alive() const override { return true; }
+  bool gone() const override { return gone_; }
+  void on_gone(std::function<void()> notice) override {
+    gone_notice_ = std::move(notice);
+    if (gone_ && gone_notice_) leave();
+  }
+
+ private:
+  int status_ = 0;
+  bool ended_ = false;
+  bool gone_ = false;
+  std::function<void()> gone_notice_;
+};
 
 // The sum of a metric over its label sets.
 double metric_sum(std::string_view page, std::string_view name) {
@@ -46,30 +101,32 @@ asio::awaitable<void> Proxy::Core::run_canary() {
     timer.expires_after(config.canary_interval);
     const auto [stopped] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
     if (stopped || draining) co_return;
-    const double computed_before = co_await total_of(Role::prefill, std::string(kPromptMetric));
-    const double moved_before = co_await total_of(Role::decode, std::string(kMovedMetric));
+    const double computed_before = co_await total_of(Role::prefill, kPromptMetrics);
+    const double moved_before = co_await total_of(Role::decode, kMovedMetrics);
     const bool answered = co_await send_canary();
+    if (draining) co_return;
     if (!answered) {
       metrics.canary_failed.add();
       log->warning("canary: its request failed");
       continue;
     }
-    const double computed_after = co_await total_of(Role::prefill, std::string(kPromptMetric));
-    const double moved_after = co_await total_of(Role::decode, std::string(kMovedMetric));
+    const double computed_after = co_await total_of(Role::prefill, kPromptMetrics);
+    const double moved_after = co_await total_of(Role::decode, kMovedMetrics);
     const double computed = computed_after - computed_before, moved = moved_after - moved_before;
     const bool good = computed > 0 && moved > 0;
     (good ? metrics.canary_moved : metrics.canary_not_moved).add();
     if (!good) {
       log->warning(
-          "canary: no KV moved ({} prompt tokens computed by prefillers, {} fetched by decoders); is the connector set "
+          "canary: no KV moved ({} prompt tokens computed by prefillers, {} tokens or bytes fetched by decoders); is "
+          "the connector set "
           "up on both sides?",
           computed, moved);
     }
   }
 }
 
-// A metric over all backends of a role.
-asio::awaitable<double> Proxy::Core::total_of(Role role, std::string name) {
+// These metrics over all backends of a role.
+asio::awaitable<double> Proxy::Core::total_of(Role role, std::span<const std::string_view> names) {
   double total = 0;
   const std::vector<std::shared_ptr<Backend>> all = backends.of(role);
   for (const auto& backend : all) {
@@ -77,7 +134,7 @@ asio::awaitable<double> Proxy::Core::total_of(Role role, std::string name) {
     scrape.url = backend->url;
     scrape.target = "/metrics";
     const auto page = co_await http::fetch(loop, deadlines, std::move(scrape));
-    if (page.ok()) total += metric_sum(page->body, name);
+    for (const std::string_view name : names) total += page.ok() ? metric_sum(page->body, name) : 0;
   }
   co_return total;
 }
@@ -85,21 +142,24 @@ asio::awaitable<double> Proxy::Core::total_of(Role role, std::string name) {
 asio::awaitable<bool> Proxy::Core::send_canary() {
   std::string prompt;
   for (int i = 0; i < 128; ++i) prompt.append(std::to_string(random.below(100000))).append(" ");
-  http::Fetch request;
+  http::Request request;
   request.method = "POST";
-  request.url.host = config.host == "0.0.0.0" ? "127.0.0.1" : config.host == "::" ? "::1" : config.host;
-  request.url.port = front->port();
   request.target = "/v1/completions";
+  request.remote = "canary";
   request.headers.add("Content-Type", "application/json");
-  if (!config.require_key.empty()) request.headers.add("Authorization", "Bearer " + config.require_key);
   request.body = R"({"model":)";
   http::append_json_string(request.body, config.canary_model);
   request.body.append(R"(,"max_tokens":1,"prompt":)");
   http::append_json_string(request.body, prompt);
   request.body.append("}");
-  request.timeout = std::chrono::seconds(60);
-  const auto answer = co_await http::fetch(loop, deadlines, std::move(request));
-  co_return answer.ok() && answer->head.status == 200;
+  request.body.reserve(request.body.size() + http::kBodyPadding);
+  CanaryWriter writer;
+  http::Deadline limit(deadlines, [&writer] { writer.leave(); });
+  limit.set_in(kCanaryLimit);
+  end_canary = [&writer] { writer.leave(); };
+  co_await forward(request, writer);
+  end_canary = nullptr;
+  co_return writer.succeeded();
 }
 
 }  // namespace kvferry::proxy

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <boost/asio/steady_timer.hpp>
+#include <functional>
+#include <span>
 
 #include "http/server.h"
 #include "proxy/admission.h"
@@ -37,7 +39,7 @@ struct Proxy::Core {
   // proxy/canary.cc
   boost::asio::awaitable<void> run_canary();
   boost::asio::awaitable<bool> send_canary();
-  boost::asio::awaitable<double> total_of(Role role, std::string metric);
+  boost::asio::awaitable<double> total_of(Role role, std::span<const std::string_view> metrics);
 
   boost::asio::awaitable<void> finish(std::function<void()> done);
 
@@ -58,6 +60,7 @@ struct Proxy::Core {
   Admission admission;
   Context context;
   bool draining = false;
+  std::function<void()> end_canary;  // as a client that leaves; empty while none is asking
   std::unique_ptr<http::Server> front;
   std::unique_ptr<http::Server> admin;
 };

@@ -63,10 +63,13 @@ std::string Exchange::new_uuid() {
   std::array<uint64_t, 2> bits{context_.random.next(), context_.random.next()};
   bits[0] = (bits[0] & ~0xf000ULL) | 0x4000ULL;
   bits[1] = (bits[1] & ~(3ULL << 62)) | (2ULL << 62);
-  std::string out;
-  for (int i = 0; i < 32; ++i) {
-    if (i == 8 || i == 12 || i == 16 || i == 20) out.push_back('-');
-    out.push_back(kHex[(bits[static_cast<size_t>(i / 16)] >> (60 - 4 * (i % 16))) & 15]);
+  std::string out(36, '-');
+  char* at = out.data();
+  for (size_t i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) ++at;
+    const auto byte = static_cast<uint8_t>(bits[i / 8] >> (56 - 8 * (i % 8)));
+    *at++ = kHex[byte >> 4];
+    *at++ = kHex[byte & 15];
   }
   return out;
 }
@@ -119,7 +122,9 @@ std::string Exchange::backend_head(const Backend& backend, size_t body_size, int
 
 asio::awaitable<Result<http::ResponseHead>> Exchange::round_trip(std::shared_ptr<Backend> backend,
                                                                  const std::string& head, const Spliced& body) {
-  std::vector<std::string_view> pieces{head, body.front};
+  std::vector<std::string_view> pieces;
+  pieces.reserve(2 + body.rest.size());
+  pieces.assign({head, body.front});
   pieces.insert(pieces.end(), body.rest.begin(), body.rest.end());
   const TimePoint due = backend->role == Role::prefill
                             ? std::min(first_byte_due_, after(now(), context_.config.prefill_timeout))

@@ -11,6 +11,9 @@ namespace kvferry::proxy {
 namespace {
 
 constexpr std::string_view kParams = "kv_transfer_params";
+// Room for what these texts usually hold, so that they are allocated once.
+constexpr size_t kUsualInserted = 192;
+constexpr size_t kUsualParams = 384;
 
 std::optional<double> number(const Member* member) {
   if (!member) return std::nullopt;
@@ -163,7 +166,9 @@ Spliced prefill_body(Endpoint endpoint, const RequestFacts& facts, std::string_v
                                                                  "best_of",
                                                                  "min_completion_tokens",
                                                                  "background"};
-  std::string inserted = R"("stream":false)";
+  std::string inserted;
+  inserted.reserve(kUsualInserted + params.size());
+  inserted.append(R"("stream":false)");
   if (endpoint == Endpoint::responses) {
     inserted.append(R"(,"max_output_tokens":1)");
   } else {
@@ -179,13 +184,16 @@ Spliced prefill_body(Endpoint endpoint, const RequestFacts& facts, std::string_v
 Spliced decode_body(const Members& members, std::string_view params) {
   static constexpr std::array<std::string_view, 1> kReplaced = {kParams};
   std::string inserted;
+  inserted.reserve(kUsualInserted + params.size());
   if (!params.empty()) inserted.append(R"("kv_transfer_params":)").append(params);
   return splice(members, kReplaced, inserted);
 }
 
 std::string prefill_params(Dialect dialect, std::string_view transfer_id) {
   if (dialect == Dialect::lmcache) return {};
-  std::string out = R"({"do_remote_decode":true,"do_remote_prefill":false)";
+  std::string out;
+  out.reserve(kUsualParams);
+  out.append(R"({"do_remote_decode":true,"do_remote_prefill":false)");
   if (dialect == Dialect::nixl) {
     out.append(R"(,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null})");
     return out;
@@ -199,7 +207,9 @@ std::string prefill_params(Dialect dialect, std::string_view transfer_id) {
 std::string decode_params(Dialect dialect, const Handover& handover) {
   if (dialect == Dialect::lmcache) return {};
   if (dialect == Dialect::nixl) return handover.returned;
-  std::string out = R"({"do_remote_decode":false,"do_remote_prefill":true,"remote_bootstrap_addr":)";
+  std::string out;
+  out.reserve(kUsualParams);
+  out.append(R"({"do_remote_decode":false,"do_remote_prefill":true,"remote_bootstrap_addr":)");
   http::append_json_string(out, handover.bootstrap);
   out.append(R"(,"remote_engine_id":)");
   http::append_json_string(out, handover.engine_id);

@@ -23,14 +23,22 @@ Metrics::Metrics()
       in_flight(registry.gauge("kvferry_proxy_requests_in_flight", "Requests being served")),
       queued(registry.gauge("kvferry_proxy_requests_queued", "Requests waiting for a place")) {}
 
+const Metrics::PairSeries& Metrics::pair(const std::string& prefill, const std::string& decode) {
+  const auto found = pairs_.find(std::pair(prefill, decode));
+  if (found != pairs_.end()) return found->second;
+  const Labels labels{{"prefill", prefill}, {"decode", decode}};
+  Gauge& live =
+      registry.gauge("kvferry_proxy_pair_requests", "Requests that a prefiller and a decoder serve now", labels);
+  Counter& total =
+      registry.counter("kvferry_proxy_pairs_total", "Requests handed over from a prefiller to a decoder", labels);
+  if (pairs_.size() >= MetricsRegistry::kMaxSeries) pairs_.clear();
+  return pairs_.emplace(std::pair(prefill, decode), PairSeries{live, total}).first->second;
+}
+
 Metrics::Pair::Pair(Metrics& metrics, const std::string& prefill, const std::string& decode)
-    : live_(metrics.registry.gauge("kvferry_proxy_pair_requests", "Requests that a prefiller and a decoder serve now",
-                                   {{"prefill", prefill}, {"decode", decode}})) {
+    : live_(metrics.pair(prefill, decode).live) {
   live_.add(1);
-  metrics.registry
-      .counter("kvferry_proxy_pairs_total", "Requests handed over from a prefiller to a decoder",
-               {{"prefill", prefill}, {"decode", decode}})
-      .add();
+  metrics.pair(prefill, decode).total.add();
 }
 
 void Metrics::leg(std::string_view leg, int status, std::string_view cause, std::string_view backend) {

@@ -43,12 +43,19 @@ class Metrics {
   Gauge& queued;
 
  private:
+  struct PairSeries {
+    Gauge& live;
+    Counter& total;
+  };
+  const PairSeries& pair(const std::string& prefill, const std::string& decode);
+
   using Leg = std::tuple<std::string_view, int, std::string_view, std::string_view>;
   struct LessLeg {  // std::less<> cannot compare tuples of different strings in every compiler
     using is_transparent = void;
     bool operator()(const Leg& a, const Leg& b) const { return a < b; }
   };
   std::map<std::tuple<std::string, int, std::string, std::string>, Counter*, LessLeg> legs_;
+  std::map<std::pair<std::string, std::string>, PairSeries> pairs_;
 };
 
 }  // namespace kvferry::proxy

@@ -159,6 +159,7 @@ asio::awaitable<void> Proxy::Core::finish(std::function<void()> done) {
   const auto serving = [this] { return admission.running() > 0; };
   co_await wait_while(serving, after(deadlines.now(), config.drain_limit));
   front->close();
+  if (end_canary) end_canary();
   const TimePoint grace = after(deadlines.now(), kReleaseGrace);
   co_await wait_while([this] { return admission.running() > 0 || releases.counts().releasing > 0; }, grace);
   const ReleaseCounts left = releases.counts();
@@ -171,7 +172,9 @@ Proxy::Proxy(std::unique_ptr<Core> core) : core_(std::move(core)) {}
 
 // Requests refer to the parts of this; their clients are told and they are let run out before those go.
 Proxy::~Proxy() {
+  core_->draining = true;
   if (core_->front) core_->front->close();
+  if (core_->end_canary) core_->end_canary();
   if (core_->admin) core_->admin->close();
   core_->loop.restart();
   const TimePoint limit = after(core_->deadlines.now(), kReleaseGrace);

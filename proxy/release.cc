@@ -46,9 +46,9 @@ HeldParcel& HeldParcel::operator=(HeldParcel&& other) noexcept {
   return *this;
 }
 
-void HeldParcel::answered(Handover handover) {
+void HeldParcel::answered(const Handover& handover) {
   if (!record_) return;
-  record_->handover = std::move(handover);
+  record_->handover = handover;
   record_->answered = true;
 }
 

@@ -43,7 +43,7 @@ class HeldParcel {
   ~HeldParcel();
 
   // The prefiller has answered: from here on it pins blocks. `handover` is what the decoder would be told.
-  void answered(Handover handover);
+  void answered(const Handover& handover);
   // The decoder that was told, to be asked first for a release ping.
   void told(std::shared_ptr<Backend> decoder);
   void settled();

@@ -9,6 +9,8 @@ namespace {
 
 // Larger texts get a parser of their own: its buffers are about five times the text and would stay.
 constexpr size_t kKeptParserBytes = 8 << 20;
+// Of a spliced text: what lies between the members that are taken out.
+constexpr size_t kUsualPieces = 4;
 
 std::string_view trimmed(std::string_view text) {
   const size_t end = text.find_last_not_of(" \t\r\n");
@@ -104,6 +106,8 @@ Result<Members> Scanner::scan(const std::string& text) {
 Spliced splice(const Members& members, std::span<const std::string_view> removed, std::string_view inserted) {
   Spliced out;
   const std::string_view text = members.text;
+  out.front.reserve(members.open_brace + inserted.size() + 2);
+  out.rest.reserve(kUsualPieces);
   out.front.assign(text.substr(0, members.open_brace + 1)).append(inserted);
   size_t from = members.open_brace + 1;  // first byte not yet passed on or dropped
   bool kept_any = false;

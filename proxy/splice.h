@@ -1,6 +1,6 @@
 #pragma once
 
-#include <deque>
+#include <list>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,7 +27,7 @@ struct Members {
   std::string_view text;
   size_t open_brace = 0;
   std::vector<Member> all;
-  std::deque<std::string> unescaped_names;
+  std::list<std::string> unescaped_names;  // each stays where it is; costs nothing while there is none
 
   // The last of that name: the one that readers of JSON agree to use.
   const Member* find(std::string_view name) const;

@@ -11,7 +11,8 @@ void add_server_flags(CLI::App& app, SimOptions& options) {
   const std::map<std::string, ServerRole> roles = {
       {"prefill", ServerRole::prefill}, {"decode", ServerRole::decode}, {"both", ServerRole::both}};
   app.add_option("--role", options.role, "What this server does: prefill, decode or both")
-      ->transform(CLI::CheckedTransformer(roles, CLI::ignore_case));
+      ->transform(CLI::CheckedTransformer(roles, CLI::ignore_case))
+      ->option_text("prefill, decode or both");  // CLI11 would show the values as characters
   app.add_option("--host", options.host, "Address to listen on")->capture_default_str();
   app.add_option("--port", options.port, "Port of the OpenAI API")->capture_default_str();
   app.add_option("--served-model-name", options.model_name, "Name that requests call the model by")
@@ -63,7 +64,8 @@ void add_serving_flags(CLI::App& app, SimOptions& options) {
   const std::map<std::string, bool> policies = {{"fail", false}, {"recompute", true}};
   app.add_option("--kv-load-failure-policy", options.serving.recompute_failed_loads,
                  "What a request does whose KV cannot be loaded: fail or recompute")
-      ->transform(CLI::CheckedTransformer(policies, CLI::ignore_case));
+      ->transform(CLI::CheckedTransformer(policies, CLI::ignore_case))
+      ->option_text("fail or recompute");
 }
 
 void add_limit_flags(CLI::App& app, SimOptions& options) {

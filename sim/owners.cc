@@ -40,12 +40,12 @@ asio::awaitable<Result<std::shared_ptr<const Owners>>> OwnerFinder::find(Transfe
   const auto base = http::parse_url(from.remote_bootstrap_addr);
   if (!base.ok()) co_return base.error();
   for (;;) {
+    client_.forget(*base);  // the directory that is kept may be older than this instance
     auto asked = co_await ask(*base, from.remote_engine_id);
     if (asked.ok()) keep(from.remote_engine_id, *asked);
     if (asked.ok() || !may_pass(asked.error()) || after(deadlines_.now(), kPause) >= deadline) co_return asked;
     asio::steady_timer timer(loop_, kPause);
     co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
-    client_.forget(*base);
   }
 }
 

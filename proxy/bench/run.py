@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--other", action="append", default=[], help="command line of another proxy, see above")
+    parser.add_argument("--requests", help="of each case, instead of its own number: some proxies are slow")
     options = parser.parse_args()
 
     ports = {name: free_port() for name in ("port", "prefill", "decode", "bootstrap")}
@@ -78,7 +79,8 @@ def main() -> None:
         "--log-level error --prefill http://127.0.0.1:{prefill} {bootstrap} --decode http://127.0.0.1:{decode}",
     }
     for command in options.other:
-        proxies[shlex.split(command)[0].rsplit("/", 1)[-1]] = command
+        names = [word.rsplit("/", 1)[-1] for word in shlex.split(command)]
+        proxies[next(name for name in names if not name.startswith("python"))] = command
 
     print("| case | through | figure | value | first p50/p99 us | total p50/p99 us | per s | failed | RSS KiB |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -90,19 +92,21 @@ def main() -> None:
         )
         with running(mock_words, ports["decode"]) as mock_pid:
             if case == "one":
-                report(options.bin, case, "the mock itself", (ports["decode"], mock_pid))
+                report(options, case, "the mock itself", (ports["decode"], mock_pid))
             for name, command in proxies.items():
                 if case in ("rude", "large", "open", "slow") and name.startswith("relay"):
                     continue
                 with running(shlex.split(command.format(**ports)), ports["port"]) as pid:
-                    report(options.bin, case, name, (ports["port"], pid))
+                    report(options, case, name, (ports["port"], pid))
 
 
-def report(binaries: Path, case: str, name: str, server: tuple[int, int]) -> None:
+def report(options: argparse.Namespace, case: str, name: str, server: tuple[int, int]) -> None:
     """Prints one row: the load of `case` on the server with this port and process id."""
     port, pid = server
     load, _, figure = CASES[case]
-    words = [f"{binaries}/kvferry-proxy-load", "--port", str(port), "--pid", str(pid), *shlex.split(load)]
+    words = [f"{options.bin}/kvferry-proxy-load", "--port", str(port), "--pid", str(pid), *shlex.split(load)]
+    if options.requests:
+        words[words.index("--requests") + 1] = options.requests
     answer = subprocess.run(words, capture_output=True, check=True, timeout=600)
     seen = json.loads(answer.stdout)
     print(

@@ -20,6 +20,7 @@ from chain.servers import Chain, Shape, metrics_of
 from chain.show import Show
 
 PORT, ADMIN_PORT, FIRST_PORT, BOOTSTRAP_PORT = 8000, 8009, 8100, 8998
+DOWN_S = 1.0  # a killed prefiller, until it is started again
 STORY = (
     "The ferry leaves the northern shore at dawn and carries the letters, the bread and the keys of the harbour to the "
     "island; whoever reads this sentence twice has crossed the water once. "
@@ -129,11 +130,11 @@ class Demo:
             await asyncio.sleep(0.002)  # pause of a wait
         victim.kill()
         self.show.note(f"{victim.name} was killed with requests under way")
-        answers = await asyncio.gather(*running)
+        await asyncio.wait(running, timeout=DOWN_S)
         victim.start()
         await victim.ready()
         self.show.note(f"{victim.name} is back, as a new instance that the chain finds by itself")
-        return list(answers)
+        return list(await asyncio.gather(*running))
 
     async def settled(self) -> list[Page]:
         """The servers' metrics once nothing is pinned any more."""

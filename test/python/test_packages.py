@@ -134,3 +134,12 @@ def test_the_example_in_the_readme_is_the_one_that_runs() -> None:
     program = (ROOT / "bindings/python/examples/move_a_tensor.py").read_text()
     (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "bindings/python/README.md").read_text(), re.DOTALL)
     assert shown in program
+
+
+def test_the_program_in_the_projects_readme_runs(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = tmp_path / "shown.py"
+    program.write_text(shown)
+    ran = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "4194304 bytes over local sum 1048576\n"

@@ -1,21 +1,59 @@
 """The proxy's dashboard in a real browser: its numbers are there, also on a telephone's screen."""
 
 import asyncio
+import json
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import unittest
-from pathlib import Path
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
-from fixture import ChainTest, body
+from fixture import ChainTest, body, until
 
-from chain.client import Manners, ask
+from chain.client import Manners, ask, fetch
 from chain.metrics import Page
 from chain.servers import Shape
 
 BROWSER = shutil.which("chromium")
+
+
+# Says in the page's title how wide it is, how wide the screen, and the size of its smallest letters.
+MEASURE = """
+<script>
+setInterval(() => {
+  const texts = [...document.querySelectorAll("body *")].filter((e) => e.innerText && !e.children.length);
+  const sizes = texts.map((e) => parseFloat(getComputedStyle(e).fontSize));
+  document.title = `${document.documentElement.scrollWidth} ${innerWidth} ${Math.min(...sizes)} ${texts.length}`;
+}, 100);
+</script>
+"""
+
+
+class Measured(BaseHTTPRequestHandler):
+    """The admin server's pages, with MEASURE at the end of the dashboard."""
+
+    origin: str
+
+    def do_GET(self) -> None:
+        if self.path == "/favicon.ico":
+            return self.send_error(404)
+        with urllib.request.urlopen(self.origin + self.path, timeout=10) as answer:
+            page, kind = answer.read(), answer.headers["Content-Type"]
+        if self.path == "/dashboard":
+            page = page.replace(b"</body>", MEASURE.encode() + b"</body>")
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @unittest.skipUnless(BROWSER, "there is no chromium")
@@ -23,23 +61,27 @@ class Dashboard(ChainTest):
     shape: ClassVar[Shape] = Shape(prefill_tp=[1, 1], decode_tp=[1, 1], proxy=["--policy", "round_robin"])
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.chain.admin_port}/dashboard"
+    def admin(self) -> str:
+        return f"http://127.0.0.1:{self.chain.admin_port}"
 
-    def browse(self, *flags: str) -> str:
+    @property
+    def url(self) -> str:
+        return self.admin + "/dashboard"
+
+    def browse(self, *flags: str, url: str = "") -> str:
         """The page after two looks at the servers, as the browser has it."""
         with tempfile.TemporaryDirectory() as profile:
             command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-            command += [f"--user-data-dir={profile}", "--virtual-time-budget=2500", *flags, self.url]
+            command += [f"--user-data-dir={profile}", "--virtual-time-budget=2500", *flags, url or self.url]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
 
-    async def under_load(self, *flags: str) -> str:
+    async def under_load(self, *flags: str, url: str = "") -> str:
         for number in range(4):
             await ask(self.proxy, "/v1/completions", body(cache_salt=str(number)))
         long = body(max_tokens=3000, stream=True, cache_salt="long")
         streams = [asyncio.create_task(ask(self.proxy, "/v1/completions", long, Manners(40))) for _ in range(2)]
-        page = await asyncio.to_thread(self.browse, *flags)
+        page = await asyncio.to_thread(lambda: self.browse(*flags, url=url))
         for stream in streams:
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
@@ -57,10 +99,43 @@ class Dashboard(ChainTest):
         self.assertRegex(page, r"[\d.]+ [kM]B in all by local")
         self.assertGreaterEqual(page.count("<polyline"), 6)
 
+    async def test_shows_what_is_pinned_and_what_went_wrong(self) -> None:
+        self.assertEqual(400, (await fetch(self.proxy + "/v1/completions", "POST", b"{"))[0])
+        for server in self.chain.decoders:
+            server.signal(signal.SIGSTOP)
+        waiting = asyncio.create_task(ask(self.proxy, "/v1/completions", body(cache_salt="pinned")))
+        try:
+
+            async def pinned() -> bool:
+                return bool(json.loads(await self.page(self.admin + "/admin/parcels"))["parcels"])
+
+            await until(pinned)
+            page = await asyncio.to_thread(self.browse, "--dump-dom")
+        finally:
+            for server in self.chain.decoders:
+                server.signal(signal.SIGCONT)
+        self.assertRegex(page, r'id="pinned">1<')
+        prefillers = "|".join(re.escape(server.url.removeprefix("http://")) for server in self.chain.prefillers)
+        cells = rf"<td>xfer-[0-9a-f-]+</td><td>({prefillers})</td><td>127.0.0.1:\d+</td><td>[\d.]+ (ms|s)</td>"
+        self.assertRegex(page, cells)
+        self.assertRegex(page, r"<td>bad_request</td><td>front leg</td><td>400</td><td>-</td><td>[1-9]\d*</td>")
+        self.assertTrue((await waiting).complete)
+
     async def test_fits_a_telephone(self) -> None:
-        picture = Path(self.logs) / "phone.png"
-        page = await self.under_load("--window-size=390,1400", "--dump-dom", f"--screenshot={picture}")
+        handler = type("Here", (Measured,), {"origin": self.admin})
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/dashboard"
+            page = await self.under_load("--window-size=390,1400", "--dump-dom", url=url)
+            server.shutdown()
         self.assertIn('name="viewport"', page)
+        told = re.search(r"<title>(\d+) (\d+) ([\d.]+) (\d+)</title>", page)
+        assert told, page[:2000]
+        width, screen, letters, texts = (float(number) for number in told.groups())
+        self.assertLessEqual(screen, 500)
+        self.assertLessEqual(width, screen, "the page scrolls sideways")
+        self.assertGreaterEqual(letters, 12)
+        self.assertGreater(texts, 30)
 
     async def test_loads_nothing_from_elsewhere(self) -> None:
         text = await self.page(self.url)

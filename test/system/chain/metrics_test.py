@@ -4,11 +4,13 @@ import json
 import re
 import unittest
 from pathlib import Path
+from typing import ClassVar
 
-from fixture import ChainTest, body
+from fixture import ChainTest, body, until
 
 from chain.client import ask
 from chain.metrics import Page
+from chain.servers import Shape
 
 NAME = re.compile(r"\bkvferry_[a-z0-9_]*[a-z0-9]\b")
 DOCS = Path("docs")
@@ -41,6 +43,46 @@ class Metrics(ChainTest):
 
     async def test_every_metric_of_the_failure_guide_exists(self) -> None:
         await self.check(set(NAME.findall((DOCS / "failures.md").read_text())), "failures.md")
+
+
+CANARY = ["--canary-interval", "100ms", "--canary-model", "kvferry-sim"]
+
+
+class Canary(ChainTest):
+    """The proxy's canary on real servers."""
+
+    shape: ClassVar[Shape] = Shape(prefill_tp=[1], decode_tp=[1], proxy=CANARY)
+    result: ClassVar[str] = "moved"
+
+    async def results(self) -> dict[str, float]:
+        page = Page.parse(await self.page(self.proxy + "/metrics"))
+        return {
+            name: page.total("kvferry_proxy_canary_total", result=name) for name in ("moved", "not_moved", "failed")
+        }
+
+    async def test_says_whether_kv_moves(self) -> None:
+        before = await self.results()  # before its servers were up, it failed
+        after: dict[str, float] = {}
+
+        async def told() -> bool:
+            after.update(await self.results())
+            return sum(after.values()) > sum(before.values()) + 1
+
+        await until(told, 30)
+        others = {name: count for name, count in after.items() if name != self.result}
+        self.assertEqual({name: before[name] for name in others}, others)
+
+
+class CanaryOfAWrongSetUp(Canary):
+    """A decoder with another model, which refuses the KV and computes every prompt itself: nobody else would notice."""
+
+    shape: ClassVar[Shape] = Shape(
+        prefill_tp=[1],
+        decode_tp=[1],
+        decode=["--weights-seed", "2", "--kv-load-failure-policy", "recompute"],
+        proxy=CANARY,
+    )
+    result: ClassVar[str] = "not_moved"
 
 
 if __name__ == "__main__":

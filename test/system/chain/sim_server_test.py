@@ -24,9 +24,9 @@ class SimServer(ChainTest):
 
             await until(free)
 
-    async def produce(self, transfer_id: str) -> None:
+    async def produce(self, transfer_id: str, **more: str) -> None:
         params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
-        answer = await ask(self.prefiller, COMPLETIONS, body(max_tokens=1, kv_transfer_params=params))
+        answer = await ask(self.prefiller, COMPLETIONS, body(max_tokens=1, kv_transfer_params=params, **more))
         self.assertTrue(answer.complete, answer)
 
     async def consume_params(self, transfer_id: str) -> Json:
@@ -103,6 +103,29 @@ class SimServer(ChainTest):
         self.assertEqual(500, answer.status, answer)
         self.assertNotEqual("", answer.error)
         await self.at_rest()
+
+    async def restart_prefiller(self) -> None:
+        self.chain.prefillers[0].kill()
+        self.chain.prefillers[0].start()
+        await self.chain.prefillers[0].ready()
+
+    async def test_a_prefiller_that_was_restarted_is_not_waited_for(self) -> None:
+        for known in (False, True):  # whether the decoder has met the instance that is killed
+            with self.subTest(known=known):
+                await self.restart_prefiller()
+                if known:
+                    await self.produce("before")
+                    params = await self.consume_params("before")
+                    answer = await ask(self.decoder, COMPLETIONS, body(kv_transfer_params=params))
+                    self.assertTrue(answer.complete, answer)
+                await self.produce("lost", cache_salt="lost")
+                params = await self.consume_params("lost")
+                await self.restart_prefiller()
+                answer = await ask(self.decoder, COMPLETIONS, body(kv_transfer_params=params, cache_salt="lost"))
+                self.assertIn(answer.status, (500, 503), answer)
+                self.assertNotEqual("", answer.error)
+                self.assertLess(answer.total_s, 30, "the time that a load may take is 60 s")
+                await self.at_rest()
 
     async def test_kv_of_another_prompt_is_refused(self) -> None:
         await self.produce("other")

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 #include "test/support/eventually.h"
 #include "test/support/http_call.h"
 #include "test/support/link/link.h"
@@ -53,10 +55,19 @@ class FarAway : public testing::Test {
     const auto line = load.read_line_with("\"requests\"", seconds(50));
     return line.ok() ? *line : line.error().to_string();
   }
-  bool page_has(const std::string& text) {
-    std::string page;
-    link_->run_in(Side::left, [&] { page = call(8000, "GET", "/metrics", "", "", near_.c_str()).body; });
-    return page.find(text) != std::string::npos;
+  std::string page() {
+    std::string text;
+    link_->run_in(Side::left, [&] { text = call(8000, "GET", "/metrics", "", "", near_.c_str()).body; });
+    return text;
+  }
+  bool page_has(const std::string& text) { return page().find(text) != std::string::npos; }
+  // How legs of requests have ended.
+  std::string legs() {
+    std::istringstream lines(page());
+    std::string found;
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with("kvferry_proxy_legs_total")) found += "\n" + line;
+    return found;
   }
 
   const std::string near_ = Link::address(Side::left), far_ = Link::address(Side::right);
@@ -70,7 +81,7 @@ TEST_F(FarAway, NoRequestFails) {
   Process streams = load({"--clients", "16", "--requests", "80", "--stream"});
   for (Process* one : {&plain, &streams}) {
     const std::string report = end_of(*one);
-    EXPECT_NE(report.find("\"requests\":80,\"failed\":0,"), std::string::npos) << report;
+    EXPECT_NE(report.find("\"requests\":80,\"failed\":0,"), std::string::npos) << report << legs();
   }
   EXPECT_TRUE(eventually([&] { return page_has("kvferry_proxy_parcels_pinned 0"); }));
 }
@@ -79,7 +90,7 @@ TEST_F(FarAway, NothingStaysOfClientsThatLeave) {
   start({"--events", "5"});
   Process rude = load({"--clients", "32", "--requests", "300", "--leave", "--fresh"});
   const std::string report = end_of(rude);
-  EXPECT_NE(report.find("\"requests\":300,\"failed\":0,"), std::string::npos) << report;
+  EXPECT_NE(report.find("\"requests\":300,\"failed\":0,"), std::string::npos) << report << legs();
   EXPECT_TRUE(eventually([&] { return page_has("kvferry_proxy_parcels_pinned 0"); }, seconds(20)));
   EXPECT_TRUE(page_has("kvferry_proxy_parcels_given_up 0"));
   EXPECT_TRUE(eventually([&] { return page_has("kvferry_proxy_requests_in_flight 0"); }, seconds(20)));
@@ -93,7 +104,7 @@ TEST_F(FarAway, StreamsGoOnAfterACutThatHeals) {
   ASSERT_TRUE(eventually([&] { return link_->stats().value().cut >= 20; }, seconds(20)));
   ASSERT_TRUE(link_->command("heal").ok());
   const std::string report = end_of(streams);
-  EXPECT_NE(report.find("\"requests\":8,\"failed\":0,"), std::string::npos) << report;
+  EXPECT_NE(report.find("\"requests\":8,\"failed\":0,"), std::string::npos) << report << legs();
 }
 
 }  // namespace

@@ -194,9 +194,11 @@ TEST_F(Features, AParcelOfARealEngineIsReleasedAtAllItsRanksWhenTheClientLeaves)
 
 class Canary : public Features {
  protected:
-  ::testing::AssertionResult tells(const std::string& result) {
+  Canary() {
     config.canary_interval = 50ms;
     config.canary_model = "m";
+  }
+  ::testing::AssertionResult tells(const std::string& result) {
     start();
     const std::string line = "kvferry_proxy_canary_total{result=\"" + result + "\"} ";
     const auto counted = [&] {
@@ -228,6 +230,14 @@ TEST_F(Canary, SeesADecoderThatJustComputesThePrompt) {
 TEST_F(Canary, SeesThatItsRequestFails) {
   decoder.behaviour.status = 500;
   EXPECT_TRUE(tells("failed"));
+}
+
+TEST_F(Canary, OneThatIsUnderWayEndsWithTheProxy) {
+  decoder.behaviour.delay = 60s;
+  start();
+  ASSERT_TRUE(until([&] { return decoder.running > 0; }));
+  proxy.reset();
+  EXPECT_TRUE(until([&] { return decoder.clients_lost > 0; }));
 }
 
 // ---- what is written down
@@ -330,6 +340,15 @@ TEST_F(TlsFront, AnswersAndStreamsComeThroughWhole) {
   EXPECT_TRUE(large.starts_with("HTTP/1.1 200 OK\r\n"));
   EXPECT_GT(decoder.seen.back().body.size(), size_t{1} << 20);
   EXPECT_TRUE(nothing_pinned());
+}
+
+TEST_F(TlsFront, TheCanaryNeedsNeitherCertificateNorKey) {
+  config.require_key = "secret";
+  config.canary_interval = 50ms;
+  config.canary_model = "m";
+  start();
+  EXPECT_TRUE(until([&] { return proxy->metrics().canary_moved.value() > 0; }, 5s));
+  EXPECT_EQ(proxy->metrics().canary_failed.value(), 0U);
 }
 
 TEST_F(TlsFront, PlainHttpGetsNoAnswerAndDisturbsNobody) {
