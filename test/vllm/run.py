@@ -39,7 +39,7 @@ def short(deployment: Deployment) -> dict[str, Any]:
 EVERYDAY = (cases.equal_answers, cases.several_at_once, cases.prefix_cache, cases.swapped_kv)
 UNEQUAL_RANKS = (short, cases.several_at_once, cases.prefix_cache)
 ENDINGS = (cases.client_gone, cases.nobody_comes, cases.prefill_aborted, cases.prefiller_killed, cases.decoder_killed)
-SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}
+SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "4"}
 GROUPS = {
     "connector": Group(None, (), by_default=True),
     "kvferry": Group(Setup(), (*EVERYDAY, *ENDINGS), by_default=True),
