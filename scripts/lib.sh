@@ -16,6 +16,16 @@ die() {
   exit 1
 }
 
+# run_strictly COMMAND...: runs a function up to its first failing command, and sets `status`. Call it alone: wherever the
+# status of a command is asked for, as in `if`, bash ignores `set -e`, and a function goes on after a failure.
+run_strictly() {
+  set +e
+  (set -e; "$@")
+  # shellcheck disable=SC2034 # the caller's
+  status=$?
+  set -e
+}
+
 # Runs a command with fixed addresses: g++ 12's and clang 14's sanitizers fail now and then on kernels that randomise
 # more bits of an address than they expect. Plain where the personality may not be changed.
 with_fixed_addresses() {

@@ -13,7 +13,12 @@ import pytest
 
 from mooncake.engine import TransferEngine
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from chain.ports import own_ports
+
 HERE = Path(__file__).parent
+PORTS = own_ports()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Child
+from conftest import PORTS, Child
 from metadata_server import running_metadata_server
 from mooncake import engine as module
 from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
@@ -145,9 +144,7 @@ def test_a_variable_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_port_is_taken_from_the_range(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        low = min(probe.getsockname()[1], 65530)
+    low = PORTS.take(2)
     monkeypatch.setenv("MC_MIN_RPC_PORT", str(low))
     monkeypatch.setenv("MC_MAX_RPC_PORT", str(low + 1))
     ports = {make_engine().get_rpc_port() for _ in range(1)}
@@ -171,7 +168,8 @@ def test_the_timeout_bounds_a_transfer(
     make_engine: MakeEngine, start_child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVFERRY_FABRICS", "tcp")
-    monkeypatch.setenv("MC_TRANSFER_TIMEOUT", "0.4")
+    monkeypatch.setenv("MC_TRANSFER_TIMEOUT", "1")
+    monkeypatch.setenv("KVFERRY_MISSED_HEARTBEATS", "30")  # it is the deadline that ends it, also on a busy machine
     engine = make_engine()
     memory = np.zeros(4096, np.uint8)
     assert engine.register_memory(memory.ctypes.data, 4096) == 0
@@ -189,7 +187,7 @@ def test_the_timeout_bounds_a_transfer(
     child.go_on()
     assert status == -2
     assert "deadline" in engine.last_error() or "heartbeat" in engine.last_error()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 # ---- metadata servers

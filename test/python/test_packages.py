@@ -39,6 +39,23 @@ print([name for name in ('torch', 'numpy', 'asyncio', 'urllib.request') if name 
     assert json.loads(second.replace("'", '"')) in ([], ["asyncio"], ["urllib.request"])
 
 
+def test_another_protobuf_in_the_process_does_not_meet_ours() -> None:
+    """Loaded before, with its symbols for all; as is what else the module brings a copy of."""
+    program = """
+import ctypes, ctypes.util
+names = [ctypes.util.find_library(name) for name in ('protobuf', 'fmt', 'spdlog', 'simdjson', 'crypto')]
+loaded = [ctypes.CDLL(name, ctypes.RTLD_GLOBAL) for name in names if name]
+import numpy, kvferry
+with kvferry.Engine(fabrics=['tcp']) as owner, kvferry.Engine(fabrics=['tcp']) as reader:
+    theirs, mine = numpy.arange(4096, dtype=numpy.uint8), numpy.zeros(4096, numpy.uint8)
+    region, _ = owner.register(theirs, readable=True), reader.register(mine)
+    assert reader.read(reader.peer(owner.address), mine, region.span()).wait().bytes_done == 4096
+    assert (mine == theirs).all()
+print(len(loaded))
+"""
+    assert int(run(program)) >= 1
+
+
 def test_the_module_shows_nothing_but_its_entry() -> None:
     from kvferry import _core
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -13,16 +12,11 @@ from typing import Any
 import pytest
 
 import kvferry
+from conftest import PORTS
 from kv_memory import BLOCKS, HEADS, LAYERS, ROW, TOKENS, Cache
 
 HERE = Path(__file__).parent
 THEIRS, MINE = [3, 1, 4, 15], [9, 2, 6, 5]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Owner:
@@ -65,7 +59,7 @@ def eventually(look: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 @pytest.fixture
 def base_port() -> int:
-    return free_port()
+    return PORTS.take(4)
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from asking import Answer, AskError, ask, ask_all, body_of, post, prompts
-from checking import BLOCK_TOKENS, Ledger, check, check_equal, eventually, forget_prefixes
+from checking import BLOCK_TOKENS, CheckError, Ledger, check, check_equal, eventually, forget_prefixes
 from legs import decode_params, prefill
 from servers import Deployment, Server, get, running, used_blocks
 
@@ -87,6 +88,26 @@ def swapped_kv(deployment: Deployment) -> Result:
     return ledger.close([one, other] if deployment.setup.connector == "mooncake" else [])
 
 
+def both_ways(deployment: Deployment) -> Result:
+    """Servers of the role kv_both: each reads from the other."""
+    moved: list[dict[str, int]] = []
+    for seed in (13, 14):
+        wanted = prompts(4, seed, shortest=300)
+        alone = local(deployment, wanted)
+        ledger = Ledger(deployment)
+        got = []
+        for number, prompt in enumerate(wanted):
+            transfer_id = f"xfer-both-{seed}-{number}"
+            prefill(deployment, prompt, transfer_id)
+            params = decode_params(deployment, transfer_id)
+            got.append(ask(deployment.decoder.port, prompt, kv_transfer_params=params))
+        check_equal(got, alone)
+        moved.append(ledger.close(wanted))
+        _free(deployment)
+        deployment.swap()
+    return {key: moved[0][key] + moved[1][key] for key in moved[0]}
+
+
 def planted_fault(deployment: Deployment) -> Result:
     """The comparison is made: without the last layer's KV, answers differ."""
     wanted = prompts(2, seed=10, shortest=900)
@@ -104,7 +125,8 @@ def planted_fault(deployment: Deployment) -> Result:
 # ---- endings
 
 
-def _free(deployment: Deployment, seconds: float = 1.0) -> float:
+def _free(deployment: Deployment, seconds: float = 3.0) -> float:
+    """A few ms where nothing else runs, up to half a second on a busy machine; vLLM's own connector takes 480 s."""
     return eventually(
         lambda: used_blocks(deployment.prefiller) == 0, seconds, "the prefiller has all of its blocks back"
     )
@@ -168,14 +190,59 @@ def nobody_comes(deployment: Deployment) -> Result:
     return {"seconds_until_free": round(time.monotonic() - began, 3)}
 
 
+def _abort_prefill(deployment: Deployment, number: int) -> tuple[int, float]:
+    """What the decoder that waits for the prompt answers, and how long after the prefiller's client has left."""
+    ahead = prompts(12, seed=15, shortest=1700)
+    (prompt,) = prompts(1, seed=150 + number, shortest=900)
+    transfer_id = f"xfer-aborted-{number}"
+    params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
+    decode = body_of(prompt, kv_transfer_params=decode_params(deployment, transfer_id))
+    answered = _count(deployment.decoder, "vllm:request_success_total")
+    others = [post_only(deployment.prefiller.port, body_of(one, max_tokens=100)) for one in ahead]
+    asked = post_only(deployment.prefiller.port, body_of(prompt, max_tokens=1, min_tokens=1, kv_transfer_params=params))
+    waiting = post_only(deployment.decoder.port, decode)
+    eventually(
+        lambda: (running(deployment.decoder) > 0 and running(deployment.prefiller) > len(ahead)) or answered(),
+        30,
+        "the prompt waits, and the decoder for it",
+    )
+    asked.close()
+    left = time.monotonic()
+    answer = waiting.getresponse()
+    answer.read()
+    took = time.monotonic() - left
+    for other in [*others, waiting]:
+        other.close()
+    eventually(lambda: running(deployment.prefiller) == 0, 20, "the prefiller has ended the requests")
+    _free(deployment)
+    forget_prefixes(deployment.prefiller)
+    forget_prefixes(deployment.decoder)
+    return answer.status, took
+
+
+def prefill_aborted(deployment: Deployment) -> Result:
+    """A decoder that waits for a prompt hears at once that it will not come. The prompt is behind others, and may have
+    its turn before its client has left all the same: then the decoder answers, and it is tried again."""
+    for attempt in range(5):
+        status, took = _abort_prefill(deployment, attempt)
+        if status == 500:
+            check(took < 10, f"the decoder waited for {took:.1f} s")
+            return {"seconds_until_told": round(took, 3), "attempts": attempt + 1}
+        check(status == 200, f"the decoder answers {status}")
+    raise CheckError("the prompt was never aborted before it was computed")
+
+
 def lease_ends(deployment: Deployment) -> Result:
-    """With a lease of 2 s: a decoder that comes too late fails the request, and never answers from what it read."""
+    """With a lease of 4 s: a decoder that comes too late fails the request, and never answers from what it read."""
     warm, prompt = prompts(2, seed=6, shortest=900, longest=901)
     ask(deployment.prefiller.port, warm)  # what is compiled for a server's first prompt takes longer than the lease
     eventually(lambda: used_blocks(deployment.prefiller) == 0, 5, "the prefiller is idle")
+    published = _count(deployment.prefiller, "vllm:kvferry_parcels_published_total")
+    expired = _count(deployment.prefiller, "vllm:kvferry_parcels_expired_total")
     prefill(deployment, prompt, "xfer-late")
-    eventually(lambda: used_blocks(deployment.prefiller) > 0, 2, "the prefiller keeps the blocks")
-    held = eventually(lambda: used_blocks(deployment.prefiller) == 0, 6, "the lease ends")
+    eventually(published, 10, "the prompt is published")
+    held = eventually(expired, 20, "the lease ends")
+    _free(deployment)
     late = decode_params(deployment, "xfer-late")
     answer = post(deployment.decoder.port, "/v1/completions", body_of(prompt, kv_transfer_params=late))
     answer.read()
@@ -208,7 +275,7 @@ class Asked:
 
 
 def slow_decoder(deployment: Deployment) -> Result:
-    """With a lease of 2 s, a decoder that is stopped for longer: it reads nothing that is not valid any more."""
+    """With a lease of 4 s, a decoder that is stopped for longer: it reads nothing that is not valid any more."""
     wanted = prompts(6, seed=11, shortest=900)
     alone = local(deployment, wanted)
     published = _count(deployment.prefiller, "vllm:kvferry_parcels_published_total")
@@ -224,10 +291,20 @@ def slow_decoder(deployment: Deployment) -> Result:
     answered = asked.end(alone)
     if deployment.setup.policy == "recompute":
         check(answered == len(wanted), f"{answered} of {len(wanted)} requests were answered")
-    eventually(lambda: _works(deployment, wanted[0], alone[0]), 30, "requests work afterwards")
     forget_prefixes(deployment.decoder)
-    check_equal(ask_all(deployment.proxy.port, wanted), alone)
+    for prompt, right in zip(wanted, alone, strict=True):
+        eventually(partial(_is_answered, deployment, prompt, right), 60, "requests work afterwards")
     return {"answered": answered, "asked": len(wanted)}
+
+
+def _is_answered(deployment: Deployment, prompt: list[int], right: Answer) -> bool:
+    """It may fail, as a lease may end before a busy machine comes to read; a wrong answer may not be."""
+    try:
+        got = ask(deployment.proxy.port, prompt)
+    except (AskError, OSError):
+        return False
+    check_equal([got], [right])
+    return True
 
 
 def prefiller_killed(deployment: Deployment) -> Result:

@@ -36,6 +36,13 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
+def bytes_of(tokens: int, window: int) -> int:
+    """Of a prompt's KV; where half of the layers have a window, those need the blocks that it still reaches only."""
+    blocks = blocks_of(tokens)
+    dropped = max(tokens - window + 1, 0) // BLOCK_TOKENS if window else 0
+    return blocks * BLOCK_BYTES - dropped * BLOCK_BYTES // 2
+
+
 @dataclass
 class Moved:
     """Counters of a deployment at one moment."""
@@ -65,7 +72,8 @@ class Ledger:
 
     def close(self, prompts: Sequence[Sequence[int]], cached_blocks: int = 0) -> dict[str, int]:
         """`cached_blocks`: of these prompts, how many the decoder has already."""
-        expected = (sum(blocks_of(len(prompt)) for prompt in prompts) - cached_blocks) * BLOCK_BYTES
+        window = self._deployment.setup.window
+        expected = sum(bytes_of(len(prompt), window) for prompt in prompts) - cached_blocks * BLOCK_BYTES
         before = self._before
 
         def told() -> dict[str, int]:

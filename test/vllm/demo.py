@@ -18,8 +18,6 @@ from asking import Answer, ask, prompts
 from checking import forget_prefixes
 from servers import HERE, ROOT, Deployment, Setup, used_blocks
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
 from chain.show import Show
 
 PORT = 8000

@@ -1,5 +1,8 @@
-"""Writes a small Llama with random weights whose answers depend on every block of the KV cache: make_model.py FOLDER
+"""Writes a small Llama with random weights whose answers depend on every block of the KV cache:
 
+    make_model.py FOLDER [WINDOW]
+
+With a window, every second layer attends to so many tokens only, which gives vLLM two groups of KV caches.
 vLLM's `--load-format dummy` will not do: with weights that small attention hardly counts, and any KV gives the same
 answer.
 """
@@ -36,7 +39,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(told))
 
 
-def write_config(folder: Path) -> None:
+def write_config(folder: Path, window: int) -> None:
     told = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -56,6 +59,8 @@ def write_config(folder: Path) -> None:
         "torch_dtype": "float32",
         "hidden_act": "silu",
     }
+    if window:
+        told |= {"sliding_window": window, "layer_types": ["full_attention", "sliding_attention"] * (LAYERS // 2)}
     (folder / "config.json").write_text(json.dumps(told))
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 1}))
 
@@ -91,7 +96,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
-    write_config(folder)
+    write_config(folder, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     save_file(weights(), str(folder / "model.safetensors"))
 
 

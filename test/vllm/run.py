@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,19 +14,20 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cases
 import report
 from cases import Case
-from servers import HERE, ROOT, Deployment, Setup, versions
+from servers import HERE, LIVE, ROOT, Deployment, Setup, versions
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that share a deployment: vLLM takes a minute to start."""
+    """Cases that share a deployment: vLLM takes a minute to start. Without one: the tests of the connector alone."""
 
-    setup: Setup
+    setup: Setup | None
     cases: Sequence[Case]
     by_default: bool = False
 
@@ -35,9 +38,10 @@ def short(deployment: Deployment) -> dict[str, Any]:
 
 EVERYDAY = (cases.equal_answers, cases.several_at_once, cases.prefix_cache, cases.swapped_kv)
 UNEQUAL_RANKS = (short, cases.several_at_once, cases.prefix_cache)
-ENDINGS = (cases.client_gone, cases.nobody_comes, cases.prefiller_killed, cases.decoder_killed)
-SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "2"}
+ENDINGS = (cases.client_gone, cases.nobody_comes, cases.prefill_aborted, cases.prefiller_killed, cases.decoder_killed)
+SHORT_LEASE = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "4"}
 GROUPS = {
+    "connector": Group(None, (), by_default=True),
     "kvferry": Group(Setup(), (*EVERYDAY, *ENDINGS), by_default=True),
     "kvferry_tcp": Group(Setup(env={"KVFERRY_FABRICS": "tcp"}), EVERYDAY),
     "mooncake": Group(Setup(connector="mooncake"), (*EVERYDAY, cases.planted_fault), by_default=True),
@@ -46,6 +50,8 @@ GROUPS = {
     "tp_2_to_1": Group(Setup(prefill_tp=2), UNEQUAL_RANKS, by_default=True),
     "tp_1_to_2": Group(Setup(decode_tp=2), UNEQUAL_RANKS),
     "kvferry_in_multi": Group(Setup(inside_multi=True), (short, cases.several_at_once)),
+    "kvferry_both": Group(Setup(both=True), (cases.both_ways,)),
+    "kvferry_window": Group(Setup(window=300), (short, cases.several_at_once)),
     "kvferry_planted": Group(Setup(planted=True), (cases.planted_fault,)),
 }
 ORIGINAL = ROOT / "build/mooncake-original"
@@ -55,6 +61,24 @@ TIMINGS = {
     "kvferry's connector": Group(Setup(), (cases.timings,)),
     "the same without its short wait": Group(Setup(extra={"kvferry_short_wait_us": 0}), (cases.timings,)),
 }
+
+
+class TimeOverError(BaseException):
+    """No case catches it."""
+
+
+def end_after(minutes: float) -> None:
+    """Also where SIGTERM asks for it: servers are killed, so that whatever waits for one goes on."""
+
+    def over(number: int, _frame: FrameType | None) -> None:
+        for server in LIVE:
+            server.send_signal(signal.SIGKILL)
+        asked = "asked to end" if number == signal.SIGTERM else f"not done after {minutes} minutes"
+        raise TimeOverError(asked)
+
+    signal.signal(signal.SIGTERM, over)
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
 
 
 def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
@@ -67,27 +91,48 @@ def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - began, 1), **told}
 
 
-def run_group(name: str, group: Group, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    model = folder / "model"
-    if not model.exists():
-        subprocess.run([sys.executable, str(HERE / "make_model.py"), str(model)], check=True)
+def run_units() -> dict[str, Any]:
+    """The connector's two sides without servers."""
     began = time.monotonic()
-    results = []
+    command = [sys.executable, "-m", "unittest", "connector_test", "workers_test"]
+    ran = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=600, check=False)
+    count = re.search(r"^Ran (\d+) tests", ran.stderr, re.MULTILINE)
+    told = {"seconds": round(time.monotonic() - began, 1), "tests": int(count[1]) if count else 0}
+    if ran.returncode == 0 and told["tests"]:
+        return {"passed": True, **told}
+    print(ran.stderr, file=sys.stderr)
+    return {"passed": False, **told, "failure": f"python -m unittest ended with {ran.returncode}"}
+
+
+def run_group(
+    name: str, group: Group, options: argparse.Namespace, folder: Path, results: list[dict[str, Any]]
+) -> None:
+    if group.setup is None:
+        tell(results, {"case": name, **run_units()}, options.json)
+        return
+    window = group.setup.window
+    model = folder / f"model-{window}"
+    if not model.exists():
+        subprocess.run([sys.executable, str(HERE / "make_model.py"), str(model), str(window)], check=True)
+    began = time.monotonic()
     try:
         with Deployment(group.setup, folder / name, model, options.proxy) as deployment:
             print(f"{name}: servers up after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             for case in group.cases:
                 if options.only and case.__name__ not in options.only:
                     continue
-                result = {"case": f"{name}.{case.__name__}", **run_case(case, deployment)}
-                results.append(result)
-                print(json.dumps(result) if options.json else _line(result), flush=True)
-    except RuntimeError as error:  # a server did not start
-        result = {"case": name, "passed": False, "failure": str(error)}
-        results.append(result)
-        print(json.dumps(result) if options.json else _line(result), flush=True)
-    print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", file=sys.stderr, flush=True)
-    return results
+                tell(results, {"case": f"{name}.{case.__name__}", **run_case(case, deployment)}, options.json)
+    except (RuntimeError, TimeOverError) as error:  # a server did not start, or all took too long
+        tell(results, {"case": name, "passed": False, "failure": str(error)}, options.json)
+        if isinstance(error, TimeOverError):
+            raise
+    finally:
+        print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", file=sys.stderr, flush=True)
+
+
+def tell(results: list[dict[str, Any]], result: dict[str, Any], as_json: bool) -> None:
+    results.append(result)
+    print(json.dumps(result) if as_json else _line(result), flush=True)
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -117,12 +162,22 @@ def main() -> int:
     parser.add_argument("--proxy", type=Path, default=ROOT / "build/release/bin/kvferry-proxy")
     parser.add_argument("--timings", action="store_true", help="measure, and write the table of docs/performance.md")
     parser.add_argument("--logs", type=Path, help="where the servers' logs go; default: a folder that is told")
+    parser.add_argument("--minutes", type=float, default=120, help="the run has failed when it takes longer")
     options = parser.parse_args()
     groups = chosen(options)
     folder = options.logs or Path(tempfile.mkdtemp(prefix="kvferry-vllm-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"logs in {folder}; {versions()}", file=sys.stderr)
-    results = [result for name, group in groups.items() for result in run_group(name, group, options, folder)]
+    end_after(options.minutes)
+    results: list[dict[str, Any]] = []
+    try:
+        for name, group in groups.items():
+            run_group(name, group, options, folder, results)
+    except TimeOverError:
+        pass  # told as a failure
+    finally:
+        for server in LIVE:
+            server.kill()
     failed = sum(not result["passed"] for result in results)
     print(f"{len(results) - failed} passed, {failed} failed")
     if options.timings and not failed:

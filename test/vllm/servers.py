@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,15 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from chain.ports import own_ports
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 START_SECONDS = 900.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+LIVE: list[Server] = []
+"""All that were started."""
+PORTS = own_ports()
 
 
 def get(port: int, path: str, method: str = "GET", timeout: float = 10.0) -> tuple[int, bytes]:
@@ -58,6 +58,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, env={**os.environ, **env}, start_new_session=True
             )
+        LIVE.append(self)
 
     def wait_until_up(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -113,11 +114,15 @@ class Setup:
     policy: str = "fail"
     planted: bool = False
     """From the start: vLLM's servers forget the last layer (shim/sitecustomize.py)."""
+    both: bool = False
+    """Each server has the role kv_both."""
+    window: int = 0
+    """A model in which every second layer attends to so many tokens only."""
     extra: dict[str, Any] = field(default_factory=dict)
     """kv_connector_extra_config of KVFerryConnector."""
     env: dict[str, str] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
-    """Before the installed packages."""
+    """Before the packages of this tree, which PYTHONPATH names (scripts/test_vllm)."""
 
 
 class Deployment:
@@ -133,7 +138,7 @@ class Deployment:
         self.plant.unlink(missing_ok=True)
         if setup.planted:
             self.plant.touch()
-        self.bootstrap_port = free_port()
+        self.bootstrap_port, self._other_bootstrap_port = PORTS.take(), PORTS.take()
         self._all: list[Server] = []
 
     def __enter__(self) -> Deployment:
@@ -153,13 +158,18 @@ class Deployment:
             server.kill()
 
     def start_prefiller(self, port: int | None = None) -> Server:
-        return self._start_vllm("prefiller", "kv_producer", self.setup.prefill_tp, port)
+        return self._start_vllm("prefiller", "kv_producer", self.setup.prefill_tp, port, self.bootstrap_port)
 
     def start_decoder(self, port: int | None = None) -> Server:
-        return self._start_vllm("decoder", "kv_consumer", self.setup.decode_tp, port)
+        return self._start_vllm("decoder", "kv_consumer", self.setup.decode_tp, port, self._other_bootstrap_port)
+
+    def swap(self) -> None:
+        """The prefiller is the decoder from now on. The proxy does not know."""
+        self.prefiller, self.decoder = self.decoder, self.prefiller
+        self.bootstrap_port, self._other_bootstrap_port = self._other_bootstrap_port, self.bootstrap_port
 
     def start_proxy(self) -> Server:
-        port = self._proxy_port or free_port()
+        port = self._proxy_port or PORTS.take()
         command = [str(self._proxy), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--prefill", f"http://127.0.0.1:{self.prefiller.port}", str(self.bootstrap_port)]
         command += ["--decode", f"http://127.0.0.1:{self.decoder.port}", "--connector", self.setup.connector]
@@ -189,9 +199,9 @@ class Deployment:
             return ours
         return told | {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [ours]}}
 
-    def _start_vllm(self, name: str, role: str, tp: int, port: int | None) -> Server:
-        port = port or free_port()
-        transfer = self._transfer_config(role)
+    def _start_vllm(self, name: str, role: str, tp: int, port: int | None, bootstrap_port: int) -> Server:
+        port = port or PORTS.take()
+        transfer = self._transfer_config("kv_both" if self.setup.both else role)
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
         command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
         command += ["--enforce-eager", "--max-model-len", "2048", "--seed", "0", "--max-num-seqs", "16"]
@@ -204,12 +214,12 @@ class Deployment:
             "VLLM_HOST_IP": "127.0.0.1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(self.bootstrap_port),
+            "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(bootstrap_port),
             "KVF_TEST_COUNT": str(self.counts),
             "KVF_TEST_PLANT": str(self.plant),
             # Whatever the caller has: vLLM's modules take 10 s to compile, in each of a server's processes.
             "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), *self.setup.paths]),
+            "PYTHONPATH": os.pathsep.join([str(HERE / "shim"), *self.setup.paths, os.environ["PYTHONPATH"]]),
             **self.setup.env,
         }
         server = Server(command, port, self.folder / f"{name}.log", env, "/health")

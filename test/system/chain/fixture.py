@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from chain.client import Json, fetch
-from chain.ports import Ports
+from chain.ports import own_ports
 from chain.servers import Chain, Shape
 
 PROGRAMS = Path(os.environ.get("KVFERRY_PROGRAMS", "build/release/bin"))
@@ -48,9 +48,7 @@ class ChainTest(unittest.IsolatedAsyncioTestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.logs = Path(tempfile.mkdtemp(prefix="kvferry-test-"))
-        # Tests run side by side: each process looks for its ports elsewhere, and below those that the kernel gives to
-        # whoever connects (from 32768 on), or one could be taken between the look and the start.
-        ports = Ports(10000 + os.getpid() % 500 * 40)
+        ports = own_ports()
         cls.chain = Chain(PROGRAMS, cls.logs, cls.shape, ports.take(), ports.take(), ports)
         asyncio.run(cls.chain.start())
 

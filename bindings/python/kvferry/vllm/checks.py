@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+
+
+# Exactly these: what vLLM derives from them keeps other things in its blocks, or drops other blocks.
+KINDS = (FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec)
 
 
 class Unsupported(ValueError):
@@ -39,7 +43,7 @@ def check_cache(cache: KVCacheConfig) -> None:
         raise Unsupported("a model without a KV cache to transfer")
     for group in cache.transfer_groups:
         for spec in member_specs(group.kv_cache_spec):
-            if not isinstance(spec, FullAttentionSpec | SlidingWindowSpec):
+            if type(spec) not in KINDS:
                 raise Unsupported(f"caches of the kind {type(spec).__name__} (layer {group.layer_names[0]})")
             if spec.tokens_per_state != 1:
                 raise Unsupported(f"compressed caches, {spec.tokens_per_state} tokens a state")

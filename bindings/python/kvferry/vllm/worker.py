@@ -209,7 +209,7 @@ class Worker:
         if loading is None:  # reported already
             return
         if loading.reading is None:
-            self._release(loading.load.source, loading.owners)
+            self._give_back(loading)
             self._report(request_id, failed=False)
         else:
             loading.cancelled = True
@@ -220,6 +220,7 @@ class Worker:
             self._stats.read(time.monotonic() - loading.began, outcome.bytes)
             self._report(request_id, failed=False)
         elif loading.cancelled:  # of no interest any more, however it ended
+            self._give_back(loading)
             self._report(request_id, failed=False)
         else:
             self._fail_load(request_id, loading, outcome.error)
@@ -228,10 +229,15 @@ class Worker:
         source = loading.load.source
         logger.warning("request %s did not get parcel %s: %s", request_id, source.transfer_id, why)
         self._prefillers.forget(source.bootstrap, source.engine_id)
-        if not loading.load.more:  # it is not asked for again, also where vLLM computes the prompt now
-            self._release(source, loading.owners)
+        self._give_back(loading)
         self._stats.count("reads_failed")
         self._report(request_id, failed=True)
+
+    def _give_back(self, loading: _Loading) -> None:
+        """The parcel is not asked for again, also where vLLM computes the prompt now: its owner need not wait for the
+        lease to end."""
+        if not loading.load.more:
+            self._release(loading.load.source, loading.owners)
 
     def _report(self, request_id: str, failed: bool) -> None:
         del self._loading[request_id]
