@@ -8,8 +8,8 @@
 
 namespace kvferry::http {
 
-// Reading of message heads, stricter than most: nothing that another reader could understand differently, above all where
-// a message ends (request smuggling). Pure: bytes in, head out. The fuzz target holds it against Beast's parser.
+// Reading of message heads, stricter than most: nothing that another reader could understand differently, above all
+// where a message ends (request smuggling). Pure: bytes in, head out. The fuzz target holds it against Beast's parser.
 
 // Where the head ends in `input` (behind the empty line), or nothing if more bytes are needed. `scanned` carries the
 // progress from call to call, so that a head that trickles in is not searched again.

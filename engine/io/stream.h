@@ -28,8 +28,8 @@ class Stream {
   virtual void set_handler(StreamHandler* handler) = 0;
   virtual void want(bool readable, bool writable) = 0;
 
-  // A hint: do not say "readable" before so many bytes can be read, or the stream has ended; has_input() follows it. The
-  // caller asks for no more than what the other side is sure to send.
+  // A hint: do not say "readable" before so many bytes can be read, or the stream has ended; has_input() follows it.
+  // The caller asks for no more than what the other side is sure to send.
   virtual void wake_at(size_t /*bytes*/) {}
 
   // Bytes moved; 0: nothing can move now. The end of the stream, a reset and a failed connect are Errors.

@@ -89,6 +89,32 @@ TEST(RequestHead, OtherTargetsAndVersionsAreRefused) {
   EXPECT_NE(status_of("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), 0);
 }
 
+TEST(RequestHead, OddRequestLinesAreRefused) {
+  const std::string host = "\r\nHost: a\r\n\r\n";
+  for (const char* line :
+       {"GET / x HTTP/1.1", "GET /a b HTTP/1.1", "GET  / HTTP/1.1", " GET / HTTP/1.1", "GET / HTTP/1.1 ",
+        "GET /\tx HTTP/1.1", "G(T / HTTP/1.1", "GET / http/1.1", "GET HTTP/1.1", "GET /", "GET", ""})
+    EXPECT_EQ(status_of(line + host), 400) << line;
+  for (const char* line : {"GET / HTTP/2.0", "GET / HTTP/1.2", "GET / HTTP/1.10", "GET / HTTP/"})
+    EXPECT_EQ(status_of(line + host), 505) << line;
+}
+
+TEST(RequestHead, LinesThatAreNoFieldsAreRefused) {
+  for (const char* line : {"no colon", ": no name", "X Y: z", "X@: z", "\xc3\xa4: z"})
+    EXPECT_EQ(status_of(kStart + line + "\r\n\r\n"), 400) << line;
+  RequestHead head;
+  ASSERT_FALSE(parse_request_head(kStart + "X-Empty:\r\nX-Tabs:\t a:b \t\r\nX-High: \xc3\xa4\r\n\r\n", head));
+  EXPECT_EQ(head.headers.get("x-empty"), "");
+  EXPECT_EQ(head.headers.get("x-tabs"), "a:b");
+  EXPECT_EQ(head.headers.get("x-high"), "\xc3\xa4");
+}
+
+TEST(RequestHead, AHeadEndsWithItsEmptyLine) {
+  EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\n"), 400);
+  EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\n\r\nmore"), 400);
+  EXPECT_EQ(status_of(""), 400);
+}
+
 TEST(FindHeadEnd, FindsItHoweverTheBytesArrive) {
   const std::string text = "GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
   const size_t end = text.size() - 4;
@@ -101,6 +127,22 @@ TEST(FindHeadEnd, FindsItHoweverTheBytesArrive) {
     }
     EXPECT_EQ(found, end) << first;
   }
+}
+
+TEST(ResponseHead, ReadsItsStatusLine) {
+  const auto parsed = parse_response_head("HTTP/1.0 404 Not Found here\r\n\r\n", false);
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(parsed->status, 404);
+  EXPECT_EQ(parsed->reason, "Not Found here");
+  EXPECT_EQ(parsed->minor_version, 0);
+  for (const char* line : {"HTTP/1.1 200", "HTTP/1.1 200 "}) {
+    const auto bare = parse_response_head(std::string(line) + "\r\n\r\n", false);
+    ASSERT_TRUE(bare.ok()) << line;
+    EXPECT_EQ(bare->reason, "");
+  }
+  for (const char* line : {"HTTP/1.1 20 OK", "HTTP/1.1 2000 OK", "HTTP/1.1 2x0 OK", "HTTP/1.1 099 OK",
+                           "HTTP/1.1  200 OK", "HTTP/2.0 200 OK", "http/1.1 200 OK", "HTTP/1.1", "200 OK", ""})
+    EXPECT_FALSE(parse_response_head(std::string(line) + "\r\n\r\n", false).ok()) << line;
 }
 
 TEST(ResponseHead, KnowsHowTheBodyEnds) {
