@@ -131,7 +131,7 @@ class ParcelReader {
   Result<std::shared_ptr<Job>> job_of(const Read& read, const Share& share) const;
   void read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path);
   void ask_check(const Share& share);
-  void read_stream(const ReadPtr& read, size_t index);
+  void read_stream(const ReadPtr& read, size_t index, Result<CacheWalk> target);
   void on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer);
   void on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest);
   void on_verdict(const ReadPtr& read, size_t index, const proto::Verdict& verdict);
@@ -140,7 +140,7 @@ class ParcelReader {
   void retry_share(const ReadPtr& read, size_t index, const Error& why);
 
   Result<std::vector<Pair>> local_pairs(const Read& read, const CachePairs& pairs) const;
-  static Result<CacheWalk> target_of(const Read& read, const Share& share);
+  static Result<CacheWalk> target_of(const Read& read, const Selection& selection);
   static uint64_t digest_of_share(const Read& read, const Share& share);
   Status pin_cache(Read& read);
   void stop_share(Share& share);

@@ -29,9 +29,9 @@ Status ParcelReader::pin_cache(Read& read) {
   return {};
 }
 
-Result<CacheWalk> ParcelReader::target_of(const Read& read, const Share& share) {
+Result<CacheWalk> ParcelReader::target_of(const Read& read, const Selection& selection) {
   KVF_ASSIGN_OR_RETURN(CacheSpans spans,
-                       reader_spans(share.plan.selection, CacheSide{read.request.layout.get(), read.request.blocks}));
+                       reader_spans(selection, CacheSide{read.request.layout.get(), read.request.blocks}));
   std::vector<const RegionState*> regions;
   for (const RegionPin& pin : read.pins) regions.push_back(pin.get());
   return CacheWalk(std::move(spans), std::move(regions));
@@ -60,7 +60,7 @@ void ParcelReader::read_share(const ReadPtr& read, size_t index) {
   // Planned before the ticket, which names the owner's blocks: only the owner can find them.
   const bool knows_blocks = !share.plan.pairs.empty();
   if (knows_blocks && reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
-  if (peer.fetch_path() != nullptr) return read_stream(read, index);
+  if (peer.fetch_path() != nullptr) return read_stream(read, index, target_of(*read, share.plan.selection));
   give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"}, index);
 }
 
@@ -132,9 +132,8 @@ void ParcelReader::ask_check(const Share& share) {
   core_.peer(share.peer).session()->send_parcel(frame);
 }
 
-void ParcelReader::read_stream(const ReadPtr& read, size_t index) {
+void ParcelReader::read_stream(const ReadPtr& read, size_t index, Result<CacheWalk> target) {
   Share& share = read->shares[index];
-  auto target = target_of(*read, share);
   if (!target) return give_up(read, ReadState::failed, target.error(), index);
   share.bytes = target->left();
   read->fabric = "tcp";
@@ -244,11 +243,18 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
     if (plan->shares[i].owner != RankId{rank.pp_rank, rank.tp_rank} || plan->shares[i].selection.parts.empty())
       return false;
   }
+  // An owner must have heard of a claim before it can hear that the read has failed, and give its blocks back.
+  std::vector<CacheWalk> targets;
+  for (size_t i = 0; i < read->shares.size(); ++i) {
+    auto target = target_of(*read, plan->shares[i].selection);
+    if (!target) return false;
+    targets.push_back(std::move(*target));
+  }
   for (size_t i = 0; i < read->shares.size(); ++i) read->shares[i].plan = std::move(plan->shares[i]);
   read->planned = true;
   for (size_t i = 0; i < read->shares.size() && !read->over; ++i) {
     read->shares[i].state = transition(read->shares[i].state, ReadEvent::ticket);
-    read_stream(read, i);
+    read_stream(read, i, std::move(targets[i]));
   }
   return true;
 }

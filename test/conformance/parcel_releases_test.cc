@@ -127,8 +127,10 @@ class ParcelReleases : public ::testing::TestWithParam<const char*> {
       case ReleaseReason::reader_failed: {
         publish(spec(id));
         ParcelReadRequest more = request(id);
-        more.blocks = {{0, {9, 10}}};
-        more.end_token = 17;  // than it covers: the owner refuses the stream, or the reader gives up over the ticket
+        // Than the parcel covers, and with one block than the reader has room for: the owner refuses the stream, or the
+        // reader gives up over the ticket.
+        if (odd) more.blocks = {{0, {9, 10}}};
+        more.end_token = 17;
         ASSERT_EQ(reader_.parcels->read_and_wait(more).state, ReadState::failed);
         break;
       }
@@ -162,7 +164,7 @@ TEST_P(ParcelReleases, AreToldOnceInTheOrderOfTheEndsWhateverTheCause) {
   }
   ASSERT_TRUE(listener.hears(expected.size()));
   EXPECT_EQ(listener.told(), expected);
-  EXPECT_FALSE(readable(listener.fd()));
+  EXPECT_TRUE(eventually([&] { return !readable(listener.fd()); }));
   EXPECT_TRUE(owner_.parcels->take_released().empty());
 }
 
@@ -229,7 +231,7 @@ TEST_P(ParcelReleases, OfRacingCausesAreToldOnceEach) {
   for (const std::string& told : listener.told()) ids.insert(told.substr(0, told.find(' ')));
   EXPECT_EQ(ids.size(), kParcels);
   EXPECT_EQ(listener.told().size(), kParcels);
-  EXPECT_FALSE(readable(listener.fd()));
+  EXPECT_TRUE(eventually([&] { return !readable(listener.fd()); }));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ParcelReleases, ::testing::Values("tcp", "local", "loopback"),
