@@ -10,6 +10,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from asking import Answer, AskError, ask, ask_all, body_of, post, prompts
@@ -232,7 +233,7 @@ def prefill_aborted(deployment: Deployment) -> Result:
 
 
 def lease_ends(deployment: Deployment) -> Result:
-    """With a lease of 2 s: a decoder that comes too late fails the request, and never answers from what it read."""
+    """With a lease of 4 s: a decoder that comes too late fails the request, and never answers from what it read."""
     warm, prompt = prompts(2, seed=6, shortest=900, longest=901)
     ask(deployment.prefiller.port, warm)  # what is compiled for a server's first prompt takes longer than the lease
     eventually(lambda: used_blocks(deployment.prefiller) == 0, 5, "the prefiller is idle")
@@ -274,7 +275,7 @@ class Asked:
 
 
 def slow_decoder(deployment: Deployment) -> Result:
-    """With a lease of 2 s, a decoder that is stopped for longer: it reads nothing that is not valid any more."""
+    """With a lease of 4 s, a decoder that is stopped for longer: it reads nothing that is not valid any more."""
     wanted = prompts(6, seed=11, shortest=900)
     alone = local(deployment, wanted)
     published = _count(deployment.prefiller, "vllm:kvferry_parcels_published_total")
@@ -290,10 +291,20 @@ def slow_decoder(deployment: Deployment) -> Result:
     answered = asked.end(alone)
     if deployment.setup.policy == "recompute":
         check(answered == len(wanted), f"{answered} of {len(wanted)} requests were answered")
-    eventually(lambda: _works(deployment, wanted[0], alone[0]), 30, "requests work afterwards")
     forget_prefixes(deployment.decoder)
-    check_equal(ask_all(deployment.proxy.port, wanted), alone)
+    for prompt, right in zip(wanted, alone, strict=True):
+        eventually(partial(_is_answered, deployment, prompt, right), 60, "requests work afterwards")
     return {"answered": answered, "asked": len(wanted)}
+
+
+def _is_answered(deployment: Deployment, prompt: list[int], right: Answer) -> bool:
+    """It may fail, as a lease may end before a busy machine comes to read; a wrong answer may not be."""
+    try:
+        got = ask(deployment.proxy.port, prompt)
+    except (AskError, OSError):
+        return False
+    check_equal([got], [right])
+    return True
 
 
 def prefiller_killed(deployment: Deployment) -> Result:
