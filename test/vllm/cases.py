@@ -226,7 +226,7 @@ def prefill_aborted(deployment: Deployment) -> Result:
     for attempt in range(5):
         status, took = _abort_prefill(deployment, attempt)
         if status == 500:
-            check(took < 10, f"the decoder waited for {took:.1f} s")
+            check(took < 20, f"the decoder waited for {took:.1f} s")
             return {"seconds_until_told": round(took, 3), "attempts": attempt + 1}
         check(status == 200, f"the decoder answers {status}")
     raise CheckError("the prompt was never aborted before it was computed")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -301,6 +301,15 @@ class Workers(unittest.TestCase):
             self.assertEqual(made.owners[0].take_stats().data["parcels_expired"], 1)  # type: ignore[union-attr]
             self.assertFalse(made.until_loaded(made.ask([[7, 5, 6]])))
             self.assertFalse(any(tensor.any() for tensor in made.mine.values()))
+
+    def test_a_directory_that_does_not_answer_in_time_is_asked_again(self) -> None:
+        with pair(full()) as made:
+            client = made.reader._prefillers._client
+            late = kvferry.Error("no answer in time", "deadline_exceeded")
+            answers = iter([late, late, client.workers(made.bootstrap)])
+            made.reader._prefillers._client = Mock(workers=Mock(side_effect=answers))
+            self.read(made, [[3, 9, 4]], [[7, 5, 6]])
+            self.check_moved(made, [[3, 9, 4]], [[7, 5, 6]])
 
     def test_a_prefiller_that_nobody_knows_fails_the_load(self) -> None:
         with pair(full()) as made:

@@ -53,12 +53,22 @@ class Prefillers:
             owner.connect()
         return Prefiller(owners)
 
+    def _workers(self, bootstrap: str) -> list[kvferry.RegisteredWorker]:
+        """One that is too busy to answer in time is asked again: the prompt is computed, and a load may take longer."""
+        for _ in range(2):
+            try:
+                return self._client.workers(bootstrap)
+            except kvferry.Error as error:
+                if error.code != "deadline_exceeded":
+                    raise
+        return self._client.workers(bootstrap)
+
     def _addresses(self, bootstrap: str, engine_id: str) -> list[str]:
         deadline = time.monotonic() + PATIENCE
         while True:
             ranks = {
                 (worker.pp_rank, worker.tp_rank): worker.address
-                for worker in self._client.workers(bootstrap)
+                for worker in self._workers(bootstrap)
                 if worker.engine_id == engine_id
             }
             pp_size = 1 + max((pp for pp, _ in ranks), default=-1)
