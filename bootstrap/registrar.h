@@ -9,6 +9,7 @@
 #include "bootstrap/directory.h"
 #include "common/random.h"
 #include "http/deadlines.h"
+#include "http/tls.h"
 #include "http/url.h"
 
 namespace kvferry::bootstrap {
