@@ -14,6 +14,7 @@
 #include "common/metrics.h"
 #include "http/deadlines.h"
 #include "http/server.h"
+#include "http/tls.h"
 
 namespace kvferry::bootstrap {
 
