@@ -217,9 +217,15 @@ def test_bootstrap_asks_for_its_token_and_speaks_tls(tmp_path: Path, base_port: 
     for secret in (key, token):
         secret.chmod(0o600)
     reader = Reader()
-    files = {"certificate_file": str(authority), "key_file": str(key), "ca_file": str(authority)}
     server = kvferry.BootstrapServer(
-        reader.engine, "i", reader.cache.layout, base_port=base_port, token=f"@{token}", **files
+        reader.engine,
+        "i",
+        reader.cache.layout,
+        base_port=base_port,
+        token=f"@{token}",
+        certificate_file=str(authority),
+        key_file=str(key),
+        ca_file=str(authority),
     )
     base = f"https://127.0.0.1:{server.port}"
     known = kvferry.BootstrapClient(token=f"@{token}", ca_file=str(authority))
