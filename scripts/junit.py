@@ -1,8 +1,8 @@
 """Adds up the JUnit files that ctest and pytest wrote, for scripts/test.
 
 Usage: junit.py FILE    prints "passed failed skipped", then one line for each failure and each skip with its reason.
-A GoogleTest binary that ctest runs whole counts as one test; cases that it skipped inside are announced and counted
-as skipped besides.
+A GoogleTest binary or a Python file that ctest runs whole counts as one test; cases that it skipped inside are
+announced and counted as skipped besides.
 """
 
 import re
@@ -12,6 +12,9 @@ from xml.etree import ElementTree
 # "file.cc:12: Skipped", then the reason that the test gave.
 REASON = re.compile(r": Skipped\n(.*)")
 SKIPPED_CASE = re.compile(r"^\[  SKIPPED \] (\S+)(?: \(\d+ ms\))$", re.MULTILINE)
+
+# Of `unittest -v`, which exits with 0 whatever was skipped.
+SKIPPED_IN_PYTHON = re.compile(r"^(\w+) \(\S+\).* \.\.\. skipped (['\"])(.*)\2$", re.MULTILINE)
 
 
 def reason_of(output: str) -> str:
@@ -34,6 +37,8 @@ def skipped_inside(name: str, output: str) -> list[str]:
     for case in SKIPPED_CASE.finditer(output):
         lines.append(f"skipped {name} {case.group(1)}: {reason_of(output[end : case.start()])}")
         end = case.end()
+    for case in SKIPPED_IN_PYTHON.finditer(output):
+        lines.append(f"skipped {name} {case.group(1)}: {case.group(3)}")
     return lines
 
 

@@ -20,6 +20,15 @@ add_test(skips "printf" "a_test.cc:1: Skipped\\\\nneeds root\\\\n[  SKIPPED ] A.
 set_tests_properties(skips PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED")
 add_test(skips_inside "printf"
   "[       OK ] A.A (0 ms)\\\\na_test.cc:1: Skipped\\\\nno tun\\\\n[  SKIPPED ] A.B (0 ms)\\\\n[  SKIPPED ] A.B\\\\n")
+add_test(skips_in_python "python3" "-m" "unittest" "-v" "planted")
+"""
+
+PLANTED = """
+import unittest
+
+@unittest.skipUnless(False, "there is no browser")
+class Page(unittest.TestCase):
+    def test_looks(self) -> None: ...
 """
 
 
@@ -27,6 +36,7 @@ class Totals(unittest.TestCase):
     def test_adds_up_what_ctest_wrote(self) -> None:
         with tempfile.TemporaryDirectory(prefix="kvferry-totals-") as folder:
             (Path(folder) / "CTestTestfile.cmake").write_text(TESTS)
+            (Path(folder) / "planted.py").write_text(PLANTED)
             junit = Path(folder) / "junit.xml"
             subprocess.run(
                 ["ctest", "--test-dir", folder, "--output-junit", junit, "--test-output-size-passed", "100000"],
@@ -35,11 +45,12 @@ class Totals(unittest.TestCase):
             )
             ran = subprocess.run([sys.executable, SCRIPT, junit], capture_output=True, text=True, check=True)
         totals, *lines = ran.stdout.splitlines()
-        self.assertEqual(totals, "2 4 2", ran.stdout)
+        self.assertEqual(totals, "3 4 3", ran.stdout)
         for name in ("fails", "hangs", "crashes", "not_built"):
             self.assertTrue(any(line.startswith(f"FAILED {name}") for line in lines), f"{name} in {lines}")
         self.assertIn("skipped skips: needs root", lines)
         self.assertIn("skipped skips_inside A.B: no tun", lines)
+        self.assertIn("skipped skips_in_python test_looks: there is no browser", lines)
 
 
 if __name__ == "__main__":
