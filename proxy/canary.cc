@@ -118,8 +118,7 @@ asio::awaitable<void> Proxy::Core::run_canary() {
     if (!good) {
       log->warning(
           "canary: no KV moved ({} prompt tokens computed by prefillers, {} tokens or bytes fetched by decoders); is "
-          "the connector set "
-          "up on both sides?",
+          "the connector set up on both sides?",
           computed, moved);
     }
   }
