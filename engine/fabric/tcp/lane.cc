@@ -10,6 +10,8 @@ namespace {
 constexpr size_t kBufferBytes = size_t{16} << 10;
 // What one lane moves in one turn of the loop each way, before the others get theirs (I7).
 constexpr size_t kTurnBytes = size_t{2} << 20;
+// A short read of a payload that brings this much says that more is on its way: asking again costs less than sleeping.
+constexpr size_t kFlowing = size_t{32} << 10;
 constexpr uint64_t kPrefaceOp = UINT64_MAX;
 
 }  // namespace
@@ -176,7 +178,7 @@ void Lane::read_input() {
     end_ += *count - of_payload;
     if (in_payload_) advance_payload(of_payload);
     parse_buffer();
-    if (*count < room) break;  // drained: the next event will say when there is more
+    if (*count < room && !(in_payload_ && *count >= kFlowing)) break;  // the next event will say when there is more
   }
   await_payload();
 }
