@@ -6,6 +6,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <fstream>
+#include <system_error>
 
 #include "common/secret.h"
 #include "http/message.h"
@@ -14,6 +17,7 @@ namespace kvferry::proxy {
 namespace {
 
 constexpr uint16_t kBootstrapPort = 8998;
+constexpr size_t kLargestConfig = size_t{1} << 20;
 constexpr char kJoin = '|';  // between a prefiller's URL and its bootstrap port, in one argument
 
 Error config_error(std::string message, std::string cause = {}) {
@@ -52,21 +56,34 @@ bool holds_key(const std::string& flag) {
 }
 
 // A YAML mapping as the flags that say the same. Lists repeat the flag; a prefiller may be {url, bootstrap_port}.
+Result<std::string> text_of_file(const std::string& path) {
+  const std::string what = "cannot read the config file " + path;
+  std::string text(kLargestConfig + 1, '\0');
+  errno = 0;
+  std::ifstream file(path, std::ios::binary);
+  if (file.is_open()) file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (!file.is_open() || file.bad()) return config_error(what, std::generic_category().message(errno));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (text.size() > kLargestConfig) return config_error(what, "it has more than 1 MiB");
+  return text;
+}
+
 Result<std::vector<std::string>> flags_of_file(const std::string& path) {
+  KVF_ASSIGN_OR_RETURN(const std::string text, text_of_file(path));
   std::vector<std::string> flags;
   const auto add = [&](const std::string& name, const YAML::Node& value) {
-    std::string text;
+    std::string word;
     if (value.IsMap()) {
-      text = value["url"].as<std::string>();
-      if (value["bootstrap_port"]) text += kJoin + value["bootstrap_port"].as<std::string>();
+      word = value["url"].as<std::string>();
+      if (value["bootstrap_port"]) word += kJoin + value["bootstrap_port"].as<std::string>();
     } else {
-      text = value.as<std::string>();
-      if (name == "prefill") std::replace(text.begin(), text.end(), ' ', kJoin);
+      word = value.as<std::string>();
+      if (name == "prefill") std::replace(word.begin(), word.end(), ' ', kJoin);
     }
-    flags.push_back("--" + name + "=" + text);
+    flags.push_back("--" + name + "=" + word);
   };
   try {
-    const YAML::Node root = YAML::LoadFile(path);
+    const YAML::Node root = YAML::Load(text);
     if (!root.IsMap()) return config_error("the config file " + path + " is not a mapping");
     for (const auto& entry : root) {
       std::string name = entry.first.as<std::string>();

@@ -97,6 +97,17 @@ TEST(Config, AFileThatHoldsAKeyMustBeNobodyElses) {
   EXPECT_EQ(std::remove(path.c_str()), 0);
 }
 
+TEST(Config, AFileThatCannotBeReadIsNamed) {
+  for (const auto& [path, cause] : std::map<std::string, std::string>{{testing::TempDir(), "Is a directory"},
+                                                                      {"/nowhere/at/all", "No such file"},
+                                                                      {"/dev/zero", "more than 1 MiB"}}) {
+    const auto parsed = parse({"--config", path});
+    ASSERT_FALSE(parsed.ok()) << path;
+    EXPECT_NE(parsed.error().to_string().find(path), std::string::npos) << parsed.error().to_string();
+    EXPECT_NE(parsed.error().to_string().find(cause), std::string::npos) << parsed.error().to_string();
+  }
+}
+
 TEST(Config, HelpIsText) {
   EXPECT_NE(parse({"--help"})->help.find("--prefill"), std::string::npos);
 }
