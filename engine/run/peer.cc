@@ -105,6 +105,7 @@ void Peer::on_ready() {
   std::vector<TaskPtr> waiting(tasks_.begin(), tasks_.end());
   const auto in_order = [](const TaskPtr& a, const TaskPtr& b) { return a->id < b->id; };
   std::sort(waiting.begin(), waiting.end(), in_order);
+  for (const TaskPtr& task : waiting) task->exposed = false;  // this session's hello has ended the one before
   for (const TaskPtr& task : waiting)
     if (task->phase == TransferPhase::waiting && session_) begin(task);
 }
@@ -144,7 +145,7 @@ bool Peer::await_next_session(const TaskPtr& task) {
   if (task->redialled || !task->job || task->job->bytes_done.load() != 0) return false;
   if (task->phase != TransferPhase::waiting && task->phase != TransferPhase::moving) return false;
   if (task->phase == TransferPhase::moving) {
-    task->path->cancel(task->job, [] {});
+    task->exposed = !task->path->cancel(task->job, [] {});
     task->path = nullptr;
     task->advance(TransferEvent::session_lost);
   }
@@ -282,7 +283,8 @@ void Peer::on_deadline(const TaskPtr& task) {
 
 void Peer::give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side) {
   if (task->phase == TransferPhase::ended || task->phase == TransferPhase::fencing) return;
-  bool far_quiet = true;
+  bool far_quiet = !task->exposed;
+  wait_for_far_side &= !task->exposed;  // there is no session to ask
   if (task->phase == TransferPhase::moving) {
     const bool session_alive = session_ != nullptr;
     far_quiet = task->path->cancel(task->job, [this, task] {

@@ -47,6 +47,7 @@ struct TransferTask {
   Path* path = nullptr;    // while moving
   EventId awaited = 0;     // event of the local memory's kind, that it waits for
   bool redialled = false;  // a session ended under it and it waited for the next, once
+  bool exposed = false;    // what a lost session carried of it may land until the next session has replaced that
   bool synced = false;     // the peer's region table was brought up to date for it once
   Status verdict;          // while fencing: what the outcome will be
   std::unique_ptr<Timer> timer;

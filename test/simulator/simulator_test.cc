@@ -99,6 +99,8 @@ TEST(Simulator, SeedsThatFoundBugsHold) {
       {run_transfers, 53, "a swallowed lane was waited on by every later transfer"},
       {run_transfers, 254, "a read that named a region of a dead incarnation was served by its successor"},
       {run_transfers, 1795657316091, "an end whose other end was reset from outside was never told by its kernel"},
+      {run_transfers, 1795708667078862290,
+       "a write that waited for the next session was called quiet while the lost one's bytes still landed"},
       {run_parcels, 47, "a stream that did not fit into its lane at once was never gone on with"},
       {run_parcels, 97, "an old connection's hello, handled late, made the owner forget a living reader"},
       {run_parcels, 137, "a lane that broke under a stream took the stream's list with it"},
