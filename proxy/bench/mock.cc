@@ -99,8 +99,12 @@ asio::awaitable<void> MockServer::serve(http::Request& request, http::ResponseWr
   const bool fetches = request.body.find("\"do_remote_prefill\":true") != std::string::npos;
   ++(fetches && moves_kv ? hits_ : prompts_);
   if (record) seen.push_back({request.method, request.target, request.body, request.headers});
+  if (on_request) on_request(request);
   co_await answer(request, writer);
-  if (writer.gone()) ++clients_lost;
+  if (writer.gone()) {
+    ++clients_lost;
+    if (on_client_lost) on_client_lost(request);
+  }
   --running;
 }
 
@@ -213,6 +217,7 @@ asio::awaitable<void> MockBootstrap::serve(http::Request& request, http::Respons
       response.status = 202;
     } else {
       released.emplace_back(request.path().substr(kParcels.size()));
+      if (on_release) on_release(released.back());
     }
   } else {
     response = http::error_response(404, "Not Found");

@@ -2,6 +2,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -58,6 +59,7 @@ class MockServer {
   Behaviour behaviour;
   bool record = true;
   bool healthy = true;
+  std::function<void(const http::Request&)> on_request, on_client_lost;
   std::vector<Seen> seen;  // inference requests
   size_t requests = 0;
   size_t running = 0;       // requests being answered
@@ -98,6 +100,7 @@ class MockBootstrap {
   int pending_answers = 0;  // how many 202 come before the 200
   bool down = false;        // answers 500
   size_t queries = 0;
+  std::function<void(const std::string&)> on_release;
   std::vector<std::string> released;  // transfer ids, acknowledged
   std::vector<std::string> asked;     // every DELETE's target
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shlex
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +34,17 @@ CASES: dict[str, tuple[str, str, str]] = {
     "rude": ("--clients 200 --requests 100000 --fresh --leave", "", "failed"),
 }
 
+# Clients that leave while 64 streams go on: what is counted is on the clock of one program, see its --help.
+LEAVE = "--clients 16 --requests 4000 --streams 64"
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the kernel lends to connections: it would give one away before it is used."""
+    while True:
+        port = random.randrange(20000, 32768)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], limit: float = 60) -> None:
@@ -66,11 +74,12 @@ def running(words: list[str], port: int) -> Iterator[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cases", default=",".join([*CASES, "leave"]))
     parser.add_argument("--other", action="append", default=[], help="command line of another proxy, see above")
     parser.add_argument("--requests", help="of each case, instead of its own number: some proxies are slow")
     options = parser.parse_args()
 
+    cases = options.cases.split(",")
     ports = {name: free_port() for name in ("port", "prefill", "decode", "bootstrap")}
     proxies = {
         "relay": f"{options.bin}/kvferry-proxy-relay --port {{port}} --prefill {{prefill}} --decode {{decode}}",
@@ -84,7 +93,9 @@ def main() -> None:
 
     print("| case | through | figure | value | first p50/p99 us | total p50/p99 us | per s | failed | RSS KiB |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for case in options.cases.split(","):
+    for case in cases:
+        if case == "leave":
+            continue
         _, mock, _ = CASES[case]
         mock_words = shlex.split(
             f"{options.bin}/kvferry-proxy-mock --prefill-port {ports['prefill']} --decode-port {ports['decode']} "
@@ -97,7 +108,47 @@ def main() -> None:
                 if case in ("rude", "large", "open", "slow") and name.startswith("relay"):
                     continue
                 with running(shlex.split(command.format(**ports)), ports["port"]) as pid:
+                    before = descriptors(pid)
                     report(options, case, name, (ports["port"], pid))
+                    if case == "rude" and name == "kvferry-proxy":
+                        print(f"left behind: {leftovers(pid, before, ports['port'])}", flush=True)
+    if "leave" in cases:
+        measure_leaving(options.bin, proxies["kvferry-proxy"], ports)
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def leftovers(pid: int, before: int, port: int) -> str:
+    """What clients that are gone have left, once it is nothing or 10 s have passed."""
+    names = ("pinned", "releasing", "given_up")
+    end = time.monotonic() + 10
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        values = {name: int(float(value)) for name, value in (line.split()[:2] for line in lines if line[0] == "k")}
+        parcels = {name: values[f"kvferry_proxy_parcels_{name}"] for name in names}
+        # Unused connections to backends are kept for some seconds.
+        more = descriptors(pid) - before - values["kvferry_proxy_upstream_idle"]
+        if time.monotonic() > end or (more <= 0 and not any(parcels.values())):
+            return f"{max(more, 0)} descriptors, " + ", ".join(f"{n} parcels {name}" for name, n in parcels.items())
+        time.sleep(0.2)
+
+
+def measure_leaving(bin_folder: Path, proxy: str, ports: dict[str, int]) -> None:
+    flags = {"port": "--port", "prefill": "--prefill-port", "decode": "--decode-port", "bootstrap": "--bootstrap-port"}
+    words = [f"{bin_folder}/kvferry-proxy-leave", *shlex.split(LEAVE)]
+    words += [f"{flag}={ports[name]}" for name, flag in flags.items()]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as leaving:
+        wait_for(ports["decode"], leaving)
+        with running(shlex.split(proxy.format(**ports)), ports["port"]):
+            assert leaving.stdout is not None
+            seen = json.loads(leaving.stdout.read())
+    for name, goal in (("prefill_closed", 20), ("decode_closed", 20), ("released", 100)):
+        one = seen[name]
+        figures = f"p50 {one['p50_ms']} ms, p99 {one['p99_ms']} ms of {one['count']}, goal p99 < {goal} ms"
+        print(f"| leave | kvferry-proxy | {name} | {figures} |", flush=True)
 
 
 def report(options: argparse.Namespace, case: str, name: str, server: tuple[int, int]) -> None:
