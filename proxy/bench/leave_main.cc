@@ -66,9 +66,7 @@ class Leaving {
   }
 
   // Everybody has left, and what was to be told has been, or will not be.
-  bool over() {
-    return ended_ == options_.clients && (told_ == left_.size() || clock_.now() - last_left_ > kPatience);
-  }
+  bool over() { return ended_ == options_.clients && (told_ == left_.size() || clock_.now() - last_left_ > kPatience); }
 
   void note(std::vector<double>& into, const std::string& name) {
     const auto left = left_.find(name);
@@ -117,10 +115,11 @@ class Leaving {
   asio::awaitable<void> ask(std::string name, TimePoint leave) {
     auto wire = co_await http::ClientConnection::connect(loop_, deadlines_, proxy_, std::chrono::seconds(30));
     if (!wire.ok()) fail(wire.error().to_string());
-    const std::string body = R"({"model":"m","max_tokens":16,"stream":true,"prompt":")" + std::string(2048, 'p') + "\"}";
+    const std::string body =
+        R"({"model":"m","max_tokens":16,"stream":true,"prompt":")" + std::string(2048, 'p') + "\"}";
     const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n" +
-                             std::string("X-Request-Id: ") + name + "\r\nContent-Length: " +
-                             std::to_string(body.size()) + "\r\n\r\n";
+                             std::string("X-Request-Id: ") + name +
+                             "\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n";
     const std::array<std::string_view, 2> pieces{head, body};
     const Status sent = co_await (*wire)->send(pieces);
     if (leave == kNever) {
@@ -163,8 +162,8 @@ class Leaving {
   http::Url proxy_;
   size_t started_ = 0, ended_ = 0, told_ = 0;
   TimePoint last_left_{};
-  std::map<std::string, Left> left_;           // by request
-  std::map<std::string, std::string> owners_;  // transfer id -> request
+  std::map<std::string, Left> left_;                               // by request
+  std::map<std::string, std::string> owners_;                      // transfer id -> request
   std::vector<double> prefill_closed_, decode_closed_, released_;  // milliseconds after the client
 };
 
