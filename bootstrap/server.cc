@@ -21,12 +21,13 @@ namespace asio = boost::asio;
 
 constexpr Duration kLeaveLimit = std::chrono::milliseconds(500);
 
-http::ServerConfig listening(const ServerSettings& settings) {
+http::ServerConfig listening(const ServerSettings& settings, std::shared_ptr<Logger> log) {
   http::ServerConfig config;
   config.host = settings.host;
   config.port = settings.port;
   config.certificate_file = settings.certificate_file;
   config.key_file = settings.key_file;
+  config.logger = std::move(log);
   config.max_connections = settings.max_connections;
   config.max_head_bytes = kMaxHeadBytes;
   config.max_body_bytes = kMaxBodyBytes;
@@ -90,7 +91,7 @@ Status Server::Core::listen() {
   const auto handler = [kept = service](http::Request& request, http::ResponseWriter& out) {
     return kept->handle(request, out);
   };
-  auto created = http::Server::create(loop, deadlines, listening(settings), handler);
+  auto created = http::Server::create(loop, deadlines, listening(settings, log), handler);
   if (!created.ok()) {
     Error error = created.error();
     if (settings.port != 0 && error.code == ErrorCode::unavailable) {

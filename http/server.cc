@@ -40,7 +40,7 @@ struct Server::Core : ServerShared, std::enable_shared_from_this<Server::Core> {
 
   asio::io_context& loop;
   tcp::acceptor acceptor;
-  std::unique_ptr<TlsContext> tls;
+  std::unique_ptr<ServedTls> tls;
   UniqueFd spare;  // given up for a moment to answer 503 when the process is out of descriptors
   uint64_t accepted = 0;
   uint64_t refused = 0;
@@ -50,7 +50,7 @@ Status Server::Core::listen() {
   if (config.certificate_file.empty() && !config.key_file.empty())
     return Error{ErrorCode::invalid_argument, "a TLS key without a certificate: the server would speak in the clear"};
   if (!config.certificate_file.empty()) {
-    KVF_ASSIGN_OR_RETURN(tls, serve_tls(config.certificate_file, config.key_file));
+    KVF_ASSIGN_OR_RETURN(tls, ServedTls::load(config.certificate_file, config.key_file, config.logger));
   }
   error_code error;
   tcp::resolver resolver(loop);
@@ -119,7 +119,8 @@ void Server::Core::admit(tcp::socket socket) {
   const bool crowded = per_address_limit > 0 && same != per_address.end() && same->second >= per_address_limit;
   if (open.size() >= config.max_connections || crowded) return refuse(std::move(socket));
   ++accepted;
-  auto stream = tls ? std::make_unique<Stream>(std::move(socket), *tls) : std::make_unique<Stream>(std::move(socket));
+  auto stream = tls ? std::make_unique<Stream>(std::move(socket), tls->current(deadlines.now()))
+                    : std::make_unique<Stream>(std::move(socket));
   const auto connection = std::make_shared<Connection>(shared_from_this(), std::move(stream), std::move(remote));
   asio::co_spawn(loop, connection->run(), asio::detached);
 }

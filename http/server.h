@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "common/log.h"
 #include "common/result.h"
 #include "http/deadlines.h"
 #include "http/message.h"
@@ -65,6 +66,7 @@ struct ServerConfig {
   Duration write_timeout = std::chrono::seconds(60);  // without any progress
   std::string certificate_file;                       // PEM chain; with it the server speaks TLS only
   std::string key_file;
+  std::shared_ptr<Logger> logger;  // says when these files have changed and were read again; may be null
 };
 
 struct ServerCounts {

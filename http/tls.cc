@@ -18,8 +18,6 @@ void set_versions(TlsContext& context) {
   SSL_CTX_set_options(context.native_handle(), SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
 }
 
-}  // namespace
-
 Result<std::unique_ptr<TlsContext>> serve_tls(const std::string& certificate_file, const std::string& key_file) {
   const std::string& key_path = key_file.empty() ? certificate_file : key_file;
   KVF_ASSIGN_OR_RETURN(const Secret key, read_secret_file(key_path));
@@ -35,6 +33,28 @@ Result<std::unique_ptr<TlsContext>> serve_tls(const std::string& certificate_fil
   if (SSL_CTX_check_private_key(context->native_handle()) != 1)
     return Error{ErrorCode::invalid_argument, key_path + " is not the key of the certificate in " + certificate_file};
   return context;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ServedTls>> ServedTls::load(std::string certificate_file, std::string key_file,
+                                                   std::shared_ptr<Logger> logger) {
+  std::unique_ptr<ServedTls> served(new ServedTls(std::move(certificate_file), std::move(key_file), std::move(logger)));
+  KVF_ASSIGN_OR_RETURN(served->context_, serve_tls(served->certificate_file_, served->key_file_));
+  return served;
+}
+
+TlsContext& ServedTls::current(TimePoint now) {
+  if (!watch_.changed(now)) return *context_;
+  auto fresh = serve_tls(certificate_file_, key_file_);
+  if (fresh.ok()) {
+    context_ = std::move(*fresh);
+    if (logger_) logger_->info("the certificate {} has changed and was read", certificate_file_);
+  } else if (logger_) {
+    logger_->error("the certificate {} has changed and cannot be used, the former stays in force: {}",
+                   certificate_file_, fresh.error().to_string());
+  }
+  return *context_;
 }
 
 Result<std::shared_ptr<TlsContext>> trust_authorities(const std::string& ca_file) {

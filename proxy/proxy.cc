@@ -28,7 +28,7 @@ size_t connection_limit(const ProxyConfig& config) {
   return std::max<size_t>((descriptors - std::min(descriptors, kSpareDescriptors)) / 2, 16);
 }
 
-http::ServerConfig front_config(const ProxyConfig& config) {
+http::ServerConfig front_config(const ProxyConfig& config, std::shared_ptr<Logger> log) {
   http::ServerConfig server;
   server.host = config.host;
   server.port = config.port;
@@ -40,6 +40,7 @@ http::ServerConfig front_config(const ProxyConfig& config) {
   server.write_timeout = config.client_stall;
   server.certificate_file = config.tls_certificate;
   server.key_file = config.tls_key;
+  server.logger = std::move(log);
   return server;
 }
 
@@ -92,7 +93,7 @@ Status Proxy::Core::listen() {
     KVF_RETURN_IF_ERROR(add_backend(Role::prefill, address.url, address.bootstrap_port));
   }
   for (const http::Url& url : config.decode) KVF_RETURN_IF_ERROR(add_backend(Role::decode, url, std::nullopt));
-  KVF_ASSIGN_OR_RETURN(front, http::Server::create(loop, deadlines, front_config(config),
+  KVF_ASSIGN_OR_RETURN(front, http::Server::create(loop, deadlines, front_config(config, log),
                                                    [this](http::Request& request, http::ResponseWriter& writer) {
                                                      return serve(request, writer);
                                                    }));
@@ -105,6 +106,7 @@ Status Proxy::Core::listen() {
   if (config.admin_tls) {
     server.certificate_file = config.tls_certificate;
     server.key_file = config.tls_key;
+    server.logger = log;
   }
   KVF_ASSIGN_OR_RETURN(admin, http::Server::create(loop, deadlines, std::move(server),
                                                    [this](http::Request& request, http::ResponseWriter& writer) {

@@ -1,14 +1,9 @@
 #include "engine/io/credentials.h"
 
 namespace kvferry {
-namespace {
-
-constexpr Duration kBetweenLooks = std::chrono::seconds(1);
-
-}  // namespace
-
 Credentials::Credentials(AuthConfig config, std::shared_ptr<Logger> logger, MetricsRegistry& metrics)
     : config_(std::move(config)),
+      watch_({config_.psk_file, config_.certificate_file, config_.key_file, config_.ca_file}),
       logger_(std::move(logger)),
       reloaded_(metrics.counter("kvferry_credentials_reloaded_total", "Times that changed keys were read",
                                 {{"result", "ok"}})),
@@ -18,32 +13,12 @@ Credentials::Credentials(AuthConfig config, std::shared_ptr<Logger> logger, Metr
 Result<std::unique_ptr<Credentials>> Credentials::load(const AuthConfig& config, std::shared_ptr<Logger> logger,
                                                        MetricsRegistry& metrics) {
   std::unique_ptr<Credentials> made(new Credentials(config, std::move(logger), metrics));
-  made->marks_ = made->look();  // before the reading: what changes meanwhile is read again
   KVF_ASSIGN_OR_RETURN(made->context_, TlsContext::load(config));
   return made;
 }
 
-std::vector<Credentials::Mark> Credentials::look() const {
-  std::vector<Mark> marks;
-  for (const std::string* path : {&config_.psk_file, &config_.certificate_file, &config_.key_file, &config_.ca_file}) {
-    struct stat facts {};
-    Mark mark;
-    if (!path->empty() && ::stat(path->c_str(), &facts) == 0)
-      mark = {facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtim.tv_sec, facts.st_mtim.tv_nsec};
-    marks.push_back(mark);
-  }
-  return marks;
-}
-
 const std::shared_ptr<const TlsContext>& Credentials::current(TimePoint now) {
-  if (now - looked_ >= kBetweenLooks) {
-    looked_ = now;
-    std::vector<Mark> marks = look();
-    if (marks != marks_) {
-      marks_ = std::move(marks);
-      reload();
-    }
-  }
+  if (watch_.changed(now)) reload();
   return context_;
 }
 

@@ -1,12 +1,9 @@
 #pragma once
 
-#include <sys/stat.h>
-
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "common/clock.h"
+#include "common/file_watch.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "engine/io/tls.h"
@@ -26,22 +23,14 @@ class Credentials {
   const std::shared_ptr<const TlsContext>& current(TimePoint now);
 
  private:
-  // What tells one content of a file from the next.
-  struct Mark {
-    uint64_t device = 0, inode = 0;
-    int64_t bytes = 0, seconds = 0, nanoseconds = 0;
-    bool operator==(const Mark&) const = default;
-  };
   Credentials(AuthConfig config, std::shared_ptr<Logger> logger, MetricsRegistry& metrics);
-  std::vector<Mark> look() const;
   void reload();
 
   const AuthConfig config_;
+  FileWatch watch_;
   const std::shared_ptr<Logger> logger_;
   Counter& reloaded_;
   Counter& failed_;
-  std::vector<Mark> marks_;
-  TimePoint looked_{};
   std::shared_ptr<const TlsContext> context_;
 };
 

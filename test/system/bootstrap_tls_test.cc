@@ -95,6 +95,21 @@ TEST_F(BootstrapTls, ServersThatNobodyVouchesForAreNotAsked) {
   EXPECT_FALSE(client(ca)->workers(url_of(*server, "http")).ok()) << "in the clear";
 }
 
+TEST_F(BootstrapTls, ACertificateThatIsReplacedIsShownToWhoComesLater) {
+  const ServerSettings ours = settings();
+  const auto server = must(Server::create(ours));
+  EXPECT_TRUE(client(ours.ca_file)->workers(url_of(*server)).ok());
+  const auto others = must(bench::TrialKeys::create());
+  ASSERT_TRUE(others->sign("server", {.dns = "localhost,IP:127.0.0.1"}).ok());
+  const AuthConfig theirs = others->mtls_with("server");
+  // The certificate first: for a moment it does not fit the key, and the former pair stays in force.
+  std::filesystem::rename(theirs.certificate_file, ours.certificate_file);
+  EXPECT_TRUE(client(ours.ca_file)->workers(url_of(*server)).ok());
+  std::filesystem::rename(theirs.key_file, ours.key_file);
+  EXPECT_TRUE(eventually([&] { return client(theirs.ca_file)->workers(url_of(*server)).ok(); }));
+  EXPECT_FALSE(client(ours.ca_file)->workers(url_of(*server)).ok());
+}
+
 TEST_F(BootstrapTls, KeysThatOthersMayReadAreRefused) {
   ServerSettings wide = settings();
   std::filesystem::permissions(wide.key_file, std::filesystem::perms::others_read, std::filesystem::perm_options::add);
