@@ -105,6 +105,16 @@ function(kvferry_test name)
   endif()
 endfunction()
 
+# The shared object of one fabric, which the engine finds beside itself by its name. It has nothing of the project but
+# headers, so that it may be built and replaced alone.
+function(kvferry_fabric_plugin name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINKS")
+  set(target kvferry_fabric_${name})
+  add_library(${target} MODULE ${arg_SOURCES})
+  target_link_libraries(${target} PRIVATE kvferry_flags ${arg_LINKS})
+  set_property(GLOBAL APPEND PROPERTY KVFERRY_FABRIC_PLUGINS ${target})
+endfunction()
+
 # A shared library out of whole layers: what they export (KVFERRY_API) is kept even where nothing inside uses it.
 # LAYERS names every layer that must be in it, not only the topmost.
 function(kvferry_shared_library name)

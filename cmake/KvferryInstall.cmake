@@ -64,6 +64,11 @@ if(uses_fmt)
 endif()
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvferry)
+# Beside the library, where it looks for them.
+get_property(plugins GLOBAL PROPERTY KVFERRY_FABRIC_PLUGINS)
+if(plugins)
+  install(TARGETS ${plugins} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(TARGETS kvferry EXPORT kvferryTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT kvferryTargets NAMESPACE kvferry:: DESTINATION ${package_dir})
 file(CONFIGURE OUTPUT kvferryConfig.cmake @ONLY CONTENT

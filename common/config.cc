@@ -33,6 +33,13 @@ Environment Environment::of_process() {
   return Environment(std::move(values));
 }
 
+std::vector<std::pair<std::string, std::string>> Environment::with_prefix(const std::string& prefix) const {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (auto entry = values_.lower_bound(prefix); entry != values_.end() && entry->first.starts_with(prefix); ++entry)
+    if (!entry->second.empty()) out.emplace_back(entry->first.substr(prefix.size()), entry->second);
+  return out;
+}
+
 std::optional<std::string> Environment::get(const std::string& name) const {
   const auto found = values_.find(name);
   if (found == values_.end() || found->second.empty()) return std::nullopt;

@@ -21,6 +21,8 @@ class KVFERRY_API Environment {
   explicit Environment(std::map<std::string, std::string> values) : values_(std::move(values)) {}
 
   std::optional<std::string> get(const std::string& name) const;
+  // Name without the prefix, and value, of all that are not empty.
+  std::vector<std::pair<std::string, std::string>> with_prefix(const std::string& prefix) const;
 
   // The variable as a typed value; `fallback` when unset; an Error that names the variable when it does not parse.
   Result<int64_t> integer(const std::string& name, int64_t fallback, int64_t low, int64_t high) const;

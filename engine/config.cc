@@ -1,6 +1,7 @@
 #include "engine/config.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include "engine/io/address.h"
 
@@ -31,7 +32,27 @@ Result<AuthConfig> auth_from_environment(const Environment& environment) {
   return auth;
 }
 
+// The library's own variables, and over them those with our prefix: UCX_TLS, KVFERRY_UCX_TLS.
+void add_fabric_settings(const Environment& environment, std::vector<FabricSetting>& settings) {
+  for (const std::string& fabric : known_plugins()) {
+    std::string prefix = fabric + "_";
+    std::transform(prefix.begin(), prefix.end(), prefix.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+    for (const std::string& full : {prefix, "KVFERRY_" + prefix})
+      for (const auto& [name, value] : environment.with_prefix(full)) settings.push_back({fabric, name, value});
+  }
+}
+
 }  // namespace
+
+bool is_builtin_fabric(std::string_view name) {
+  return name == "local" || name == "tcp" || name == "loopback";
+}
+
+const std::vector<std::string>& known_plugins() {
+  static const std::vector<std::string> names = {"ucx"};
+  return names;
+}
 
 std::string_view to_string(AuthMode mode) {
   switch (mode) {
@@ -66,6 +87,9 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
   config.listen = environment.get("KVFERRY_LISTEN").value_or(config.listen);
   config.congestion = environment.get("KVFERRY_CONGESTION").value_or(config.congestion);
   if (const auto names = environment.get("KVFERRY_FABRICS")) config.fabrics = split_list(*names);
+  config.plugin_folder = environment.get("KVFERRY_PLUGINS").value_or(config.plugin_folder);
+  config.rdma_host = environment.get("KVFERRY_RDMA_HOST").value_or(config.rdma_host);
+  add_fabric_settings(environment, config.fabric_settings);
   KVF_ASSIGN_OR_RETURN(config.auth, auth_from_environment(environment));
   KVF_ASSIGN_OR_RETURN(config.strict, environment.boolean("KVFERRY_STRICT", config.strict));
   KVF_ASSIGN_OR_RETURN(config.allow_open, environment.boolean("KVFERRY_ALLOW_OPEN", config.allow_open));
@@ -97,12 +121,15 @@ Status EngineConfig::validate() const {
                      "set KVFERRY_AUTH=psk and KVFERRY_PSK_FILE (or KVFERRY_AUTH=mtls and its certificates), listen on "
                      "a loopback address, or set KVFERRY_ALLOW_OPEN=1 (EngineConfig::allow_open) if the network is "
                      "trusted"};
-  if (fabrics.empty()) return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp"};
+  if (fabrics.empty()) return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp, ucx"};
+  const auto& plugins = known_plugins();
   for (const std::string& name : fabrics)
-    if (name != "local" && name != "tcp" && !(name == "loopback" && loopback))
-      return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; this build has local, tcp"};
-  if (strict && fabrics == std::vector<std::string>{"local"})
-    return Error{ErrorCode::unsupported, "a strict engine does not use the fabric local: name tcp"};
+    if (name == "loopback"
+            ? !loopback
+            : !is_builtin_fabric(name) && std::find(plugins.begin(), plugins.end(), name) == plugins.end())
+      return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; there are local, tcp, ucx"};
+  if (strict && std::find(fabrics.begin(), fabrics.end(), "tcp") == fabrics.end())
+    return Error{ErrorCode::unsupported, "a strict engine uses the fabric tcp alone: name it"};
   if (heartbeat < std::chrono::milliseconds(10))
     return Error{ErrorCode::invalid_argument, "KVFERRY_HEARTBEAT must be at least 10ms"};
   if (engine_id.size() > 256) return Error{ErrorCode::invalid_argument, "engine id is longer than 256 bytes"};

@@ -51,6 +51,13 @@ struct AuthConfig {
   Status validate() const;
 };
 
+// One setting of the library that a plug-in's fabric is made of, by that library's name for it: {"ucx", "TLS", "rc"}.
+struct FabricSetting {
+  std::string fabric;
+  std::string name;
+  std::string value;
+};
+
 // Everything an engine can be told, once, at its start. docs/settings.md lists the variables that set it.
 struct EngineConfig {
   // The name that peers see; made up when empty.
@@ -65,6 +72,11 @@ struct EngineConfig {
   bool strict = false;
   // Fabrics that may be used, best first. A name that this build or machine does not have is an error.
   std::vector<std::string> fabrics = {"local", "tcp"};
+  // Where the plug-ins of further fabrics lie; empty: beside the library, or in the folder lib beside its own.
+  std::string plugin_folder;
+  std::vector<FabricSetting> fabric_settings;
+  // Numeric host on which the fabrics of plug-ins listen: an address of the RDMA device. Empty: the host of `listen`.
+  std::string rdma_host;
 
   Duration default_timeout = std::chrono::seconds(30);  // of a transfer that sets no deadline
   Duration connect_timeout = std::chrono::seconds(5);   // from dialling to the answer to hello
@@ -98,5 +110,10 @@ struct EngineConfig {
   KVFERRY_API static Result<EngineConfig> from_environment(const Environment& environment);
   Status validate() const;
 };
+
+// Those that are in every build; the others come as plug-ins (engine/fabric/plugin/).
+bool is_builtin_fabric(std::string_view name);
+// The fabrics for which a plug-in exists, in some build or other.
+const std::vector<std::string>& known_plugins();
 
 }  // namespace kvferry

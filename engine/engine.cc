@@ -126,7 +126,8 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
 
 Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
   KVF_RETURN_IF_ERROR(config.validate());
-  if (config.strict) std::erase(config.fabrics, "local");  // whoever may call process_vm_readv may read everything
+  // Whoever may call process_vm_readv may read everything, and an RDMA device asks nobody.
+  if (config.strict) std::erase_if(config.fabrics, [](const std::string& name) { return name != "tcp"; });
   auto state = std::make_shared<EngineState>();
   EngineState& s = *state;
   s.config = std::move(config);
@@ -138,6 +139,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   KVF_ASSIGN_OR_RETURN(s.words, GateWords::create());
   s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions, 1 + (s.random.next() >> 2));
   KVF_ASSIGN_OR_RETURN(s.loop, EpollLoop::create(s.clock));
+  KVF_RETURN_IF_ERROR(s.open_plugins());
   SocketOptions sockets;
   sockets.congestion = s.config.congestion;
   s.network = std::make_unique<SocketNetwork>(*s.loop, sockets);
@@ -161,7 +163,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.core = std::make_unique<EngineCore>(
       EngineCore::Parts{*s.loop, s.outer_network(), s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
                         s.copier.get(), [raw](Task task) { raw->driver->post(std::move(task)); }, s.metrics,
-                        s.config.logger, this_host()},
+                        s.config.logger, this_host(), s.open_nodes()},
       s.config);
   s.parcel_events = std::make_unique<ParcelEvents>(*s.hub);
   s.parcel_owner = std::make_unique<ParcelOwner>(

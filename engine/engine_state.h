@@ -6,8 +6,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/engine.h"
+#include "engine/fabric/plugin/node.h"
 #include "engine/io/secure_network.h"
 #include "engine/io/socket_network.h"
 #include "engine/parcel/owner.h"
@@ -29,6 +31,7 @@ struct EngineState {
   std::unique_ptr<GateWords> words;
   std::unique_ptr<Registry> registry;
   std::unique_ptr<EpollLoop> loop;
+  std::vector<std::unique_ptr<plugin::Node>> nodes;  // of the fabrics of plug-ins
   std::unique_ptr<SocketNetwork> network;
   std::unique_ptr<Credentials> credentials;       // null in mode open
   std::unique_ptr<SecureNetwork> secure_network;  // likewise
@@ -57,6 +60,9 @@ struct EngineState {
   Status usable() const;
   void announce();
   Status unregister(RegionId id, Duration patience);
+  // Loads and opens the fabrics of plug-ins that the config names. REQUIRES: the registry and the loop are there.
+  Status open_plugins();
+  std::vector<plugin::Node*> open_nodes() const;
 };
 
 struct PeerHandle {

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,8 +49,9 @@ class Path {
 // A fabric that reaches the peer's memory without the peer.
 class OneSidedPath : public Path {
  public:
-  // I1: whether the owner's word holds `generation`, behind everything that was copied before.
-  virtual bool in_force(WordIndex word, uint64_t generation) const = 0;
+  // I1: whether the owner's word holds `generation`, behind everything that was copied before. Nothing: this fabric
+  // cannot tell, and the owner must be asked.
+  virtual std::optional<bool> in_force(WordIndex word, uint64_t generation) const = 0;
   // Whether it can copy from and to that region of the peer's.
   virtual bool reaches(const RegionInfo& region) const = 0;
 };

@@ -4,8 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "common/result.h"
 #include "engine/memory/gate.h"
 #include "engine/memory/memory_kind.h"
 
@@ -22,6 +26,10 @@ enum Permission : uint32_t {
   kRemoteReadWrite = 3,
 };
 
+// How one-sided fabrics reach a region: bytes for peers, by the fabric's name. Made when it is registered, never
+// changed.
+using RegionKeys = std::vector<std::pair<std::string, std::string>>;
+
 // A region as its owner describes it to peers.
 struct RegionInfo {
   RegionId id = 0;
@@ -30,6 +38,23 @@ struct RegionInfo {
   WordIndex word = kNoWord;
   uint64_t base = 0;  // the owner's address: meaningful to the `local` fabric and as a name in the Mooncake-like face
   uint64_t length = 0;
+  std::shared_ptr<const RegionKeys> keys = nullptr;  // null: none
+};
+
+// Null when the region has no key of that fabric.
+const std::string* find_key(const RegionInfo& region, std::string_view fabric);
+
+// A fabric that has to know memory before it moves bytes from or to it. Thread-safe.
+class RegionMapper {
+ public:
+  struct Mapping {
+    void* handle;
+    std::string key;  // for peers
+  };
+  virtual ~RegionMapper() = default;
+  virtual const char* fabric() const = 0;
+  virtual Result<Mapping> map(void* base, uint64_t length) = 0;
+  virtual void unmap(void* handle) = 0;
 };
 
 // A registered range inside its engine. Shared by the registry and by whoever uses the memory.
@@ -38,6 +63,7 @@ struct RegionState {
   MemoryOps* ops = nullptr;
   std::atomic<bool> closing{false};
   std::atomic<uint32_t> pins{0};  // uses in flight by this process: copies, queued sends, posted receives
+  std::vector<std::pair<RegionMapper*, void*>> mappings;  // from registration to forget()
 
   std::byte* at(uint64_t offset) const { return reinterpret_cast<std::byte*>(info.base + offset); }
 };
@@ -64,6 +90,20 @@ class RegionPin {
     pin.region_ = std::move(region);
     if (pin.region_->closing.load(std::memory_order_seq_cst)) pin.release();
     return pin;
+  }
+
+  // One more on the same region, closing or not.
+  RegionPin another() const {
+    RegionPin pin;
+    region_->pins.fetch_add(1, std::memory_order_seq_cst);
+    pin.region_ = region_;
+    return pin;
+  }
+  // How that fabric knows the region; null when it does not.
+  void* handle_of(const RegionMapper& mapper) const {
+    for (const auto& [known, handle] : region_->mappings)
+      if (known == &mapper) return handle;
+    return nullptr;
   }
 
   explicit operator bool() const { return region_ != nullptr; }

@@ -13,6 +13,13 @@ const char* name_of(uint32_t permission) {
 
 }  // namespace
 
+const std::string* find_key(const RegionInfo& region, std::string_view fabric) {
+  if (!region.keys) return nullptr;
+  for (const auto& [name, key] : *region.keys)
+    if (name == fabric) return &key;
+  return nullptr;
+}
+
 Status check_span(const RegionInfo& region, uint64_t offset, uint64_t length) {
   if (offset <= region.length && length <= region.length - offset) return {};
   return Error{ErrorCode::invalid_argument, fmt::format("{} bytes at offset {} are outside of region {} ({} bytes)",
@@ -33,15 +40,46 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
   const auto base = reinterpret_cast<uint64_t>(address);
   if (base + length < base) return Error{ErrorCode::invalid_argument, "memory to register wraps around"};
 
+  auto region = std::make_shared<RegionState>();
+  region->ops = ops;
+  region->info = RegionInfo{0, kind, permissions, kNoWord, base, length};
+  KVF_RETURN_IF_ERROR(map(*region));
+  auto added = insert(region);
+  if (!added) unmap(*region);
+  return added;
+}
+
+Status Registry::map(RegionState& region) const {
+  if (!region.ops->host_addressable() || mappers_.empty()) return {};
+  auto keys = std::make_shared<RegionKeys>();
+  for (RegionMapper* mapper : mappers_) {
+    auto mapping = mapper->map(region.at(0), region.info.length);
+    if (!mapping) {
+      unmap(region);
+      return std::move(mapping).error();
+    }
+    region.mappings.emplace_back(mapper, mapping->handle);
+    keys->emplace_back(mapper->fabric(), std::move(mapping->key));
+  }
+  region.info.keys = std::move(keys);
+  return {};
+}
+
+void Registry::unmap(RegionState& region) {
+  for (const auto& [mapper, handle] : region.mappings) mapper->unmap(handle);
+  region.mappings.clear();
+}
+
+Result<RegionInfo> Registry::insert(const std::shared_ptr<RegionState>& region) {
+  const uint64_t base = region->info.base;
+  const uint64_t length = region->info.length;
   const std::unique_lock lock(mutex_);
   if (by_id_.size() >= max_regions_)
     return Error{ErrorCode::resource_exhausted, fmt::format("max_regions ({}) are registered", max_regions_)};
   if (overlaps(by_base_, base, length)) return Error{ErrorCode::already_exists, "memory overlaps a registered region"};
   if (overlaps(closing_, base, length))
     return Error{ErrorCode::not_quiet, "memory overlaps a region that a stopped peer may still write to"};
-  auto region = std::make_shared<RegionState>();
-  region->ops = ops;
-  region->info = RegionInfo{next_id_, kind, permissions, kNoWord, base, length};
+  region->info.id = next_id_;
   KVF_ASSIGN_OR_RETURN(region->info.word, words_.open(next_id_));
   log_change(next_id_++, true);
   by_base_.emplace(base, region);
@@ -63,7 +101,9 @@ Result<std::shared_ptr<RegionState>> Registry::begin_close(RegionId id) {
   return region;
 }
 
-void Registry::forget(const RegionState& region) {
+// I4: fabrics that enforce keys refuse whoever still uses one from here on.
+void Registry::forget(RegionState& region) {
+  unmap(region);
   const std::unique_lock lock(mutex_);
   closing_.erase(region.info.base);
   words_.free(region.info.word);

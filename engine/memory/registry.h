@@ -21,12 +21,15 @@ class Registry {
   Registry(MemoryKinds kinds, GateWords& words, size_t max_regions, RegionId first_id)
       : kinds_(std::move(kinds)), words_(words), max_regions_(max_regions), next_id_(first_id) {}
 
+  // Before anything is registered. Host memory is made known to each mapper, which outlives the registry's use.
+  void add_mapper(RegionMapper* mapper) { mappers_.push_back(mapper); }
+
   Result<RegionInfo> add(void* base, uint64_t length, MemoryKind kind, uint32_t permissions);
 
   // Takes the region out of all look-ups and ends its generation; what is in flight goes on. The state tells by its
   // pins when this process no longer uses the memory. From here to forget() the range cannot be registered again.
   Result<std::shared_ptr<RegionState>> begin_close(RegionId id);
-  void forget(const RegionState& region);
+  void forget(RegionState& region);
 
   // A pin on the region that holds all of [address, address + length), for the initiator's own spans.
   Result<RegionPin> pin_local(const void* address, uint64_t length) const;
@@ -57,11 +60,15 @@ class Registry {
   };
   static constexpr size_t kMaxLog = 8192;  // changes; 24 bytes each
   void log_change(RegionId id, bool added);
+  Result<RegionInfo> insert(const std::shared_ptr<RegionState>& region);
+  Status map(RegionState& region) const;
+  static void unmap(RegionState& region);
   bool overlaps(const ByBase& regions, uint64_t base, uint64_t length) const;
 
   const MemoryKinds kinds_;
   GateWords& words_;
   const size_t max_regions_;
+  std::vector<RegionMapper*> mappers_;
 
   mutable std::shared_mutex mutex_;
   ByBase by_base_;  // open regions

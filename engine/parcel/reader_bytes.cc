@@ -189,10 +189,13 @@ void ParcelReader::on_stream_end(const ReadPtr& read, size_t index, Result<std::
 // The bytes are here. `digest`: the owner has to compare it; without one the verdict is at hand.
 void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest) {
   Share& share = read->shares[index];
+  bool owner_judges = digest.has_value();
   if (status.ok() && share.job) {
     // I1, DESIGN.md: the bytes count only if the generation is still in force behind the last of them.
     const OneSidedPath* path = core_.peer(share.peer).one_sided_path();
-    if (path == nullptr || !path->in_force(share.word, share.generation))
+    const auto in_force = path != nullptr ? path->in_force(share.word, share.generation) : false;
+    owner_judges |= !in_force.has_value();
+    if (in_force.has_value() && !*in_force)
       status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
   }
   share.job.reset();
@@ -207,7 +210,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
   }
   share.state = transition(share.state, ReadEvent::read_done);
   read->bytes += share.bytes;
-  const bool one_way = !digest.has_value();
+  const bool one_way = !owner_judges;
   // Before the owner is told: the session may break over it, and shares without a verdict are read again then.
   if (one_way) share.state = transition(share.state, ReadEvent::verdict_valid);
   settle(read, share, one_way, digest.value_or(0));

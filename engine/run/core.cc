@@ -14,6 +14,8 @@ namespace {
 // Writers of another process, and threads in the middle of a system call, have no descriptor to wait on.
 constexpr Duration kQuietPoll = std::chrono::microseconds(100);
 constexpr Duration kQuarantinePoll = std::chrono::milliseconds(10);
+// How long a peer that reaches our memory by itself may take to say that it is through with a region.
+constexpr Duration kFencePatience = std::chrono::seconds(1);
 
 Identity make_identity(const EngineConfig& config, Random& random, const HostIdentity& host) {
   Identity identity;
@@ -36,6 +38,12 @@ bool is_misdeed(const Error& why) {
 std::shared_ptr<FrameRoom> frame_room(size_t bytes, size_t sessions) {
   constexpr size_t kLeast = size_t{32} << 10;
   return std::make_shared<FrameRoom>(FrameRoom{bytes, std::max(kLeast, bytes / std::max<size_t>(sessions, 1)), 0});
+}
+
+std::vector<FabricGuests> guests_of(const std::vector<plugin::Node*>& nodes) {
+  std::vector<FabricGuests> out;
+  for (plugin::Node* node : nodes) out.push_back({node->fabric(), &node->guests()});
+  return out;
 }
 
 bool has(const std::vector<std::string>& names, std::string_view name) {
@@ -77,6 +85,8 @@ EngineCore::EngineCore(Parts parts, const EngineConfig& config)
       came_room_(frame_room(config.max_session_bytes, config.max_sessions)),
       dialled_room_(frame_room(config.max_session_bytes, config.max_peers)),
       quiet_poll_(parts_.loop) {
+  for (const plugin::Node* node : parts_.nodes)
+    identity_.fabrics.push_back({node->fabric(), node->address(), node->client()});
   Acceptor::Options options;
   options.plain_refusal = plain_refusal(config.auth.mode);
   options.max_connections = config.max_connections;
@@ -142,6 +152,7 @@ void EngineCore::session_came(std::unique_ptr<Stream> stream) {
       parts_.registry,
       lanes_,
       parts_.copier != nullptr && has(config_.fabrics, "local") ? &local_owner_ : nullptr,
+      guests_of(parts_.nodes),
       desk_,
       parts_.random,
       OwnerSession::Limits{},
@@ -203,6 +214,7 @@ Result<EngineCore::PeerIndex> EngineCore::find_or_add_peer(const Address& addres
                         has(config_.fabrics, "local") ? parts_.copier : nullptr,
                         parts_.clock,
                         has(config_.fabrics, "tcp"),
+                        parts_.nodes,
                         tcp::PathOptions{},
                         config_.connect_timeout,
                         config_.max_regions,
@@ -232,11 +244,23 @@ void EngineCore::unregister(RegionId id, TimePoint deadline, std::function<void(
   announce_regions();
   for (const auto& peer : peers_) peer->cancel_users_of(**region);
   lanes_.fence_region(**region);
-  closing_.push_back(Closing{std::move(*region), deadline, std::move(quiet), std::move(quiet_again)});
+  const TimePoint now = parts_.loop.now();
+  const TimePoint late =
+      now + std::min<Duration>(kFencePatience, std::max<Duration>((deadline - now) / 2, Duration(0)));
+  closing_.push_back(
+      Closing{std::move(*region), deadline, std::move(quiet), std::move(quiet_again), parts_.registry.version(), late});
   check_closing();
 }
 
+void EngineCore::fence_late(const Closing& closing) {
+  if (closing.quiet && parts_.loop.now() < closing.fence_late) return;
+  for (plugin::Node* node : parts_.nodes) node->guests().fence_late(closing.version);
+}
+
 bool EngineCore::is_quiet(const Closing& closing) {
+  fence_late(closing);
+  for (plugin::Node* node : parts_.nodes)
+    if (!node->guests().quiet_since(closing.version)) return false;
   return closing.region->pins.load(std::memory_order_seq_cst) == 0 &&
          !local_owner_.has_writers(closing.region->info.word);
 }
@@ -263,6 +287,15 @@ void EngineCore::check_closing() {
   quiet_poll_.arm(parts_.loop.now() + (impatient ? kQuietPoll : kQuarantinePoll), [this] { check_closing(); });
 }
 
+std::string EngineCore::describe_fabrics() const {
+  std::string out = "[";
+  for (size_t i = 0; i < config_.fabrics.size(); ++i) out += (i ? "," : "") + json_quote(config_.fabrics[i]);
+  out += "],\"plugins\":{";
+  for (const plugin::Node* node : parts_.nodes)
+    out += (node == parts_.nodes.front() ? "" : ",") + json_quote(node->fabric()) + ":" + json_quote(node->describe());
+  return out + "}";
+}
+
 std::string EngineCore::describe() const {
   std::string out = fmt::format(R"({{"engine_id":{},"incarnation":"{:016x}","address":{},"auth":"{}","strict":{},)"
                                 R"("kernel_tls":{},"regions":{})",
@@ -273,9 +306,7 @@ std::string EngineCore::describe() const {
   for (const Closing& closing : closing_)
     out += fmt::format(R"({}{{"region":{},"base":"0x{:x}","length":{}}})", &closing == &closing_.front() ? "" : ",",
                        closing.region->info.id, closing.region->info.base, closing.region->info.length);
-  out += "],\"fabrics\":[";
-  for (size_t i = 0; i < config_.fabrics.size(); ++i) out += (i ? "," : "") + json_quote(config_.fabrics[i]);
-  out += "],\"peers\":[";
+  out += "],\"fabrics\":" + describe_fabrics() + ",\"peers\":[";
   for (size_t i = 0; i < peers_.size(); ++i) out += (i ? "," : "") + peers_[i]->describe();
   return out + "]}";
 }

@@ -53,6 +53,7 @@ class EngineCore {
     MetricsRegistry& metrics;
     std::shared_ptr<Logger> logger;
     HostIdentity host;
+    std::vector<plugin::Node*> nodes;  // of the fabrics of plug-ins, best first
   };
   using TaskPtr = std::shared_ptr<TransferTask>;
   using PeerIndex = size_t;
@@ -92,6 +93,8 @@ class EngineCore {
     TimePoint deadline;
     std::function<void(Status)> quiet;  // empty once called
     Task quiet_again;
+    uint64_t version;      // of the region table without it
+    TimePoint fence_late;  // then peers that have not said that they are through are cut off
   };
   Status admit_session(const std::string& host) const;
   void session_came(std::unique_ptr<Stream> stream);
@@ -100,6 +103,8 @@ class EngineCore {
   void session_ended(OwnerSession& session, const Error& why);
   void check_closing();
   bool is_quiet(const Closing& closing);
+  void fence_late(const Closing& closing);
+  std::string describe_fabrics() const;
 
   const Parts parts_;
   const EngineConfig& config_;

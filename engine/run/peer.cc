@@ -15,6 +15,13 @@ constexpr Duration kLongestBackoff = std::chrono::seconds(2);
 constexpr Duration kFencePatience = std::chrono::seconds(1);
 constexpr size_t kFetchLanes = 2;
 
+// Where a peer's fabric listens: what it says, with the host by which it is reached where it says "any".
+std::string address_of_fabric(const std::string& told, const Address& session) {
+  const auto parsed = parse_address(told, false);
+  if (!parsed || (parsed->host != "0.0.0.0" && parsed->host != "::")) return told;
+  return Address{session.host, parsed->port}.to_string();
+}
+
 }  // namespace
 
 Peer::Peer(Context context, Address address)
@@ -67,10 +74,11 @@ void Peer::dial() {
                                     context_.connect_patience,
                                     last_session_id_,
                                     [this] { on_ready(); },
-                                    [this] { publish_view(); },
+                                    [this] { on_regions_changed(); },
                                     [this](const proto::Frame& frame) {
                                       if (parcels_.answer) parcels_.answer(frame);
                                     },
+                                    [this] { return plugin_path_ == nullptr || plugin_path_->close(); },
                                     [this](const Error& why) { on_session_ended(why); }};
   session_ = std::make_unique<InitiatorSession>(std::move(session), std::move(*stream), address_, std::string());
 }
@@ -87,18 +95,12 @@ void Peer::on_ready() {
   last_error_.clear();
   last_engine_id_ = session_->peer().engine_id;
   last_session_id_ = session_->id();
-  if (session_->link() && context_.copier != nullptr)
-    one_sided_path_ =
-        std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
-  const InitiatorSession::PeerFacts& facts = session_->peer();
-  if (context_.loopback && context_.loopback->has(facts.engine_id, facts.incarnation))
-    one_sided_path_ =
-        std::make_unique<loopback::LoopbackPath>(context_.loop, context_.loopback, facts.engine_id, facts.incarnation);
+  choose_one_sided();
   if (context_.use_tcp) {
     tcp_path_ = std::make_unique<tcp::TcpPath>(context_.loop, *session_, context_.staging, context_.tcp_options);
     fetch_path_ = std::make_unique<tcp::FetchPath>(context_.loop, *session_, kFetchLanes);
   }
-  publish_view();
+  on_regions_changed();
   // What one of them does may end the session for the next.
   for (auto& connected : std::exchange(connecting_, {}))
     connected(session() != nullptr ? Status() : Status(Error{ErrorCode::peer_lost, last_error_}));
@@ -108,6 +110,50 @@ void Peer::on_ready() {
   for (const TaskPtr& task : waiting) task->exposed = false;  // this session's hello has ended the one before
   for (const TaskPtr& task : waiting)
     if (task->phase == TransferPhase::waiting && session_) begin(task);
+}
+
+void Peer::choose_one_sided() {
+  const InitiatorSession::PeerFacts& facts = session_->peer();
+  if (context_.loopback && context_.loopback->has(facts.engine_id, facts.incarnation))
+    one_sided_path_ =
+        std::make_unique<loopback::LoopbackPath>(context_.loop, context_.loopback, facts.engine_id, facts.incarnation);
+  else if (session_->link() && context_.copier != nullptr)
+    one_sided_path_ =
+        std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
+  else
+    one_sided_path_ = make_plugin_path();
+}
+
+// The first of ours that the peer has too.
+std::unique_ptr<OneSidedPath> Peer::make_plugin_path() {
+  for (plugin::Node* node : context_.nodes) {
+    const auto offer = session_->peer().fabrics.find(node->fabric());
+    if (offer == session_->peer().fabrics.end()) continue;
+    plugin::PathOptions options;
+    options.connect_patience = context_.connect_patience;
+    if (!node->enforces_keys()) {
+      // The owner's CPU moves the bytes: a small window is as fast, and what is under way is let end rather than cut
+      // off, of which UCX's emulation thinks little (docs/rdma.md).
+      options.window_bytes = uint64_t{2} << 20;
+      options.cancel_patience = std::chrono::milliseconds(500);
+    }
+    auto path =
+        std::make_unique<plugin::PluginPath>(context_.loop, *node, address_of_fabric(offer->second, address_), options);
+    plugin_path_ = path.get();
+    return path;
+  }
+  return nullptr;
+}
+
+// I4: the owner gives memory back when it hears that we are through with it.
+void Peer::on_regions_changed() {
+  publish_view();
+  if (context_.nodes.empty()) return;
+  const uint64_t version = session_->regions_version();
+  if (plugin_path_ == nullptr) return session_->tell_regions_quiet(version);
+  plugin_path_->retire(session_->regions(), [this, version, session = session_.get()] {
+    if (session_.get() == session) session->tell_regions_quiet(version);
+  });
 }
 
 // I5: what depended on the session ends with it; the next use dials again and may find another incarnation.
@@ -127,6 +173,7 @@ void Peer::on_session_ended(const Error& why) {
   if (parcels_.session_ended) parcels_.session_ended(why);
   std::shared_ptr<tcp::TcpPath> tcp_path = std::move(tcp_path_);
   std::shared_ptr<OneSidedPath> one_sided_path = std::move(one_sided_path_);
+  plugin_path_ = nullptr;
   std::shared_ptr<tcp::FetchPath> fetch_path = std::move(fetch_path_);
   if (fetch_path) fetch_path->fail_all(why);
   // Called from within the session, perhaps by one of its lanes: destroyed in a later turn, the paths first.
@@ -209,8 +256,12 @@ void Peer::begin_move(const TaskPtr& task) {
   }
   auto path = choose_path(*task->job);
   if (!path) return give_up(task, path.error(), false);
-  task->path = *path;
   task->advance(TransferEvent::session_ready);
+  start_on(task, **path);
+}
+
+void Peer::start_on(const TaskPtr& task, Path& path) {
+  task->path = &path;
   const std::weak_ptr<TransferTask> weak = task;  // tasks_ holds it; a strong one here would be a cycle
   task->job->done = [this, weak](Status status) {
     if (const TaskPtr held = weak.lock()) on_moved(held, std::move(status));
@@ -234,8 +285,13 @@ Result<Path*> Peer::choose_path(const Job& job) {
 void Peer::on_moved(const TaskPtr& task, Status status) {
   if (task->phase != TransferPhase::moving) return;
   // What copies without the peer may learn first that it has ended the session.
-  if (!status.ok() && status.error().code == ErrorCode::peer_lost && task->path == one_sided_path_.get() && session_)
+  if (!status.ok() && status.error().code == ErrorCode::peer_lost && session_ &&
+      task->path == one_sided_path_.get() && task->path != plugin_path_)
     return session_->lose(status.error());
+  const bool untouched = task->job->bytes_done.load() == 0;
+  if (!status.ok() && status.error().code == ErrorCode::unavailable && untouched && task->path == plugin_path_ &&
+      tcp_path_ && plugin_path_ != nullptr)
+    return start_on(task, *tcp_path_);  // the fabric's connection could not be made
   if (!status.ok()) return give_up(task, status.error(), true);
   if (!task->notification) {
     task->advance(TransferEvent::moved_unannounced);
@@ -344,11 +400,14 @@ std::string Peer::describe() const {
                        json_quote(session_->peer().engine_id), session_->peer().incarnation,
                        session_->regions()->regions().size(), session_->round_trip().count() / 1000);
     const bool local = one_sided_path_ != nullptr;
+    const std::string why = !local                    ? "local: " + session_->why_not_local()
+                            : plugin_path_ != nullptr ? one_sided_path_->describe()
+                                                      : "same host";
     out += fmt::format(R"(,"fabric":{},"why":{})",
                        json_quote(local       ? one_sided_path_->fabric()
                                   : tcp_path_ ? "tcp"
                                               : "none"),
-                       json_quote(local ? "same host" : "local: " + session_->why_not_local()));
+                       json_quote(why));
     if (tcp_path_) out += ",\"tcp\":" + json_quote(tcp_path_->describe());
   }
   return out + "}";

@@ -11,6 +11,7 @@
 #include "common/metrics.h"
 #include "engine/fabric/local/copier.h"
 #include "engine/fabric/loopback/loopback.h"
+#include "engine/fabric/plugin/path.h"
 #include "engine/fabric/tcp/fetch_path.h"
 #include "engine/run/transfer_task.h"
 #include "engine/session/complaints.h"
@@ -56,6 +57,7 @@ class Peer {
     local::Copier* copier;  // null: no local fabric here
     const Clock& clock;
     bool use_tcp;
+    std::vector<plugin::Node*> nodes;  // of the fabrics of plug-ins, best first
     tcp::PathOptions tcp_options;
     Duration connect_patience;
     size_t max_regions;
@@ -107,11 +109,15 @@ class Peer {
   void dial();
   void on_ready();
   void on_session_ended(const Error& why);
+  void on_regions_changed();
+  void choose_one_sided();
+  std::unique_ptr<OneSidedPath> make_plugin_path();
   void publish_view();
   void begin(const TaskPtr& task);
   void on_event(const TaskPtr& task, const Status& status);
   void begin_move(const TaskPtr& task);
   void on_moved(const TaskPtr& task, Status status);
+  void start_on(const TaskPtr& task, Path& path);
   void begin_notify(const TaskPtr& task);
   Result<Path*> choose_path(const Job& job);
   void on_deadline(const TaskPtr& task);
@@ -127,7 +133,8 @@ class Peer {
   std::string last_engine_id_;
   uint64_t last_session_id_ = 0;
   std::unique_ptr<InitiatorSession> session_;
-  std::unique_ptr<OneSidedPath> one_sided_path_;  // local, or loopback in tests
+  std::unique_ptr<OneSidedPath> one_sided_path_;  // local, a plug-in's, or loopback in tests
+  plugin::PluginPath* plugin_path_ = nullptr;     // the same, where it is a plug-in's
   std::unique_ptr<tcp::TcpPath> tcp_path_;
   std::unique_ptr<tcp::FetchPath> fetch_path_;
   ParcelListener parcels_;

@@ -14,6 +14,13 @@ namespace kvferry {
 constexpr uint32_t kProtocolMin = 1;
 constexpr uint32_t kProtocolMax = 1;
 
+// A fabric of a plug-in that this engine has open.
+struct FabricSelf {
+  std::string name;
+  std::string address;  // where it listens; an any-address means "the host that you reach me by"
+  uint64_t client = 0;  // how it introduces itself when it connects
+};
+
 // What an engine says about itself in hello and welcome, and how it judges the other side.
 struct Identity {
   std::string engine_id;
@@ -24,6 +31,7 @@ struct Identity {
   Duration heartbeat = std::chrono::seconds(1);
   Duration patience = std::chrono::seconds(3);  // without a sign of life
   Address address;                              // where this engine listens
+  std::vector<FabricSelf> fabrics;
 
   // Whether dialling `address` means this very engine.
   bool is_own(const Address& dialled) const;

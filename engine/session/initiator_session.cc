@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "engine/session/messages.h"
@@ -60,6 +61,8 @@ void InitiatorSession::lose(const Error& why) {
 
 void InitiatorSession::end(const Error& why) {
   if (state_ == State::over) return;
+  if (state_ == State::ready && context_.leaving && context_.leaving()) tell_regions_quiet(UINT64_MAX);
+  if (state_ == State::over) return;
   proto::Frame frame;
   frame.mutable_refusal()->set_code(static_cast<uint32_t>(why.code));
   frame.mutable_refusal()->set_message(short_text(why.to_string()));
@@ -80,6 +83,11 @@ void InitiatorSession::send_hello(const std::string& expected_engine_id) {
   hello.set_heartbeat_ms(to_milliseconds(context_.identity.heartbeat));
   hello.set_expected_engine_id(expected_engine_id);
   hello.set_replaces_session(context_.replaces);
+  for (const FabricSelf& fabric : context_.identity.fabrics) {
+    proto::FabricOffer& offer = *hello.add_fabrics();
+    offer.set_name(fabric.name);
+    offer.set_client(fabric.client);
+  }
   frames_.send(frame);
 }
 
@@ -146,16 +154,17 @@ void InitiatorSession::on_welcome(const proto::Frame& frame) {
   if (context_.identity.auth == AuthMode::psk && welcome.engine_id() == context_.identity.engine_id &&
       welcome.incarnation() == context_.identity.incarnation && !context_.identity.is_own(address_))
     return end(Error{ErrorCode::permission_denied, "this engine itself answers at the peer's address"});
-  peer_ = {welcome.engine_id(), welcome.incarnation(), host_from_proto(welcome.host())};
+  peer_ = {welcome.engine_id(), welcome.incarnation(), host_from_proto(welcome.host()), {}};
+  constexpr int kMaxFabrics = 16;  // I6
+  for (int i = 0; i < std::min(welcome.fabrics_size(), kMaxFabrics); ++i)
+    peer_.fabrics.emplace(welcome.fabrics(i).name(), short_text(welcome.fabrics(i).address()));
   session_id_ = welcome.session_id();
   keep_tokens(welcome.lane_tokens());
   state_ = State::syncing;
   round_trip_ = context_.loop.now() - last_beat_;
-  bool offers_local = false;
-  for (const proto::FabricOffer& offer : welcome.fabrics()) offers_local |= offer.name() == "local";
   if (!context_.use_local)
     settle_without_local("switched off here");
-  else if (!offers_local)
+  else if (!peer_.fabrics.contains("local"))
     settle_without_local("not offered by the peer");
   else if (!peer_.host.same_host(context_.identity.host))
     settle_without_local("another host or pid namespace");
@@ -226,6 +235,7 @@ void InitiatorSession::on_regions(const proto::Frame& frame) {
   if (!delta.complete()) return;
   regions_ = RegionTable::next(reset_ ? RegionTable() : *regions_, added_, removed_);
   if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
+  regions_version_ = delta.version();
   added_.clear();
   removed_.clear();
   reset_ = false;
@@ -238,6 +248,13 @@ void InitiatorSession::become_ready_if_synced() {
   if (state_ != State::syncing || !regions_known_ || !local_settled_) return;
   state_ = State::ready;
   context_.ready();
+}
+
+void InitiatorSession::tell_regions_quiet(uint64_t version) {
+  if (state_ != State::ready) return;
+  proto::Frame frame;
+  frame.mutable_regions_quiet()->set_version(version);
+  frames_.send(frame);
 }
 
 void InitiatorSession::on_heartbeat(const proto::Frame& frame) {

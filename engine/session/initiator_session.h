@@ -2,6 +2,7 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -40,6 +41,8 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
     std::function<void()> ready;
     std::function<void()> regions_changed;
     std::function<void(const proto::Frame&)> parcel_answer;  // ticket, verdict, released
+    // This side is about to end the session. True: nothing of it is under way at the peer, nor will it be.
+    std::function<bool()> leaving;
     // The session is over; called once, never from the constructor. Its owner destroys it in a later turn.
     std::function<void(const Error&)> ended;
   };
@@ -49,6 +52,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
     std::string engine_id;
     uint64_t incarnation = 0;
     HostIdentity host;
+    std::map<std::string, std::string> fabrics;  // where those of plug-ins listen, by name
   };
   using NotifyDone = std::function<void(Status)>;
 
@@ -58,6 +62,9 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   bool ready() const { return state_ == State::ready; }
   const PeerFacts& peer() const { return peer_; }
   const std::shared_ptr<const RegionTable>& regions() const { return regions_; }
+  uint64_t regions_version() const { return regions_version_; }
+  // Tells the owner that nothing of ours is under way to regions that were gone at that version of its table.
+  void tell_regions_quiet(uint64_t version);
   // The attached link, or null and why not.
   const std::shared_ptr<local::Link>& link() const { return link_; }
   const std::string& why_not_local() const { return why_not_local_; }
@@ -117,6 +124,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   bool ended_by_peer_ = false;
 
   std::shared_ptr<const RegionTable> regions_ = std::make_shared<RegionTable>();
+  uint64_t regions_version_ = 0;
   std::vector<RegionInfo> added_;  // of the delta that is arriving
   std::vector<RegionId> removed_;
   bool reset_ = false;

@@ -28,8 +28,13 @@ OwnerSession::OwnerSession(Context context, std::unique_ptr<Stream> stream)
 OwnerSession::~OwnerSession() {
   if (over_) return;  // and perhaps the lanes before it: it is destroyed in a later turn than it ends
   over_ = true;
+  dismiss();
+}
+
+void OwnerSession::dismiss() {
   context_.lanes.drop_guest(*this);
   if (context_.local != nullptr) context_.local->detach(*this);
+  for (const FabricGuests& fabric : context_.guests) fabric.guests->left(session_id_);
 }
 
 void OwnerSession::finish(const Error& why) {
@@ -37,8 +42,7 @@ void OwnerSession::finish(const Error& why) {
   over_ = true;
   watch_.cancel();
   frames_.close(true);
-  context_.lanes.drop_guest(*this);
-  if (context_.local != nullptr) context_.local->detach(*this);
+  dismiss();
   if (context_.parcels != nullptr && greeted_) context_.parcels->on_reader_left(*this);
   context_.ended(*this, why);
 }
@@ -90,6 +94,10 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
       return on_fence(frame);
     case proto::Frame::kLocalAttach:
       return on_attach(frame);
+    case proto::Frame::kRegionsQuiet:
+      for (const FabricGuests& fabric : context_.guests)
+        fabric.guests->quiet(session_id_, frame.regions_quiet().version());
+      return;
     case proto::Frame::kLaneTokensWanted: {
       proto::Frame answer;
       for (size_t i = 0; i < kMoreTokens; ++i) answer.mutable_lane_tokens()->add_tokens(fresh_token());
@@ -137,6 +145,9 @@ void OwnerSession::on_hello(const proto::Frame& frame) {
   incarnation_ = frame.hello().incarnation();
   peer_host_ = host_from_proto(frame.hello().host());
   if (frame.hello().replaces_session() != 0) context_.replaces(*this, frame.hello().replaces_session());
+  for (const proto::FabricOffer& offer : frame.hello().fabrics())
+    for (const FabricGuests& fabric : context_.guests)
+      if (fabric.fabric == offer.name()) fabric.guests->came(session_id_, offer.client());
   send_welcome();
   send_regions();
   if (context_.parcels != nullptr && !over_) context_.parcels->on_reader_came(*this);
@@ -159,6 +170,11 @@ void OwnerSession::send_welcome() {
   *welcome.mutable_host() = host_to_proto(context_.identity.host);
   welcome.add_fabrics()->set_name("tcp");
   if (context_.local != nullptr) welcome.add_fabrics()->set_name("local");
+  for (const FabricSelf& fabric : context_.identity.fabrics) {
+    proto::FabricOffer& offer = *welcome.add_fabrics();
+    offer.set_name(fabric.name);
+    offer.set_address(fabric.address);
+  }
   welcome.set_heartbeat_ms(to_milliseconds(context_.identity.heartbeat));
   welcome.set_session_id(session_id_);
   for (size_t i = 0; i < kFirstTokens; ++i) welcome.add_lane_tokens(fresh_token());
@@ -181,7 +197,8 @@ void OwnerSession::send_regions() {
       for (const RegionId id : changes.removed) delta.add_removed(id);
     }
     const size_t end = std::min(changes.added.size(), at + context_.limits.regions_per_frame);
-    for (; at < end; ++at) *delta.add_added() = region_to_proto(changes.added[at]);
+    for (; at < end; ++at)
+      *delta.add_added() = region_to_proto(changes.added[at], changes.added[at].permissions != kPrivate);
     delta.set_version(changes.version);
     delta.set_complete(at == changes.added.size());
     frames_.send(frame);

@@ -4,10 +4,12 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "common/random.h"
 #include "engine/fabric/fabric.h"
 #include "engine/fabric/local/attach.h"
+#include "engine/fabric/plugin/guests.h"
 #include "engine/fabric/tcp/owner.h"
 #include "engine/memory/registry.h"
 #include "engine/session/frames.h"
@@ -17,6 +19,11 @@
 namespace kvferry {
 
 class OwnerSession;
+
+struct FabricGuests {
+  std::string fabric;
+  plugin::Guests* guests;
+};
 
 // Who answers what a session says about parcels (engine/parcel/owner.h). On loop only.
 class ParcelDesk {
@@ -42,8 +49,9 @@ class OwnerSession final : public Guest, private FramesHandler {
     const Identity& identity;
     Registry& registry;
     tcp::Owner& lanes;
-    local::Owner* local;  // null: this engine does not offer the local fabric
-    ParcelDesk* parcels;  // null: no parcels here
+    local::Owner* local;               // null: this engine does not offer the local fabric
+    std::vector<FabricGuests> guests;  // of the fabrics of plug-ins
+    ParcelDesk* parcels;               // null: no parcels here
     Random& random;
     Limits limits;
     Frames::Limits frame_limits;
@@ -81,6 +89,8 @@ class OwnerSession final : public Guest, private FramesHandler {
   void on_attach(const proto::Frame& frame);
   void on_notify(const proto::Frame& frame);
   void on_fence(const proto::Frame& frame);
+  // Whoever used our memory through this session does so no more.
+  void dismiss();
   void send_welcome();
   std::string fresh_token();
   // I4: false, and the session over, when the last sign of life is too long ago by our own clock.

@@ -1,14 +1,12 @@
-#include <netinet/in.h>
 #include <poll.h>
-#include <sys/socket.h>
 
 #include <atomic>
 #include <future>
 #include <thread>
 
-#include "common/fd.h"
 #include "test/conformance/conformance.h"
 #include "test/support/eventually.h"
+#include "test/support/silent_port.h"
 
 // How a transfer ends and how one learns of it: wait, poll, callback, completion_fd; timeout, cancel, unregister.
 
@@ -18,31 +16,12 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// A port that takes connections and says nothing.
-class SilentPort {
- public:
-  SilentPort() : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in at{};
-    at.sin_family = AF_INET;
-    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof at;
-    KVF_CHECK(::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&at), sizeof at) == 0);
-    KVF_CHECK(::listen(fd_.get(), 16) == 0);
-    KVF_CHECK(::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&at), &length) == 0);
-    port_ = ntohs(at.sin_port);
-  }
-  std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
-
- private:
-  UniqueFd fd_;
-  uint16_t port_ = 0;
-};
-
 class Completions : public Conformance {
  protected:
   static constexpr size_t kBytes = size_t{4} << 20;
   void SetUp() override {
     Conformance::SetUp();
+    if (IsSkipped()) return;
     make_memory(kBytes);
   }
   TransferRequest to_silence(Duration timeout) {

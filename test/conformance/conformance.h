@@ -13,6 +13,7 @@
 
 #include "common/config.h"
 #include "engine/fabric/loopback/loopback.h"
+#include "test/conformance/ucx_transports.h"
 #include "test/support/engines.h"
 #include "test/support/trial.h"
 
@@ -24,10 +25,12 @@ struct Case {
   MemoryKind initiator;
   MemoryKind owner;
   AuthMode auth = AuthMode::open;
+  const char* transports = "";  // of the fabric ucx
 };
 
 inline void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.fabric << " " << to_string(c.initiator) << " to " << to_string(c.owner) << " " << to_string(c.auth);
+  *out << c.fabric << " " << to_string(c.initiator) << " to " << to_string(c.owner) << " " << to_string(c.auth) << " "
+       << c.transports;
 }
 
 inline const auto kAllCases = ::testing::Values(
@@ -37,11 +40,14 @@ inline const auto kAllCases = ::testing::Values(
     Case{"tcp", MemoryKind::fake, MemoryKind::host, AuthMode::psk},
     Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::mtls}, Case{"local", MemoryKind::host, MemoryKind::host},
     Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk},
-    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake});
+    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake},
+    Case{"ucx", MemoryKind::host, MemoryKind::host, AuthMode::open, kUcxTransports[0]},
+    Case{"ucx", MemoryKind::host, MemoryKind::host, AuthMode::open, kUcxTransports[1]});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
-         std::string(to_string(info.param.owner)) + "_" + std::string(to_string(info.param.auth));
+         std::string(to_string(info.param.owner)) + "_" + std::string(to_string(info.param.auth)) +
+         name_of_transports(info.param.transports);
 }
 
 constexpr Operation kBoth[] = {Operation::read, Operation::write};
@@ -61,6 +67,7 @@ inline uint64_t largest_test_bytes() {
 class Conformance : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
+    if (const std::string why = why_no_fabric(GetParam().fabric); !why.empty()) GTEST_SKIP() << why;
     initiator_ = make_engine("initiator");
     owner_ = make_engine("owner");
     ASSERT_TRUE(initiator_ && owner_);
@@ -75,6 +82,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     config.fabrics = {GetParam().fabric};
     config.auth = auth_of(GetParam().auth);
     config.loopback = hub_;
+    use_transports(config, GetParam().transports);
     if (adjust) adjust(config);
     auto engine = Engine::create(config, {device_});
     if (!engine.ok()) ADD_FAILURE() << engine.error().to_string();

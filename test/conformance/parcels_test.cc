@@ -13,21 +13,29 @@ struct ParcelCase {
   const char* fabric;
   MemoryKind owner;
   MemoryKind reader;
+  const char* transports = "";  // of the fabric ucx
 };
 
 void PrintTo(const ParcelCase& c, std::ostream* out) {
-  *out << c.fabric << " " << to_string(c.owner) << " to " << to_string(c.reader);
+  *out << c.fabric << " " << to_string(c.owner) << " to " << to_string(c.reader) << " " << c.transports;
 }
 
 std::string parcel_case_name(const ::testing::TestParamInfo<ParcelCase>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.owner)) + "_" +
-         std::string(to_string(info.param.reader));
+         std::string(to_string(info.param.reader)) + name_of_transports(info.param.transports);
 }
 
 class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
  protected:
+  void SetUp() override {
+    if (const std::string why = why_no_fabric(GetParam().fabric); !why.empty()) GTEST_SKIP() << why;
+    owner_.emplace(options("owner", GetParam().owner), 1);
+    reader_.emplace(options("reader", GetParam().reader), 2);
+  }
   RankOptions options(const std::string& name, MemoryKind kind) {
-    return {name, {GetParam().fabric}, hub_, kind == MemoryKind::fake ? device_ : nullptr};
+    RankOptions out{name, {GetParam().fabric}, hub_, kind == MemoryKind::fake ? device_ : nullptr};
+    out.transports = GetParam().transports;
+    return out;
   }
   // Both ranks anew, with larger caches than their staging memory can hold.
   void remake_large() {
@@ -77,8 +85,8 @@ class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
 
   std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
   std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
-  std::optional<Rank> owner_{std::in_place, options("owner", GetParam().owner), 1};
-  std::optional<Rank> reader_{std::in_place, options("reader", GetParam().reader), 2};
+  std::optional<Rank> owner_;
+  std::optional<Rank> reader_;
 };
 
 TEST_P(ParcelConformance, AnAcceptedReadHoldsWhatWasPublishedAndFreesTheBlocks) {
@@ -286,11 +294,18 @@ TEST_P(ParcelConformance, AForcedReleaseUnderAReadGivesQuietBlocksBack) {
 }
 
 const ParcelCase kParcelCases[] = {
-    {"tcp", MemoryKind::host, MemoryKind::host},      {"tcp", MemoryKind::fake, MemoryKind::host},
-    {"tcp", MemoryKind::host, MemoryKind::fake},      {"tcp", MemoryKind::fake, MemoryKind::fake},
-    {"local", MemoryKind::host, MemoryKind::host},    {"local", MemoryKind::host, MemoryKind::fake},
-    {"loopback", MemoryKind::host, MemoryKind::host}, {"loopback", MemoryKind::fake, MemoryKind::host},
-    {"loopback", MemoryKind::host, MemoryKind::fake}, {"loopback", MemoryKind::fake, MemoryKind::fake},
+    {"tcp", MemoryKind::host, MemoryKind::host},
+    {"tcp", MemoryKind::fake, MemoryKind::host},
+    {"tcp", MemoryKind::host, MemoryKind::fake},
+    {"tcp", MemoryKind::fake, MemoryKind::fake},
+    {"local", MemoryKind::host, MemoryKind::host},
+    {"local", MemoryKind::host, MemoryKind::fake},
+    {"loopback", MemoryKind::host, MemoryKind::host},
+    {"loopback", MemoryKind::fake, MemoryKind::host},
+    {"loopback", MemoryKind::host, MemoryKind::fake},
+    {"loopback", MemoryKind::fake, MemoryKind::fake},
+    {"ucx", MemoryKind::host, MemoryKind::host, kUcxTransports[0]},
+    {"ucx", MemoryKind::host, MemoryKind::host, kUcxTransports[1]},
 };
 
 INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::ValuesIn(kParcelCases), parcel_case_name);

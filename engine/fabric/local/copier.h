@@ -79,7 +79,9 @@ class LocalPath final : public OneSidedPath {
   const char* fabric() const override { return "local"; }
   void start(std::shared_ptr<Job> job) override;
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
-  bool in_force(WordIndex word, uint64_t generation) const override { return link_->in_force(word, generation); }
+  std::optional<bool> in_force(WordIndex word, uint64_t generation) const override {
+    return link_->in_force(word, generation);
+  }
   bool reaches(const RegionInfo& region) const override {
     return region.kind == MemoryKind::host && region.word != kNoWord;
   }

@@ -91,7 +91,7 @@ bool LoopbackPath::cancel(const std::shared_ptr<Job>& job, Task) {
   return true;
 }
 
-bool LoopbackPath::in_force(WordIndex word, uint64_t generation) const {
+std::optional<bool> LoopbackPath::in_force(WordIndex word, uint64_t generation) const {
   return hub_->in_force(engine_id_, incarnation_, word, generation);
 }
 

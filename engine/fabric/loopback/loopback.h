@@ -51,7 +51,7 @@ class LoopbackPath final : public OneSidedPath {
   const char* fabric() const override { return "loopback"; }
   void start(std::shared_ptr<Job> job) override;
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
-  bool in_force(WordIndex word, uint64_t generation) const override;
+  std::optional<bool> in_force(WordIndex word, uint64_t generation) const override;
   bool reaches(const RegionInfo& region) const override { return region.word != kNoWord; }
   std::string describe() const override { return "the same process"; }
 

@@ -1,0 +1,43 @@
+#include "engine/fabric/plugin/guests.h"
+
+#include <algorithm>
+
+namespace kvferry::plugin {
+
+void Guests::left(uint64_t session) {
+  const auto entry = guests_.extract(session);
+  if (entry.empty()) return;
+  const Guest& guest = entry.mapped();
+  fence_(guest.client);
+  if (guest.quiet != UINT64_MAX && !fences_) lost_one_ = true;
+}
+
+void Guests::quiet(uint64_t session, uint64_t version) {
+  const auto found = guests_.find(session);
+  if (found != guests_.end()) found->second.quiet = std::max(found->second.quiet, version);
+}
+
+// One that was fenced may come back when it has said that it knows why.
+bool Guests::admits(uint64_t client) const {
+  return std::any_of(guests_.begin(), guests_.end(), [client](const auto& entry) {
+    const Guest& guest = entry.second;
+    return guest.client == client && guest.quiet >= guest.fenced && guest.quiet != UINT64_MAX;
+  });
+}
+
+bool Guests::quiet_since(uint64_t version) const {
+  if (lost_one_) return false;
+  return std::all_of(guests_.begin(), guests_.end(), [&](const auto& entry) {
+    return entry.second.quiet >= version || (fences_ && entry.second.fenced >= version);
+  });
+}
+
+void Guests::fence_late(uint64_t version) {
+  for (auto& [session, guest] : guests_) {
+    if (guest.quiet >= version || guest.fenced >= version) continue;
+    guest.fenced = version;
+    fence_(guest.client);
+  }
+}
+
+}  // namespace kvferry::plugin

@@ -1,0 +1,131 @@
+#include "engine/fabric/plugin/node.h"
+
+#include <fmt/format.h>
+
+namespace kvferry::plugin {
+namespace {
+
+constexpr int kRoundsPerTurn = 64;       // of progress, before others have their turn
+constexpr size_t kMaxKeyBytes = 1024;    // I6: of a region, here and in each peer's table
+constexpr size_t kMaxAddressBytes = 80;  // "[v6]:port"
+
+}  // namespace
+
+Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, uint64_t client)
+    : loop_(loop),
+      library_(std::move(library)),
+      table_(library_->table()),
+      client_(client),
+      host_{this,
+            [](void* self, uint64_t operation, int32_t result, const char* why) {
+              static_cast<Node*>(self)->news_.push_back({operation, 0, result, result == KVF_OK ? "" : why});
+            },
+            [](void* self, uint64_t endpoint, const char* why) {
+              static_cast<Node*>(self)->news_.push_back({0, endpoint, KVF_LOST, why});
+            },
+            [](void* self, uint64_t peer) { return int32_t{static_cast<Node*>(self)->guests_.admits(peer)}; }},
+      guests_([this](uint64_t peer) { table_.fence(fabric_, peer); }) {}
+
+Result<std::unique_ptr<Node>> Node::open(EpollLoop& loop, std::shared_ptr<const Library> library,
+                                         const std::vector<FabricSetting>& settings, const std::string& host,
+                                         uint64_t client) {
+  std::unique_ptr<Node> node(new Node(loop, std::move(library), client));
+  if (Status status = node->start(settings, host); !status.ok()) return std::move(status).error();
+  return node;
+}
+
+Status Node::start(const std::vector<FabricSetting>& settings, const std::string& host) {
+  std::vector<kvf_setting> ours;
+  for (const FabricSetting& setting : settings)
+    if (setting.fabric == table_.name) ours.push_back({setting.name.c_str(), setting.value.c_str()});
+  const kvf_open_params params{ours.data(), ours.size(), client_};
+  const auto not_viable = [this](const Why& why) {
+    return Error{ErrorCode::unsupported, fmt::format("fabric \"{}\" is not viable here", table_.name), why.str()};
+  };
+  Why why;
+  if (table_.open(&host_, &params, &fabric_, &facts_, why.text()) != KVF_OK) return not_viable(why);
+  guests_.trust_fences(facts_.fences != 0);
+  char address[kMaxAddressBytes] = "";
+  if (table_.listen(fabric_, host.c_str(), {address, sizeof address}, why.text()) != KVF_OK) return not_viable(why);
+  address_ = address;
+  wake_fd_ = table_.wake_fd(fabric_);
+  KVF_RETURN_IF_ERROR(loop_.watch(wake_fd_, EPOLLIN, this));
+  schedule();
+  return {};
+}
+
+Node::~Node() {
+  *alive_ = false;
+  if (wake_fd_ >= 0) loop_.unwatch(wake_fd_);
+  if (fabric_ != nullptr) table_.close(fabric_);
+}
+
+// ---- memory
+
+Result<RegionMapper::Mapping> Node::map(void* base, uint64_t length) {
+  Why why;
+  kvf_memory* memory = nullptr;
+  if (table_.map(fabric_, base, length, &memory, why.text()) != KVF_OK)
+    return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot register memory", table_.name), why.str()};
+  std::string key(kMaxKeyBytes, '\0');
+  size_t size = key.size();
+  if (table_.pack_key(fabric_, memory, key.data(), &size, why.text()) != KVF_OK) {
+    table_.unmap(fabric_, memory);
+    return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot make a key", table_.name), why.str()};
+  }
+  key.resize(size);
+  return Mapping{memory, std::move(key)};
+}
+
+void Node::unmap(void* handle) {
+  table_.unmap(fabric_, static_cast<kvf_memory*>(handle));
+}
+
+// ---- the loop
+
+uint64_t Node::add(EndpointUser* user) {
+  users_.emplace(next_endpoint_, user);
+  return next_endpoint_++;
+}
+
+void Node::tell() {
+  while (!news_.empty()) {
+    const News news = std::move(news_.front());
+    news_.pop_front();
+    if (news.operation != 0)
+      reinterpret_cast<Posted*>(news.operation)->ended(news.result, news.why);
+    else if (const auto found = users_.find(news.endpoint); found != users_.end())
+      found->second->lost(news.why);
+  }
+}
+
+uint32_t Node::turn() {
+  const uint32_t done = table_.progress(fabric_);
+  tell();
+  return done;
+}
+
+void Node::schedule() {
+  if (std::exchange(scheduled_, true)) return;
+  loop_.before_sleep([this, alive = alive_] {
+    if (!*alive) return;
+    scheduled_ = false;
+    run();
+  });
+}
+
+// Nothing is left to do when the descriptor is armed; until then the loop must not sleep.
+void Node::run() {
+  for (int round = 0; round < kRoundsPerTurn; ++round)
+    if (turn() == 0 && table_.arm(fabric_) == KVF_OK) return;
+  loop_.defer([this, alive = alive_] {
+    if (*alive) schedule();
+  });
+}
+
+std::string Node::describe() const {
+  return fmt::format("{}; listens on {}; {}", facts_.description, address_,
+                     enforces_keys() ? "one-sided" : "emulated: for trusted peers only");
+}
+
+}  // namespace kvferry::plugin

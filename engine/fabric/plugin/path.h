@@ -1,0 +1,117 @@
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "engine/fabric/fabric.h"
+#include "engine/fabric/plugin/keys.h"
+#include "engine/fabric/plugin/node.h"
+#include "engine/fabric/plugin/work.h"
+
+namespace kvferry::plugin {
+
+struct PathOptions {
+  // In flight on the connection (I6). What is begun must end soon when a transfer is cancelled: 16 MiB are 2 ms of a
+  // link of 8 GB/s.
+  uint64_t window_bytes = uint64_t{16} << 20;
+  size_t window_operations = 1024;
+  uint64_t piece_bytes = uint64_t{1} << 20;  // of a long span
+  uint64_t turn_bytes = uint64_t{2} << 20;   // posted in one turn of the loop: some fabrics copy while they post (I7)
+  int attempts = 3;                          // connections that may break under one read
+  Duration connect_patience = std::chrono::seconds(5);
+  Duration cancel_patience = std::chrono::milliseconds(20);  // then the connection is ended instead
+  Duration quiet_patience = std::chrono::seconds(1);         // for what was in flight on an ended connection
+};
+
+// The initiator's side of a plug-in's fabric to one peer: one connection, made when the first job needs it, made anew
+// when it breaks. Jobs are cut into pieces that are posted in turns, as far as the window has room. On loop only.
+//
+//   from        event                     to
+//   idle        a job, or a question      connecting
+//   connecting  the first flush ended     ready
+//   connecting  failed, too slow          idle, and not dialled again for a while
+//   ready       lost, or a cancelled operation that does not end    idle
+//   any         close()                   closed
+class PluginPath final : public OneSidedPath, private EndpointUser {
+ public:
+  // `address`: where the peer's fabric listens.
+  PluginPath(Loop& loop, Node& node, std::string address, PathOptions options);
+  ~PluginPath() override;
+
+  const char* fabric() const override { return node_.fabric(); }
+  void start(std::shared_ptr<Job> job) override;
+  bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
+  // The owner has to be asked: its gate is not at hand.
+  std::optional<bool> in_force(WordIndex, uint64_t) const override { return std::nullopt; }
+  bool reaches(const RegionInfo& region) const override;
+  std::string describe() const override;
+
+  // The owner has taken regions back that `table` no longer has: jobs that use them fail, and `quiet` runs when nothing
+  // of this side is under way to them any more, at the owner neither.
+  void retire(const std::shared_ptr<const RegionTable>& table, Task quiet);
+  // Ends the connection for good. Jobs that are left wait for their cancel(). True: nothing of this side is under way
+  // at the owner any more.
+  bool close();
+
+ private:
+  enum class State { idle, connecting, ready, closed };
+
+  // Connecting and its end.
+  void connect();
+  void on_connected(int32_t result, const std::string& why);
+  void connect_later();
+  void lost(const std::string& why) override;
+  void break_connection(const std::string& why);
+  void fail_all(const Error& error);
+
+  // Work.
+  void pump();
+  void enqueue(const WorkPtr& work);
+  bool has_room() const;
+  bool post_some(const WorkPtr& work, uint64_t& posted);
+  int32_t post(const WorkPtr& work, const Piece& piece, Why& why);
+  void plan_pump();
+  void on_piece(std::unique_ptr<PieceOperation> operation, int32_t result, const std::string& why);
+  void piece_done(const WorkPtr& work, const Piece& piece, int32_t result, const std::string& why);
+  void fail(const WorkPtr& work, Error error);
+  void settle(const WorkPtr& work);
+  void confirm_write(const WorkPtr& work);
+  void read_back(const WorkPtr& work);
+  void ask_flush(Question::Answer answer);
+  void finish(const WorkPtr& work, Status status);
+  bool wait_for(const std::function<bool()>& condition, Duration patience);
+  // Runs `task` when everything that was put before has arrived, or can no longer arrive, at the owner.
+  void barrier(Task task);
+  bool needs_barrier() const { return state_ == State::ready || unsure_; }
+
+  Loop& loop_;
+  Node& node_;
+  const std::string address_;
+  const PathOptions options_;
+  State state_ = State::idle;
+  kvf_endpoint* endpoint_ = nullptr;
+  uint64_t endpoint_number_ = 0;
+  KeyRing keys_;
+  // Writes may be on their way on a connection that broke: the owner ends it when it takes the next one.
+  bool unsure_ = false;
+  bool breaking_ = false;
+  std::string last_error_;
+  Duration backoff_{0};
+  Timer patience_;
+  Timer redial_;
+  std::vector<Task> after_connect_;  // bounded by the transfers and regions that asked
+
+  std::unordered_map<const Job*, WorkPtr> works_;
+  std::deque<WorkPtr> queue_;  // those with pieces to post, in turn
+  InFlight in_flight_;
+  bool pump_planned_ = false;
+  std::unique_ptr<uint64_t> echo_ = std::make_unique<uint64_t>();  // where read-backs land
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace kvferry::plugin

@@ -1,0 +1,120 @@
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+// What a fabric in a shared object of its own (libkvferry_fabric_<name>.so) and the engine call of each other: plain C,
+// so that no C++ type, exception or allocator crosses, and the engine never links the library that the fabric is made
+// of. The engine's side is engine/fabric/plugin/.
+//
+// Thread rules: map, unmap and pack_key from any thread, everything else by the owner of the engine's loop. The host's
+// functions are called only from within progress() and disconnect(), and must not call back into the fabric.
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Both sides must have the same number: any change of this file counts it up.
+#define KVF_FABRIC_ABI 1u
+// The one symbol that a plug-in exports: `const kvf_fabric_table* kvferry_fabric_v1(void)`.
+#define KVF_FABRIC_ENTRY "kvferry_fabric_v1"
+
+// How far something reaches that went wrong: one operation, or the endpoint with all that was in flight on it.
+enum kvf_result {
+  KVF_OK = 0,
+  KVF_PENDING = 1,  // its end is told by kvf_host.ended
+  KVF_BUSY = 2,     // again after progress(): nothing was begun
+  KVF_FAILED = -1,  // this operation alone
+  KVF_LOST = -2,    // the endpoint is dead
+};
+
+typedef struct kvf_fabric kvf_fabric;      // an opened fabric of one engine
+typedef struct kvf_memory kvf_memory;      // a registered range
+typedef struct kvf_endpoint kvf_endpoint;  // a connection to one peer
+typedef struct kvf_key kvf_key;            // a peer's key, usable on one endpoint
+
+// Where a function says why it failed: cut to `size` with its final zero.
+typedef struct {
+  char* data;
+  size_t size;
+} kvf_text;
+
+typedef struct {
+  const char* name;
+  const char* value;
+} kvf_setting;
+
+typedef struct {
+  void* self;
+  // An operation that was KVF_PENDING has ended; its memory is quiet.
+  void (*ended)(void* self, uint64_t operation, int32_t result, const char* why);
+  // An endpoint that connect() made is dead. What is in flight on it ends too, at the latest in disconnect().
+  void (*lost)(void* self, uint64_t endpoint, const char* why);
+  // Whether the peer whose fabric was opened as `client` may connect to this one.
+  int32_t (*admit)(void* self, uint64_t client);
+} kvf_host;
+
+typedef struct {
+  const kvf_setting* settings;  // the library's own names, without prefix
+  size_t setting_count;
+  uint64_t client;  // how this fabric introduces itself to those that it connects to
+} kvf_open_params;
+
+typedef struct {
+  char description[160];  // library, version, transports
+  // The peer's memory is reached without its CPU, and only by a key that is in force: what unmap() took back cannot be
+  // touched any more. Otherwise the peer moves the bytes itself, and believes what it is told.
+  int32_t enforces_keys;
+  // When fence() returns, nothing that came by that client's connection is applied any more.
+  int32_t fences;
+} kvf_facts;
+
+typedef struct {
+  uint32_t abi;  // KVF_FABRIC_ABI
+  const char* name;
+
+  // Failing to open is how a fabric says that it is not viable on this machine.
+  int32_t (*open)(const kvf_host* host, const kvf_open_params* params, kvf_fabric** out, kvf_facts* facts,
+                  kvf_text why);
+  // REQUIRES: every endpoint and memory of it is gone.
+  void (*close)(kvf_fabric* fabric);
+
+  // Readable when there may be something to progress, once arm() has said KVF_OK; KVF_BUSY: progress first.
+  int32_t (*wake_fd)(kvf_fabric* fabric);
+  int32_t (*arm)(kvf_fabric* fabric);
+  // How much was done; 0: nothing is left to do now.
+  uint32_t (*progress)(kvf_fabric* fabric);
+
+  // Takes connections at this numeric host; writes "host:port" to `address`.
+  int32_t (*listen)(kvf_fabric* fabric, const char* host, kvf_text address, kvf_text why);
+  // Ends the connections of that client, and refuses nothing: admit() decides whether it may come back.
+  void (*fence)(kvf_fabric* fabric, uint64_t client);
+
+  int32_t (*map)(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why);
+  // When it returns, and the fabric enforces keys, nobody reaches the memory by them any more.
+  void (*unmap)(kvf_fabric* fabric, kvf_memory* memory);
+  // The bytes with which peers reach the memory. In: room, out: size.
+  int32_t (*pack_key)(kvf_fabric* fabric, kvf_memory* memory, void* out, size_t* size, kvf_text why);
+
+  // Returns at once; the connection stands when a flush() has ended well.
+  int32_t (*connect)(kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_endpoint** out, kvf_text why);
+  // Ends everything in flight on the endpoint and frees it, keys excepted. KVF_FAILED: some of it could not be ended
+  // within the patience, its memory may still be touched; then the endpoint is left as it is.
+  int32_t (*disconnect)(kvf_endpoint* endpoint, uint32_t patience_ms);
+  // REQUIRES: the connection stands.
+  int32_t (*import_key)(kvf_endpoint* endpoint, const void* bytes, size_t size, kvf_key** out, kvf_text why);
+  void (*drop_key)(kvf_key* key);
+
+  // One contiguous piece. `memory` may be null: the fabric then registers the local range itself. REQUIRES: the remote
+  // range lies in the key's region; a fabric that does not enforce keys would believe anything.
+  int32_t (*get)(kvf_endpoint* endpoint, void* local, kvf_memory* memory, uint64_t remote, kvf_key* key, size_t length,
+                 uint64_t operation, kvf_text why);
+  int32_t (*put)(kvf_endpoint* endpoint, const void* local, kvf_memory* memory, uint64_t remote, kvf_key* key,
+                 size_t length, uint64_t operation, kvf_text why);
+  // Ends when everything that was put before has arrived in the peer's memory.
+  int32_t (*flush)(kvf_endpoint* endpoint, uint64_t operation, kvf_text why);
+} kvf_fabric_table;
+
+#ifdef __cplusplus
+}
+#endif

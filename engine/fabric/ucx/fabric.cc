@@ -1,0 +1,174 @@
+#include "engine/fabric/ucx/fabric.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+#include "engine/fabric/ucx/address.h"
+#include "engine/fabric/ucx/process.h"
+#include "engine/fabric/ucx/settings.h"
+
+using kvferry::ucx::say;
+
+namespace {
+
+constexpr uint32_t kGuestPatienceMs = 100;
+
+}  // namespace
+
+namespace kvferry::ucx {
+
+int32_t say(kvf_text why, std::string_view what, ucs_status_t status, int32_t result) {
+  if (why.size > 0)
+    std::snprintf(why.data, why.size, "%.*s: %s", static_cast<int>(what.size()), what.data(),
+                  ucs_status_string(status));
+  return result;
+}
+
+}  // namespace kvferry::ucx
+
+int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kvf_fabric** out, kvf_facts& facts,
+                         kvf_text why) {
+  kvferry::ucx::tame_process();
+  std::unique_ptr<kvf_fabric> made(new kvf_fabric(host));
+  const auto settings = kvferry::ucx::Settings::of(params);
+  ucp_config_t* config = nullptr;
+  if (const ucs_status_t status = settings.read(&config, why); status != UCS_OK) return KVF_FAILED;
+
+  ucp_params_t context{};
+  context.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
+  context.features = UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP;
+  context.mt_workers_shared = 1;  // memory is registered by callers' threads
+  context.name = "kvferry";
+  const ucs_status_t began = ucp_init(&context, config, &made->context_);
+  ucp_config_release(config);
+  if (began != UCS_OK) {
+    std::snprintf(why.data, why.size, "UCX %s finds no device for the transports \"%s\": %s", ucp_get_version_string(),
+                  settings.transports().c_str(), kvferry::ucx::take_complaint().c_str());
+    return KVF_FAILED;
+  }
+  ucp_worker_params_t worker{};
+  worker.field_mask =
+      UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_CLIENT_ID | UCP_WORKER_PARAM_FIELD_FLAGS;
+  worker.thread_mode = UCS_THREAD_MODE_SERIALIZED;  // the loop's owner changes
+  worker.client_id = params.client;
+  worker.flags = UCP_WORKER_FLAG_IGNORE_REQUEST_LEAK;
+  if (const ucs_status_t status = ucp_worker_create(made->context_, &worker, &made->worker_); status != UCS_OK)
+    return say(why, "cannot create a UCX worker", status, KVF_FAILED);
+  if (const ucs_status_t status = ucp_worker_get_efd(made->worker_, &made->wake_fd_); status != UCS_OK)
+    return say(why, "these transports cannot wake a sleeping process", status, KVF_FAILED);
+  std::snprintf(facts.description, sizeof facts.description, "UCX %s, transports %s", ucp_get_version_string(),
+                settings.transports().c_str());
+  facts.enforces_keys = settings.only_rdma() ? 1 : 0;
+  facts.fences = settings.uses_shared_memory() ? 0 : 1;
+  *out = made.release();
+  return KVF_OK;
+}
+
+kvf_fabric::~kvf_fabric() {
+  if (listener_ != nullptr) ucp_listener_destroy(listener_);
+  for (auto& [client, guest] : guests_)
+    if (guest->ep != nullptr) close_endpoint(guest->ep, kGuestPatienceMs);
+  if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+int32_t kvf_fabric::arm() {
+  return ucp_worker_arm(worker_) == UCS_ERR_BUSY ? KVF_BUSY : KVF_OK;
+}
+
+uint32_t kvf_fabric::progress() {
+  const unsigned done = ucp_worker_progress(worker_);
+  if (!tending_) tend_guests();
+  return done;
+}
+
+bool kvf_fabric::close_endpoint(ucp_ep_h ep, uint32_t patience_ms) {
+  ucp_request_param_t params{};
+  params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  params.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  const ucs_status_ptr_t request = ucp_ep_close_nbx(ep, &params);
+  if (!UCS_PTR_IS_PTR(request)) return true;
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(patience_ms);
+  while (ucp_request_check_status(request) == UCS_INPROGRESS && std::chrono::steady_clock::now() < until)
+    ucp_worker_progress(worker_);
+  const bool gone = ucp_request_check_status(request) != UCS_INPROGRESS;
+  ucp_request_free(request);
+  return gone;
+}
+
+// ---- peers that connect
+
+int32_t kvf_fabric::listen(const char* host, kvf_text address, kvf_text why) {
+  const auto wanted = kvferry::ucx::SocketAddress::parse(host, 0);
+  if (!wanted.ok()) return say(why, "not a numeric address to listen on", UCS_ERR_INVALID_ADDR, KVF_FAILED);
+  ucp_listener_params_t params{};
+  params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
+  params.sockaddr = wanted.ucs();
+  params.conn_handler.arg = this;
+  params.conn_handler.cb = [](ucp_conn_request_h request, void* self) {
+    static_cast<kvf_fabric*>(self)->requests_.push_back(request);
+  };
+  if (const ucs_status_t status = ucp_listener_create(worker_, &params, &listener_); status != UCS_OK)
+    return say(why, std::string("cannot listen on ") + host, status, KVF_FAILED);
+  ucp_listener_attr_t attributes{};
+  attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
+  if (const ucs_status_t status = ucp_listener_query(listener_, &attributes); status != UCS_OK)
+    return say(why, "cannot tell where UCX listens", status, KVF_FAILED);
+  const std::string text = kvferry::ucx::to_text(attributes.sockaddr);
+  if (text.size() >= address.size) return say(why, "address too long", UCS_ERR_BUFFER_TOO_SMALL, KVF_FAILED);
+  std::memcpy(address.data, text.c_str(), text.size() + 1);
+  return KVF_OK;
+}
+
+void kvf_fabric::accept(ucp_conn_request_h request) {
+  ucp_conn_request_attr_t attributes{};
+  attributes.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ID;
+  const bool known = ucp_conn_request_query(request, &attributes) == UCS_OK;
+  if (!known || host_.admit(host_.self, attributes.client_id) == 0) {
+    ucp_listener_reject(listener_, request);
+    return;
+  }
+  // One connection a client: a new one stands for the end of the old, and of all that was on its way there.
+  fence(attributes.client_id);
+  auto guest = std::make_unique<Guest>();
+  guest->fabric = this;
+  ucp_ep_params_t params{};
+  params.field_mask =
+      UCP_EP_PARAM_FIELD_CONN_REQUEST | UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
+  params.conn_request = request;
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.arg = guest.get();
+  params.err_handler.cb = [](void* self, ucp_ep_h, ucs_status_t) { static_cast<Guest*>(self)->lost = true; };
+  if (ucp_ep_create(worker_, &params, &guest->ep) == UCS_OK) guests_[attributes.client_id] = std::move(guest);
+}
+
+// Outside of UCX's own progress, from which it must not be called again.
+void kvf_fabric::tend_guests() {
+  tending_ = true;
+  while (!requests_.empty()) {
+    const ucp_conn_request_h request = requests_.front();
+    requests_.erase(requests_.begin());
+    accept(request);
+  }
+  for (auto entry = guests_.begin(); entry != guests_.end();) {
+    if (!entry->second->lost) {
+      ++entry;
+      continue;
+    }
+    dismiss(std::move(entry->second));
+    entry = guests_.erase(entry);
+  }
+  tending_ = false;
+}
+
+// One that UCX does not let go of stays where UCX may still find it.
+void kvf_fabric::dismiss(std::unique_ptr<Guest> guest) {
+  if (!close_endpoint(guest->ep, kGuestPatienceMs)) static_cast<void>(guest.release());
+}
+
+void kvf_fabric::fence(uint64_t client) {
+  auto entry = guests_.extract(client);
+  if (!entry.empty()) dismiss(std::move(entry.mapped()));
+}

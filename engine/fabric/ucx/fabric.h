@@ -1,0 +1,80 @@
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/fabric/plugin_abi.h"
+
+// The ucx fabric: RMA by UCX's UCP layer. One context and one worker an engine; endpoints connected by sockaddr.
+
+// A key of a peer's region, unpacked for one endpoint.
+struct kvf_key {
+  ucp_rkey_h rkey = nullptr;
+};
+
+struct kvf_memory {
+  ucp_mem_h handle = nullptr;
+};
+
+// A connection that this side dialled.
+struct kvf_endpoint {
+  kvf_fabric* fabric = nullptr;
+  uint64_t token = 0;
+  ucp_ep_h ep = nullptr;
+  size_t in_flight = 0;  // operations whose end has not been told
+};
+
+// One fabric opened for one engine. See plugin_abi.h for who may call what.
+struct kvf_fabric {
+ public:
+  static int32_t open(const kvf_host& host, const kvf_open_params& params, kvf_fabric** out, kvf_facts& facts,
+                      kvf_text why);
+  ~kvf_fabric();
+
+  int wake_fd() const { return wake_fd_; }
+  int32_t arm();
+  uint32_t progress();
+  int32_t listen(const char* host, kvf_text address, kvf_text why);
+  void fence(uint64_t client);
+
+  ucp_context_h context() const { return context_; }
+  ucp_worker_h worker() const { return worker_; }
+  const kvf_host& host() const { return host_; }
+
+  // Closes an endpoint whatever its state, and waits until it is gone or `patience_ms` is over (false).
+  bool close_endpoint(ucp_ep_h ep, uint32_t patience_ms);
+
+ private:
+  // A peer's connection to this fabric.
+  struct Guest {
+    kvf_fabric* fabric = nullptr;
+    ucp_ep_h ep = nullptr;
+    bool lost = false;
+  };
+  explicit kvf_fabric(const kvf_host& host) : host_(host) {}
+  void accept(ucp_conn_request_h request);
+  void tend_guests();
+  void dismiss(std::unique_ptr<Guest> guest);
+
+  const kvf_host host_;
+  ucp_context_h context_ = nullptr;
+  ucp_worker_h worker_ = nullptr;
+  ucp_listener_h listener_ = nullptr;
+  int wake_fd_ = -1;
+  std::vector<ucp_conn_request_h> requests_;           // came in progress(), answered after it
+  std::map<uint64_t, std::unique_ptr<Guest>> guests_;  // by client
+  bool tending_ = false;
+};
+
+namespace kvferry::ucx {
+
+// Writes "<what>: <UCX's words>" and returns `result`.
+int32_t say(kvf_text why, std::string_view what, ucs_status_t status, int32_t result);
+
+}  // namespace kvferry::ucx

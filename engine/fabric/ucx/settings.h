@@ -1,0 +1,30 @@
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <map>
+#include <string>
+
+#include "engine/fabric/plugin_abi.h"
+
+namespace kvferry::ucx {
+
+// UCX's configuration: what this fabric needs, and over it what the user says.
+class Settings {
+ public:
+  static Settings of(const kvf_open_params& params);
+
+  // REQUIRES: the caller releases what it is given.
+  ucs_status_t read(ucp_config_t** out, kvf_text why) const;
+
+  std::string transports() const { return values_.at("TLS"); }
+  // Every transport is one whose device moves the bytes itself and checks keys.
+  bool only_rdma() const;
+  // Some transport leaves bytes in memory that a peer's process shares: ending the connection does not end them.
+  bool uses_shared_memory() const;
+
+ private:
+  std::map<std::string, std::string> values_;  // by UCX's name, without "UCX_"
+};
+
+}  // namespace kvferry::ucx

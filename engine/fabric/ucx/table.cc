@@ -1,0 +1,93 @@
+#include <cstring>
+#include <exception>
+
+#include "engine/fabric/ucx/endpoint.h"
+#include "engine/fabric/ucx/fabric.h"
+
+// The table that the engine is given; no exception leaves it.
+
+namespace kvferry::ucx {
+namespace {
+
+// Only memory that ran out throws here.
+template <class Call>
+int32_t guarded(kvf_text why, Call call) {
+  try {
+    return call();
+  } catch (const std::exception& error) {
+    return say(why, error.what(), UCS_ERR_NO_MEMORY, KVF_FAILED);
+  }
+}
+
+int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** out, kvf_facts* facts, kvf_text why) {
+  return guarded(why, [&] { return kvf_fabric::open(*host, *params, out, *facts, why); });
+}
+
+int32_t listen(kvf_fabric* fabric, const char* host, kvf_text address, kvf_text why) {
+  return guarded(why, [&] { return fabric->listen(host, address, why); });
+}
+
+int32_t map(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why) {
+  return guarded(why, [&] {
+    ucp_mem_map_params_t params{};
+    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
+    params.address = base;
+    params.length = length;
+    auto memory = std::make_unique<kvf_memory>();
+    if (const ucs_status_t status = ucp_mem_map(fabric->context(), &params, &memory->handle); status != UCS_OK)
+      return say(why, "UCX cannot register the memory (a low `ulimit -l`?)", status, KVF_FAILED);
+    *out = memory.release();
+    return int32_t{KVF_OK};
+  });
+}
+
+void unmap(kvf_fabric* fabric, kvf_memory* memory) {
+  ucp_mem_unmap(fabric->context(), memory->handle);
+  delete memory;
+}
+
+int32_t pack_key(kvf_fabric* fabric, kvf_memory* memory, void* out, size_t* size, kvf_text why) {
+  void* packed = nullptr;
+  size_t packed_size = 0;
+  if (const ucs_status_t status = ucp_rkey_pack(fabric->context(), memory->handle, &packed, &packed_size);
+      status != UCS_OK)
+    return say(why, "UCX cannot make a key", status, KVF_FAILED);
+  const bool fits = packed_size <= *size;
+  if (fits) std::memcpy(out, packed, packed_size);
+  *size = packed_size;
+  ucp_rkey_buffer_release(packed);
+  return fits ? KVF_OK : say(why, "the key is longer than the engine takes", UCS_ERR_BUFFER_TOO_SMALL, KVF_FAILED);
+}
+
+const kvf_fabric_table kTable = {
+    KVF_FABRIC_ABI,
+    "ucx",
+    open,
+    [](kvf_fabric* fabric) { delete fabric; },
+    [](kvf_fabric* fabric) { return int32_t{fabric->wake_fd()}; },
+    [](kvf_fabric* fabric) { return fabric->arm(); },
+    [](kvf_fabric* fabric) { return fabric->progress(); },
+    listen,
+    [](kvf_fabric* fabric, uint64_t client) { fabric->fence(client); },
+    map,
+    unmap,
+    pack_key,
+    [](kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_endpoint** out, kvf_text why) {
+      return guarded(why, [&] { return connect(fabric, address, endpoint, out, why); });
+    },
+    disconnect,
+    [](kvf_endpoint* endpoint, const void* bytes, size_t size, kvf_key** out, kvf_text why) {
+      return guarded(why, [&] { return import_key(endpoint, bytes, size, out, why); });
+    },
+    drop_key,
+    get,
+    put,
+    flush,
+};
+
+}  // namespace
+}  // namespace kvferry::ucx
+
+extern "C" __attribute__((visibility("default"))) const kvf_fabric_table* kvferry_fabric_v1() {
+  return &kvferry::ucx::kTable;
+}

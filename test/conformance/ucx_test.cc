@@ -1,0 +1,239 @@
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
+#include "test/conformance/ucx_transports.h"
+#include "test/support/engines.h"
+#include "test/support/eventually.h"
+#include "test/support/silent_port.h"
+#include "test/support/target.h"
+#include "test/support/trial.h"
+
+// What the fabric ucx does besides moving bytes: how it says why it is not there, what it leaves alone in the process,
+// and what becomes of transfers when the owner dies, stops or comes back.
+
+namespace kvferry::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+EngineConfig ucx_config(const std::string& transports) {
+  EngineConfig config;
+  config.fabrics = {"ucx"};
+  config.heartbeat = milliseconds(200 * kSlower);
+  config.missed_heartbeats = 4;
+  config.logger = make_null_logger();
+  use_transports(config, transports);
+  return config;
+}
+
+std::string why_not(EngineConfig config) {
+  const auto engine = Engine::create(std::move(config));
+  return engine.ok() ? "it was made" : engine.error().to_string();
+}
+
+// ---- the plug-in and its reasons
+
+TEST(FabricPlugin, ThatIsNotThereSaysWhereItWasLookedFor) {
+  EngineConfig config = ucx_config(kUcxTransports[0]);
+  config.plugin_folder = "/nonexistent";
+  EXPECT_NE(why_not(config).find("there is no /nonexistent/libkvferry_fabric_ucx.so"), std::string::npos)
+      << why_not(config);
+}
+
+TEST(FabricPlugin, ThatIsNoFabricIsNamed) {
+  const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("kvf-" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  Dl_info libc{};
+  ASSERT_NE(::dladdr(reinterpret_cast<const void*>(&::mmap), &libc), 0);
+  std::filesystem::create_symlink(libc.dli_fname, folder / "libkvferry_fabric_ucx.so");
+  EngineConfig config = ucx_config(kUcxTransports[0]);
+  config.plugin_folder = folder.string();
+  EXPECT_NE(why_not(config).find("is no fabric: it has no kvferry_fabric_v1"), std::string::npos) << why_not(config);
+  std::filesystem::remove_all(folder);
+}
+
+class UcxPlugin : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = why_no_fabric("ucx"); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+class Ucx : public ::testing::TestWithParam<const char*> {
+ protected:
+  static constexpr size_t kBytes = size_t{8} << 20;
+  void SetUp() override {
+    if (const std::string why = why_no_fabric("ucx"); !why.empty()) GTEST_SKIP() << why;
+  }
+
+  Target start_target() {
+    Target::Options options;
+    options.fabric = "ucx";
+    options.bytes = kBytes;
+    options.heartbeat_ms = 500 * kSlower;
+    options.environment = {{"KVFERRY_UCX_TLS", GetParam()}};
+    return Target::start(options);
+  }
+  void start_initiator() {
+    region_ = Region();
+    engine_ = must(Engine::create(ucx_config(GetParam())));
+    memory_.assign(kBytes, std::byte{1});
+    region_ = must(engine_->register_memory(memory_.data(), kBytes, MemoryKind::host, kPrivate));
+  }
+  TransferRequest request(const Target& target, Operation operation, Duration timeout) {
+    TransferRequest made;
+    made.peer = must(engine_->peer(target.address()));
+    made.operation = operation;
+    made.pairs = {{memory_.data(), target.region(), 0, kBytes}};
+    made.timeout = timeout;
+    return made;
+  }
+  Outcome move(const Target& target, Operation operation) {
+    return engine_->transfer(request(target, operation, seconds(30 * kSlower)));
+  }
+
+  std::unique_ptr<Engine> engine_;
+  std::vector<std::byte> memory_;
+  Region region_;
+};
+
+TEST_F(UcxPlugin, WithoutItsDeviceSaysWhichTransportsFoundNone) {
+  if (std::filesystem::exists("/sys/class/infiniband") && !std::filesystem::is_empty("/sys/class/infiniband"))
+    GTEST_SKIP() << "this machine has an RDMA device";
+  const std::string why = why_not(ucx_config(""));
+  EXPECT_NE(why.find("finds no device for the transports \"rc\""), std::string::npos) << why;
+}
+
+// Emulated, UCX believes every address: whoever reaches its port could read and write the process.
+TEST_F(UcxPlugin, ThatChecksNoKeysIsRefusedWherePeersMustProveWhoTheyAre) {
+  EngineConfig config = ucx_config(kUcxTransports[0]);
+  config.auth = auth_of(AuthMode::psk);
+  EXPECT_NE(why_not(config).find("check no keys"), std::string::npos) << why_not(config);
+}
+
+// Hooks would run UCX's code in every mmap of the process; its handlers would take its crashes.
+TEST_F(UcxPlugin, LeavesTheProcessesMemoryCallsAndSignalsAlone) {
+  struct Code {
+    const char* name;
+    unsigned char bytes[16];
+  };
+  Code before[] = {{"mmap", {}}, {"munmap", {}}, {"brk", {}}, {"madvise", {}}, {"shmat", {}}};
+  for (Code& code : before) std::memcpy(code.bytes, ::dlsym(RTLD_DEFAULT, code.name), sizeof code.bytes);
+  struct sigaction segv_before {};
+  ::sigaction(SIGSEGV, nullptr, &segv_before);
+
+  const auto engine = must(Engine::create(ucx_config(kUcxTransports[0])));
+  std::vector<std::byte> memory(100000);
+  const Region region = must(engine->register_memory(memory.data(), memory.size(), MemoryKind::host, kRemoteRead));
+  for (const Code& code : before)
+    EXPECT_EQ(std::memcmp(code.bytes, ::dlsym(RTLD_DEFAULT, code.name), sizeof code.bytes), 0) << code.name;
+  struct sigaction segv_after {};
+  ::sigaction(SIGSEGV, nullptr, &segv_after);
+  EXPECT_EQ(segv_before.sa_handler, segv_after.sa_handler);
+}
+
+// ---- faults
+
+TEST_P(Ucx, MovesBytesAndSaysByWhat) {
+  Target target = start_target();
+  start_initiator();
+  ASSERT_EQ(target.ask("fill 7"), "ok");
+  const Outcome read = move(target, Operation::read);
+  ASSERT_TRUE(read.status.ok()) << read.status.error().to_string();
+  EXPECT_EQ(read.fabric, "ucx");
+  EXPECT_EQ(memory_.front(), std::byte{7});
+  EXPECT_EQ(memory_.back(), std::byte{7});
+  std::fill(memory_.begin(), memory_.end(), std::byte{9});
+  const Outcome write = move(target, Operation::write);
+  ASSERT_TRUE(write.status.ok()) << write.status.error().to_string();
+  // I8: seen from outside, without a word of the target's.
+  EXPECT_EQ(target.memory(), memory_);
+  const std::string described = engine_->describe();
+  EXPECT_NE(described.find("\"fabric\":\"ucx\""), std::string::npos) << described;
+  EXPECT_NE(described.find(GetParam()), std::string::npos) << described;
+  EXPECT_NE(described.find("emulated: for trusted peers only"), std::string::npos) << described;
+}
+
+TEST_P(Ucx, EndsTransfersWhenTheOwnerDiesAndServesItsSuccessor) {
+  Target target = start_target();
+  start_initiator();
+  ASSERT_TRUE(move(target, Operation::read).status.ok());
+  std::vector<Transfer> all;
+  for (int i = 0; i < 20; ++i)
+    all.push_back(must(engine_->submit(request(target, i % 2 ? Operation::read : Operation::write, seconds(30)))));
+  ASSERT_TRUE(target.process().kill().ok());
+  int failed = 0;
+  for (const Transfer& transfer : all) {
+    const auto outcome = transfer.wait_for(seconds(20 * kSlower));
+    ASSERT_TRUE(outcome.has_value());
+    failed += !outcome->status.ok();
+  }
+  EXPECT_GT(failed, 0);
+  const std::vector<std::byte> quiet = memory_;
+  Target next = Target::start(target.successor());
+  ASSERT_EQ(next.ask("fill 5"), "ok");
+  EXPECT_EQ(memory_, quiet) << "written to after the outcome";
+  Outcome again;
+  ASSERT_TRUE(eventually([&] {
+    again = move(next, Operation::read);
+    return again.status.ok();
+  })) << again.status.error().to_string();
+  EXPECT_EQ(memory_.back(), std::byte{5});
+}
+
+// I3, I4: a stopped owner of an emulated fabric answers nothing; the outcome comes by the deadline all the same.
+TEST_P(Ucx, ComesToItsDeadlineWhenTheOwnerIsStopped) {
+  const SystemClock clock;
+  for (const Operation operation : {Operation::read, Operation::write}) {
+    Target target = start_target();
+    start_initiator();
+    ASSERT_TRUE(move(target, Operation::read).status.ok());
+    ASSERT_TRUE(target.process().stop().ok());
+    const TimePoint begin = clock.now();
+    const Outcome outcome = engine_->transfer(request(target, operation, milliseconds(400)));
+    ASSERT_FALSE(outcome.status.ok());
+    EXPECT_LT(clock.now() - begin, seconds(4 * kSlower));
+    EXPECT_EQ(outcome.remote, operation == Operation::write ? RemoteQuiet::unknown : RemoteQuiet::quiet);
+    EXPECT_TRUE(region_.unregister().ok()) << "our own memory is quiet";
+  }
+}
+
+// I6, no polling: what waits for nothing costs nothing.
+TEST_P(Ucx, CostsNothingWhileIdle) {
+  Target target = start_target();
+  start_initiator();
+  ASSERT_TRUE(move(target, Operation::read).status.ok());
+  const auto used = [] {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    return seconds(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           std::chrono::microseconds(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+  };
+  // Nobody answers there: the wait is as long as its deadline.
+  const SilentPort port;
+  TransferRequest silent = request(target, Operation::read, seconds(4));
+  silent.peer = must(engine_->peer(port.address()));
+  const auto before = used();
+  const auto target_before = target.process().cpu_time();
+  EXPECT_FALSE(engine_->transfer(std::move(silent)).status.ok());
+  EXPECT_LT(used() - before, milliseconds(40 * kSlower));
+  const auto target_after = target.process().cpu_time();
+  ASSERT_TRUE(target_before.ok() && target_after.ok());
+  EXPECT_LT(*target_after - *target_before, milliseconds(40 * kSlower));
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, Ucx, ::testing::ValuesIn(kUcxTransports),
+                         [](const ::testing::TestParamInfo<const char*>& tested) {
+                           return name_of_transports(tested.param).substr(1);
+                         });
+
+}  // namespace
+}  // namespace kvferry::test

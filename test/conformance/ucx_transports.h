@@ -1,0 +1,31 @@
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+
+#include "engine/config.h"
+#include "engine/fabric/plugin/library.h"
+
+namespace kvferry::test {
+
+// Transports of UCX that exist on every machine. Both emulate RMA: the owner's engine moves the bytes.
+inline constexpr const char* kUcxTransports[] = {"tcp,self", "posix,tcp,self"};
+
+// Part of a test's name.
+inline std::string name_of_transports(const std::string& transports) {
+  return transports.empty() ? std::string() : fmt::format("_{}", transports.substr(0, transports.find(',')));
+}
+
+inline void use_transports(EngineConfig& config, const std::string& transports) {
+  if (!transports.empty()) config.fabric_settings.push_back({"ucx", "TLS", transports});
+}
+
+// Empty when the fabric can be loaded.
+inline std::string why_no_fabric(const std::string& fabric) {
+  if (is_builtin_fabric(fabric)) return "";
+  const auto library = plugin::Library::load(fabric, "");
+  return library.ok() ? "" : library.error().to_string();
+}
+
+}  // namespace kvferry::test
