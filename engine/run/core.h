@@ -53,7 +53,7 @@ class EngineCore {
     MetricsRegistry& metrics;
     std::shared_ptr<Logger> logger;
     HostIdentity host;
-    std::vector<plugin::Node*> nodes;  // of the fabrics of plug-ins, best first
+    std::vector<plugin::Node*> nodes = {};  // of the fabrics of plug-ins, best first
   };
   using TaskPtr = std::shared_ptr<TransferTask>;
   using PeerIndex = size_t;

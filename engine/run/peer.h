@@ -57,7 +57,7 @@ class Peer {
     local::Copier* copier;  // null: no local fabric here
     const Clock& clock;
     bool use_tcp;
-    std::vector<plugin::Node*> nodes;  // of the fabrics of plug-ins, best first
+    std::vector<plugin::Node*> nodes = {};  // of the fabrics of plug-ins, best first
     tcp::PathOptions tcp_options;
     Duration connect_patience;
     size_t max_regions;

@@ -39,7 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
          raw->fence_lane(1, [] {});
          static_cast<void>(raw->open_lane([] {}));
        },
-       [&] { KVF_CHECK(raw->regions()->regions().size() <= kMaxRegions); }, [](const proto::Frame&) {},
+       [&] { KVF_CHECK(raw->regions()->regions().size() <= kMaxRegions); }, [](const proto::Frame&) {}, nullptr,
        [&](const Error&) { ++ended; }},
       std::move(stream), Address{"127.0.0.1", 1}, "");
   raw = &session;
