@@ -23,7 +23,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   pipe->read_at_once = data[0] == 0 ? SIZE_MAX : data[0];
   {
     // No local fabric: it would look into the processes that the input names.
-    OwnerSession session({loop, identity, registry, lanes, nullptr, nullptr, random, OwnerSession::Limits{},
+    OwnerSession session({loop,
+                          identity,
+                          registry,
+                          lanes,
+                          nullptr,
+                          {},
+                          nullptr,
+                          random,
+                          OwnerSession::Limits{},
                           Frames::Limits{size_t{64} << 10, size_t{1} << 20, {}},
                           [&](const ReceivedNotification&) -> Status {
                             if (++delivered > 4) return Error{ErrorCode::resource_exhausted, "full"};
