@@ -76,10 +76,12 @@ Duration EpollLoop::longest_wait(TimePoint deadline, TimePoint from) const {
 }
 
 void EpollLoop::run_once(TimePoint deadline, const std::atomic<size_t>& pending) {
+  const bool ran = !before_sleep_.empty();
   run_all(before_sleep_);
   waiting_.store(true, std::memory_order_seq_cst);
   const bool work = pending.load(std::memory_order_seq_cst) != 0;
-  const Duration wait = work ? Duration(0) : longest_wait(deadline, now());
+  // What was put off may have been what a driver waits for (run/driver.h): it looks before the loop sleeps.
+  const Duration wait = work || ran ? Duration(0) : longest_wait(deadline, now());
   std::array<epoll_event, kEventsPerTurn> events;
   const timespec timeout{wait.count() / 1'000'000'000, wait.count() % 1'000'000'000};
   const int ready = ::epoll_pwait2(epoll_.get(), events.data(), kEventsPerTurn, &timeout, nullptr);

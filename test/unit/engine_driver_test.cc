@@ -87,6 +87,24 @@ TEST_F(DriverTest, RunsWhatIsPutOffUntilTheLoopSleepsWhoeverLetsItSleep) {
   }
 }
 
+// Else it would sleep until something else happens, a heartbeat for one.
+TEST_F(DriverTest, DoesNotSleepWhenWhatWasPutOffIsWhatItWaitsFor) {
+  for (int i = 0; i < 100; ++i) {
+    std::atomic<bool> done{false};
+    driver_->post(
+        [&] {
+          loop_->before_sleep([&] {
+            done.store(true);
+            driver_->wake_waiters();
+          });
+        },
+        true);
+    const TimePoint began = loop_->now();
+    driver_->wait(done, began + seconds(30));
+    ASSERT_LT(loop_->now() - began, seconds(10));
+  }
+}
+
 TEST_F(DriverTest, StopsWaitingAtTheDeadline) {
   const std::atomic<bool> never{false};
   const TimePoint began = loop_->now();
