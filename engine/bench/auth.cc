@@ -26,6 +26,9 @@ Result<EngineConfig> base_config() {
   KVF_ASSIGN_OR_RETURN(EngineConfig settings, EngineConfig::from_environment(Environment::of_process()));
   EngineConfig config;
   config.auth = std::move(settings.auth);
+  config.plugin_folder = std::move(settings.plugin_folder);
+  config.fabric_settings = std::move(settings.fabric_settings);
+  config.rdma_host = std::move(settings.rdma_host);
   return config;
 }
 

@@ -10,7 +10,8 @@ namespace kvferry::bench {
 // that this one spawns finds them. They go with what is returned; nothing in mode open.
 Result<std::unique_ptr<TrialKeys>> use_trial_keys(AuthMode mode);
 
-// What every engine of the benchmark begins with: authentication as the environment says (docs/settings.md).
+// What every engine of the benchmark begins with: authentication and fabrics of plug-ins as the environment says
+// (docs/settings.md).
 Result<EngineConfig> base_config();
 
 }  // namespace kvferry::bench

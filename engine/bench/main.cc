@@ -5,6 +5,7 @@
 
 #include "engine/bench/auth.h"
 #include "engine/bench/controls.h"
+#include "engine/bench/doctor.h"
 #include "engine/bench/options.h"
 #include "engine/bench/report.h"
 #include "engine/bench/runner.h"
@@ -22,8 +23,9 @@ struct Results {
 
 Status run_cases(const Options& options, std::FILE* table, Results& results) {
   if (options.cases.empty()) return {};
-  KVF_ASSIGN_OR_RETURN(Remote remote,
-                       options.connect.empty() ? Remote::spawn(options.target.pool) : Remote::connect(options.connect));
+  KVF_ASSIGN_OR_RETURN(Remote remote, options.connect.empty()
+                                          ? Remote::spawn(options.target.pool, options.target.plugin)
+                                          : Remote::connect(options.connect));
   KVF_ASSIGN_OR_RETURN(const auto runner, Runner::create(std::move(remote), options.runner));
   Progress progress;
   fmt::print(table, "{}\n", header_line());
@@ -99,11 +101,20 @@ int measure(const Options& options) {
   return options.check ? check(results, table) : 0;
 }
 
+Status examine() {
+  KVF_ASSIGN_OR_RETURN(const std::string text, examine_this_host());
+  fmt::print("{}", text);
+  return {};
+}
+
 int run(const Options& options) {
   Status status;
   switch (options.role) {
     case Options::Role::initiator:
       return measure(options);
+    case Options::Role::doctor:
+      status = examine();
+      break;
     case Options::Role::target:
       status = run_target(options.target);
       break;

@@ -14,6 +14,7 @@ namespace {
 // What CLI11 fills in, before it is understood.
 struct Words {
   bool self = false;
+  bool doctor = false;
   std::string target;
   std::string crowd;
   std::string reader;
@@ -38,6 +39,7 @@ void add_roles(CLI::App& app, Options& options, Words& words) {
   app.add_option("--connect", options.connect, "Measure the target with this control HOST:PORT");
   app.add_flag("--once", options.target.once, "As a target: end with the first initiator");
   app.add_option("--pool", words.pool, "Bytes of memory on either side (512M, or what the largest case needs)");
+  app.add_flag("--doctor", words.doctor, "Say what this host has, and which fabrics are viable on it and why");
   app.add_option("--crowd", words.crowd, "Be many peers that only beat, of the engine at this HOST:PORT")->group("");
   app.add_option("--sessions", options.sessions, "How many peers the crowd has")->group("");
   app.add_option("--reader", words.reader, "Be a slow reader of the engine at this HOST:PORT")->group("");
@@ -54,7 +56,9 @@ void add_cases(CLI::App& app, Options& options, Words& words) {
   app.add_option("--count", words.counts, "Blocks of a transfer")->delimiter(',')->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", words.threads, "Threads that transfer at once")->delimiter(',')->check(CLI::Range(1, 64));
   app.add_option("--op", words.operations, "read, write")->delimiter(',')->check(CLI::IsMember({"read", "write"}));
-  app.add_option("--fabric", words.fabrics, "local, tcp")->delimiter(',')->check(CLI::IsMember({"local", "tcp"}));
+  app.add_option("--fabric", words.fabrics, "local, tcp, ucx (a target must be told of ucx, too)")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"local", "tcp", "ucx"}));
   app.add_option("--layout", words.layouts, "scattered, contiguous")
       ->delimiter(',')
       ->check(CLI::IsMember({"scattered", "contiguous"}));
@@ -95,6 +99,8 @@ Status understand(const Words& words, bool is_target, Options& options) {
   if (is_target) {
     options.role = Options::Role::target;
     if (!words.target.empty()) options.target.listen = words.target;
+  } else if (words.doctor) {
+    options.role = Options::Role::doctor;
   } else if (!words.crowd.empty() || !words.reader.empty()) {
     options.role = words.crowd.empty() ? Options::Role::reader : Options::Role::crowd;
     options.scripted_peer_of = words.crowd.empty() ? words.reader : words.crowd;
@@ -111,6 +117,8 @@ Status understand(const Words& words, bool is_target, Options& options) {
     return std::find(words.fabrics.begin(), words.fabrics.end(), tested.fabric) != words.fabrics.end() &&
            std::find(words.operations.begin(), words.operations.end(), operation) != words.operations.end();
   };
+  for (const std::string& fabric : words.fabrics)
+    if (!is_builtin_fabric(fabric)) options.target.plugin = fabric;
   if (suite == "goals" || suite == "quick" || suite == "all")
     for (const Case& tested : goal_cases(suite == "quick"))
       if (wanted(tested)) options.cases.push_back(tested);

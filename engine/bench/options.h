@@ -12,7 +12,7 @@ namespace kvferry::bench {
 
 // What the command line asks for.
 struct Options {
-  enum class Role { initiator, target, crowd, reader };
+  enum class Role { initiator, target, crowd, reader, doctor };
   Role role = Role::initiator;
 
   TargetOptions target;  // of the role target; its pool also of a target that is spawned

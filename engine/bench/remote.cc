@@ -6,9 +6,10 @@
 
 namespace kvferry::bench {
 
-Result<Remote> Remote::spawn(uint64_t pool) {
-  KVF_ASSIGN_OR_RETURN(Child child,
-                       Child::spawn({"--target", "127.0.0.1:0", "--once", "--pool", std::to_string(pool)}));
+Result<Remote> Remote::spawn(uint64_t pool, const std::string& plugin) {
+  std::vector<std::string> arguments = {"--target", "127.0.0.1:0", "--once", "--pool", std::to_string(pool)};
+  if (!plugin.empty()) arguments.insert(arguments.end(), {"--fabric", plugin});
+  KVF_ASSIGN_OR_RETURN(Child child, Child::spawn(std::move(arguments)));
   KVF_ASSIGN_OR_RETURN(const std::string line, child.read_line());
   const std::string word = "control ";
   if (!line.starts_with(word)) return Error{ErrorCode::protocol, "the target said: " + line};

@@ -13,7 +13,8 @@ namespace kvferry::bench {
 // The initiator's hold on a target (engine/bench/target.h): one that it spawned, or one that a person started.
 class Remote {
  public:
-  static Result<Remote> spawn(uint64_t pool);
+  // `plugin`: a fabric that it opens besides local and tcp, or empty.
+  static Result<Remote> spawn(uint64_t pool, const std::string& plugin = {});
   static Result<Remote> connect(const std::string& control);
 
   Result<std::string> ask(const std::string& line) { return channel_.ask(line); }

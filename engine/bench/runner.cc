@@ -97,7 +97,9 @@ Runner::Step Runner::limit_step(const Case& tested) {
   return [this, tested](int thread) -> Status {
     const auto index = static_cast<size_t>(thread);
     const Work& work = work_[index];
-    if (tested.fabric == "local") return raw_local(remote_.pid(), tested.operation, work.ours, work.theirs);
+    // What reaches memory without its owner is beside what the kernel does so on one host.
+    const bool one_sided = tested.fabric != "tcp" && remote_.same_host();
+    if (one_sided) return raw_local(remote_.pid(), tested.operation, work.ours, work.theirs);
     if (tested.count == 1 && tested.block <= 4096) return raw_ping(raw_[index].get());
     return raw_tcp(raw_[index].get(), tested.operation, static_cast<uint32_t>(thread), work.ours);
   };
@@ -185,7 +187,7 @@ Result<Row> Runner::run(const Case& tested) {
   const Step product = product_step(*with->engine);
   if (options_.verify) KVF_RETURN_IF_ERROR(verify(tested, product));
   std::optional<Apart> apart;  // more bytes, or more threads, are worth more than a core a side
-  if (tested.fabric == "tcp" && remote_.same_host() && tested.threads == 1 && tested.bytes() < kBulkBytes)
+  if (tested.fabric != "local" && remote_.same_host() && tested.threads == 1 && tested.bytes() < kBulkBytes)
     apart.emplace(remote_.pid());
   Crew crew(tested.threads);
   Samples warming;

@@ -19,22 +19,24 @@
 namespace kvferry::bench {
 namespace {
 
-Result<EngineConfig> engine_config(const std::string& host) {
+Result<EngineConfig> engine_config(const std::string& host, const std::string& plugin) {
   KVF_ASSIGN_OR_RETURN(EngineConfig config, base_config());
   config.engine_id = "bench-target";
   config.listen = Address{host, 0}.to_string();
+  if (!plugin.empty()) config.fabrics.push_back(plugin);
   config.allow_open = true;  // whoever binds the target to a reachable address means it
   return config;
 }
 
 class Target {
  public:
-  static Result<std::unique_ptr<Target>> create(const std::string& host, uint64_t bytes) {
+  static Result<std::unique_ptr<Target>> create(const std::string& host, const TargetOptions& options) {
+    const uint64_t bytes = options.pool;
     auto target = std::make_unique<Target>();
     target->host_ = host;
     KVF_ASSIGN_OR_RETURN(target->pool_, Pool::create(bytes));
     KVF_ASSIGN_OR_RETURN(target->raw_, RawServer::create(host));
-    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host));
+    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host, options.plugin));
     KVF_ASSIGN_OR_RETURN(target->engine_, Engine::create(std::move(config)));
     KVF_ASSIGN_OR_RETURN(target->region_, target->engine_->register_memory(target->pool_->base(), bytes,
                                                                            MemoryKind::host, kRemoteReadWrite));
@@ -103,7 +105,7 @@ class Target {
     constexpr uint64_t kRegionBytes = 4096;
     if (count == 0 || count * kRegionBytes > pool_->size())
       return Error{ErrorCode::invalid_argument, "so many regions do not fit into the pool"};
-    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host_));
+    KVF_ASSIGN_OR_RETURN(EngineConfig config, engine_config(host_, ""));
     KVF_ASSIGN_OR_RETURN(many_, Engine::create(std::move(config)));
     std::vector<std::pair<void*, uint64_t>> ranges;
     for (uint64_t i = 0; i < count; ++i) ranges.emplace_back(pool_->base() + i * kRegionBytes, kRegionBytes);
@@ -134,7 +136,7 @@ class Target {
 Status run_target(const TargetOptions& options) {
   KVF_ASSIGN_OR_RETURN(const Address address, parse_address(options.listen, false));
   KVF_ASSIGN_OR_RETURN(const ListeningSocket control, listen_on(options.listen));
-  KVF_ASSIGN_OR_RETURN(const auto target, Target::create(address.host, options.pool));
+  KVF_ASSIGN_OR_RETURN(const auto target, Target::create(address.host, options));
   fmt::print("control {}\n", control.address);
   std::fflush(stdout);
   do {

@@ -21,7 +21,8 @@ namespace kvferry::bench {
 struct TargetOptions {
   std::string listen = "127.0.0.1:0";
   uint64_t pool = uint64_t{512} << 20;
-  bool once = false;  // ends with the first controlling process
+  bool once = false;   // ends with the first controlling process
+  std::string plugin;  // a fabric that it opens besides local and tcp
 };
 Status run_target(const TargetOptions& options);
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,8 +27,9 @@ struct Finished {
   std::string output;
 };
 
-Finished run_bench(std::vector<std::string> arguments) {
+Finished run_bench(std::vector<std::string> arguments, std::map<std::string, std::string> environment = {}) {
   test::ProcessOptions options;
+  options.environment = std::move(environment);
   options.arguments = std::move(arguments);
   options.merge_stderr = true;
   auto process = test::Process::spawn(KVF_BENCH, options);
@@ -48,6 +50,28 @@ TEST(Bench, MovesAndVerifiesEveryByteOfEveryKindOfCase) {
                                   "scattered,contiguous", "--pool", "4M", "--seconds", "0.001", "--verify"});
   EXPECT_EQ(run.exit_status, 0) << run.output;
   EXPECT_THAT(run.output, HasSubstr("every byte of 64 cases verified"));
+}
+
+// Where the plug-in is not built, or UCX finds no device, its reason is what is said of it.
+TEST(Bench, SaysWhichFabricsAreViableOnThisHostAndWhy) {
+  const Finished run = run_bench({"--doctor"});
+  EXPECT_EQ(run.exit_status, 0) << run.output;
+  EXPECT_THAT(run.output, HasSubstr("fabric  tcp: viable, named by KVFERRY_FABRICS or its default"));
+  EXPECT_THAT(run.output, ContainsRegex("fabric  ucx: (viable|not viable here), not named by KVFERRY_FABRICS"));
+  EXPECT_THAT(run.output, ContainsRegex("link    lo: "));
+  EXPECT_THAT(run.output, ContainsRegex("rdma    [a-z]"));
+  EXPECT_THAT(run.output, HasSubstr("limit   locked memory (ulimit -l): "));
+}
+
+TEST(Bench, MeasuresTheFabricOfAPlugIn) {
+  const std::map<std::string, std::string> environment = {{"KVFERRY_UCX_TLS", "tcp,self"}};
+  const Finished doctor = run_bench({"--doctor"}, environment);
+  if (doctor.output.find("fabric  ucx: viable") == std::string::npos) GTEST_SKIP() << doctor.output;
+  const Finished run = run_bench(
+      {"--fabric", "ucx", "--block", "4K", "--count", "1,48", "--pool", "4M", "--seconds", "0.001", "--verify"},
+      environment);
+  EXPECT_EQ(run.exit_status, 0) << run.output;
+  EXPECT_THAT(run.output, HasSubstr("every byte of 4 cases verified"));
 }
 
 TEST(Bench, PrintsAMachineReadableDocument) {

@@ -1,0 +1,112 @@
+#include "engine/bench/doctor.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <vector>
+
+#include "common/config.h"
+#include "engine/engine.h"
+
+namespace kvferry::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The first line of a small file of the kernel's, or "-".
+std::string first_line(const fs::path& path) {
+  std::ifstream file(path);
+  std::string line;
+  return std::getline(file, line) && !line.empty() ? line : "-";
+}
+
+std::vector<fs::path> entries(const fs::path& folder) {
+  std::vector<fs::path> out;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) out.push_back(entry.path());
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+std::string links() {
+  std::string out;
+  for (const fs::path& link : entries("/sys/class/net")) {
+    const std::string speed = first_line(link / "speed");
+    const bool known = speed != "-" && speed != "-1";
+    out += fmt::format("link    {}: {}, {}, mtu {}\n", link.filename().string(), first_line(link / "operstate"),
+                       known ? speed + " Mb/s" : "speed unknown", first_line(link / "mtu"));
+  }
+  return out;
+}
+
+std::string rdma_devices() {
+  std::string out;
+  for (const fs::path& device : entries("/sys/class/infiniband"))
+    for (const fs::path& port : entries(device / "ports"))
+      out += fmt::format("rdma    {}:{}: {}, {}, {}, netdev {}, NUMA node {}\n", device.filename().string(),
+                         port.filename().string(), first_line(port / "state"), first_line(port / "rate"),
+                         first_line(port / "link_layer"), first_line(port / "gid_attrs" / "ndevs" / "0"),
+                         first_line(device / "device" / "numa_node"));
+  return out.empty() ? "rdma    no device: /sys/class/infiniband has none\n" : out;
+}
+
+std::string gpus() {
+  std::string out;
+  for (const fs::path& gpu : entries("/proc/driver/nvidia/gpus"))
+    out += fmt::format("gpu     {}: memory of it goes by the fabric tcp\n", gpu.filename().string());
+  if (out.empty()) return "gpu     none: /proc/driver/nvidia/gpus is not there\n";
+  const bool peermem = fs::exists("/sys/module/nvidia_peermem");
+  return out + fmt::format("gpu     nvidia_peermem is {}loaded\n", peermem ? "" : "not ");
+}
+
+std::string limit_text(rlim_t value) {
+  return value == RLIM_INFINITY ? "unlimited" : std::to_string(value);
+}
+
+std::string limits() {
+  rlimit locked{};
+  rlimit descriptors{};
+  ::getrlimit(RLIMIT_MEMLOCK, &locked);
+  ::getrlimit(RLIMIT_NOFILE, &descriptors);
+  std::string out = fmt::format("limit   locked memory (ulimit -l): {}{}\n", limit_text(locked.rlim_cur),
+                                locked.rlim_cur == RLIM_INFINITY ? "" : " bytes: RDMA devices register no more");
+  out += fmt::format("limit   descriptors (ulimit -n): {}\n", limit_text(descriptors.rlim_cur));
+  return out + fmt::format("limit   kernel.yama.ptrace_scope: {} (the fabric local needs 0, or the same parent)\n",
+                           first_line("/proc/sys/kernel/yama/ptrace_scope"));
+}
+
+// An engine with that fabric alone, on a port of its own.
+std::string fabric_line(const std::string& name, EngineConfig config) {
+  const bool used = std::find(config.fabrics.begin(), config.fabrics.end(), name) != config.fabrics.end();
+  const char* wish = used ? "named by KVFERRY_FABRICS or its default" : "not named by KVFERRY_FABRICS: never used";
+  config.fabrics = {name};
+  const auto engine = Engine::create(std::move(config));
+  if (!engine) return fmt::format("fabric  {}: not viable here, {}: {}\n", name, wish, engine.error().to_string());
+  const std::string described = (*engine)->describe();
+  const std::string key = "\"plugins\":{\"" + name + "\":\"";
+  std::string facts;
+  if (const size_t at = described.find(key); at != std::string::npos)
+    facts = " (" + described.substr(at + key.size(), described.find('"', at + key.size()) - at - key.size()) + ")";
+  return fmt::format("fabric  {}: viable, {}{}\n", name, wish, facts);
+}
+
+}  // namespace
+
+Result<std::string> examine_this_host() {
+  KVF_ASSIGN_OR_RETURN(EngineConfig config, EngineConfig::from_environment(Environment::of_process()));
+  KVF_ASSIGN_OR_RETURN(Address listen, parse_address(config.listen, false));
+  config.listen = Address{listen.host, 0}.to_string();
+  config.logger = make_null_logger();
+  std::string out = links() + rdma_devices() + gpus() + limits();
+  std::vector<std::string> names = {"local", "tcp"};
+  for (const std::string& plugin : known_plugins()) names.push_back(plugin);
+  for (const std::string& name : names) out += fabric_line(name, config);
+  out += "choice  between two engines: ";
+  for (const std::string& name : config.fabrics) out += name + (name == config.fabrics.back() ? "" : ", then ");
+  return out + "; local where both are on one host. describe() says which was taken for a peer, and why.\n";
+}
+
+}  // namespace kvferry::bench
