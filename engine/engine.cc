@@ -126,8 +126,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
 
 Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
   KVF_RETURN_IF_ERROR(config.validate());
-  // Whoever may call process_vm_readv may read everything, and an RDMA device asks nobody.
-  if (config.strict) std::erase_if(config.fabrics, [](const std::string& name) { return name != "tcp"; });
+  if (config.strict) config.fabrics = {"tcp"};  // process_vm_readv and RDMA devices reach what is registered, all of it
   auto state = std::make_shared<EngineState>();
   EngineState& s = *state;
   s.config = std::move(config);
@@ -148,8 +147,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
     s.secure_network =
         std::make_unique<SecureNetwork>(*s.loop, *s.network, *s.credentials, plain_refusal(s.config.auth.mode));
   }
-  const bool use_local = std::find(s.config.fabrics.begin(), s.config.fabrics.end(), "local") != s.config.fabrics.end();
-  if (use_local) {
+  if (std::find(s.config.fabrics.begin(), s.config.fabrics.end(), "local") != s.config.fabrics.end()) {
     const int spare = std::clamp(static_cast<int>(std::thread::hardware_concurrency()) - 1, 1, 3);
     const int threads = s.config.copy_threads >= 0 ? s.config.copy_threads : spare;
     s.copier = std::make_unique<local::Copier>(static_cast<size_t>(std::max(threads, 1)));

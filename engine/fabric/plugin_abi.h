@@ -65,8 +65,6 @@ typedef struct {
   // The peer's memory is reached without its CPU, and only by a key that is in force: what unmap() took back cannot be
   // touched any more. Otherwise the peer moves the bytes itself, and believes what it is told.
   int32_t enforces_keys;
-  // When fence() returns, nothing that came by that client's connection is applied any more.
-  int32_t fences;
 } kvf_facts;
 
 typedef struct {
@@ -76,7 +74,7 @@ typedef struct {
   // Failing to open is how a fabric says that it is not viable on this machine.
   int32_t (*open)(const kvf_host* host, const kvf_open_params* params, kvf_fabric** out, kvf_facts* facts,
                   kvf_text why);
-  // REQUIRES: every endpoint and memory of it is gone.
+  // REQUIRES: every endpoint of it is gone. Memory that is left is taken back.
   void (*close)(kvf_fabric* fabric);
 
   // Readable when there may be something to progress, once arm() has said KVF_OK; KVF_BUSY: progress first.
@@ -87,8 +85,9 @@ typedef struct {
 
   // Takes connections at this numeric host; writes "host:port" to `address`.
   int32_t (*listen)(kvf_fabric* fabric, const char* host, kvf_text address, kvf_text why);
-  // Ends the connections of that client, and refuses nothing: admit() decides whether it may come back.
-  void (*fence)(kvf_fabric* fabric, uint64_t client);
+  // Ends the connections of that client, and refuses nothing: admit() decides whether it may come back. KVF_OK: nothing
+  // that came by them is applied any more. KVF_FAILED: that is not sure.
+  int32_t (*fence)(kvf_fabric* fabric, uint64_t client);
 
   int32_t (*map)(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why);
   // When it returns, and the fabric enforces keys, nobody reaches the memory by them any more.

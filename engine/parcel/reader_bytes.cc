@@ -189,6 +189,9 @@ void ParcelReader::on_stream_end(const ReadPtr& read, size_t index, Result<std::
 // The bytes are here. `digest`: the owner has to compare it; without one the verdict is at hand.
 void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest) {
   Share& share = read->shares[index];
+  // No connection of the fabric: perhaps by the next, or by another.
+  if (!status.ok() && status.error().code == ErrorCode::unavailable && share.job)
+    return retry_share(read, index, status.error());
   bool owner_judges = digest.has_value();
   if (status.ok() && share.job) {
     // I1, DESIGN.md: the bytes count only if the generation is still in force behind the last of them.

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "common/text.h"
-
 namespace kvferry {
 namespace {
 
@@ -14,13 +12,6 @@ constexpr Duration kLongestBackoff = std::chrono::seconds(2);
 // How long a cancelled write waits to hear that the far side is quiet, before it says `unknown`.
 constexpr Duration kFencePatience = std::chrono::seconds(1);
 constexpr size_t kFetchLanes = 2;
-
-// Where a peer's fabric listens: what it says, with the host by which it is reached where it says "any".
-std::string address_of_fabric(const std::string& told, const Address& session) {
-  const auto parsed = parse_address(told, false);
-  if (!parsed || (parsed->host != "0.0.0.0" && parsed->host != "::")) return told;
-  return Address{session.host, parsed->port}.to_string();
-}
 
 }  // namespace
 
@@ -110,50 +101,6 @@ void Peer::on_ready() {
   for (const TaskPtr& task : waiting) task->exposed = false;  // this session's hello has ended the one before
   for (const TaskPtr& task : waiting)
     if (task->phase == TransferPhase::waiting && session_) begin(task);
-}
-
-void Peer::choose_one_sided() {
-  const InitiatorSession::PeerFacts& facts = session_->peer();
-  if (context_.loopback && context_.loopback->has(facts.engine_id, facts.incarnation))
-    one_sided_path_ =
-        std::make_unique<loopback::LoopbackPath>(context_.loop, context_.loopback, facts.engine_id, facts.incarnation);
-  else if (session_->link() && context_.copier != nullptr)
-    one_sided_path_ =
-        std::make_unique<local::LocalPath>(session_->link(), *context_.copier, context_.clock, context_.post);
-  else
-    one_sided_path_ = make_plugin_path();
-}
-
-// The first of ours that the peer has too.
-std::unique_ptr<OneSidedPath> Peer::make_plugin_path() {
-  for (plugin::Node* node : context_.nodes) {
-    const auto offer = session_->peer().fabrics.find(node->fabric());
-    if (offer == session_->peer().fabrics.end()) continue;
-    plugin::PathOptions options;
-    options.connect_patience = context_.connect_patience;
-    if (!node->enforces_keys()) {
-      // The owner's CPU moves the bytes: a small window is as fast, and what is under way is let end rather than cut
-      // off, of which UCX's emulation thinks little (docs/rdma.md).
-      options.window_bytes = uint64_t{2} << 20;
-      options.cancel_patience = std::chrono::milliseconds(500);
-    }
-    auto path =
-        std::make_unique<plugin::PluginPath>(context_.loop, *node, address_of_fabric(offer->second, address_), options);
-    plugin_path_ = path.get();
-    return path;
-  }
-  return nullptr;
-}
-
-// I4: the owner gives memory back when it hears that we are through with it.
-void Peer::on_regions_changed() {
-  publish_view();
-  if (context_.nodes.empty()) return;
-  const uint64_t version = session_->regions_version();
-  if (plugin_path_ == nullptr) return session_->tell_regions_quiet(version);
-  plugin_path_->retire(session_->regions(), [this, version, session = session_.get()] {
-    if (session_.get() == session) session->tell_regions_quiet(version);
-  });
 }
 
 // I5: what depended on the session ends with it; the next use dials again and may find another incarnation.
@@ -269,24 +216,11 @@ void Peer::start_on(const TaskPtr& task, Path& path) {
   task->path->start(task->job);
 }
 
-Result<Path*> Peer::choose_path(const Job& job) {
-  const auto reached = [this](const RegionInfo* region) { return one_sided_path_->reaches(*region); };
-  std::string why_not_local = session_->why_not_local();
-  if (one_sided_path_) {
-    if (job.local_ops->kind() == MemoryKind::host && std::all_of(job.remote.begin(), job.remote.end(), reached))
-      return static_cast<Path*>(one_sided_path_.get());
-    why_not_local = "device memory";
-  }
-  if (tcp_path_) return static_cast<Path*>(tcp_path_.get());
-  return Error{ErrorCode::unsupported,
-               "no fabric reaches the peer: local: " + why_not_local + "; tcp: switched off here"};
-}
-
 void Peer::on_moved(const TaskPtr& task, Status status) {
   if (task->phase != TransferPhase::moving) return;
   // What copies without the peer may learn first that it has ended the session.
-  if (!status.ok() && status.error().code == ErrorCode::peer_lost && session_ &&
-      task->path == one_sided_path_.get() && task->path != plugin_path_)
+  if (!status.ok() && status.error().code == ErrorCode::peer_lost && session_ && task->path == one_sided_path_.get() &&
+      task->path != plugin_path_)
     return session_->lose(status.error());
   const bool untouched = task->job->bytes_done.load() == 0;
   if (!status.ok() && status.error().code == ErrorCode::unavailable && untouched && task->path == plugin_path_ &&
@@ -385,32 +319,6 @@ void Peer::finish(const TaskPtr& task, Status status, RemoteQuiet remote) {
   context_.loop.defer([completion = task->completion, callbacks = std::move(callbacks)] {
     for (const auto& callback : callbacks) callback(completion->outcome());
   });
-}
-
-std::string Peer::describe() const {
-  const bool ready = session_ && session_->ready();
-  std::string out = fmt::format(R"({{"address":{},"state":{},"transfers":{})", json_quote(address_.to_string()),
-                                json_quote(ready      ? "ready"
-                                           : session_ ? "connecting"
-                                                      : "idle"),
-                                tasks_.size());
-  if (!last_error_.empty()) out += ",\"last_error\":" + json_quote(last_error_);
-  if (ready) {
-    out += fmt::format(R"(,"engine_id":{},"incarnation":"{:016x}","regions":{},"round_trip_us":{})",
-                       json_quote(session_->peer().engine_id), session_->peer().incarnation,
-                       session_->regions()->regions().size(), session_->round_trip().count() / 1000);
-    const bool local = one_sided_path_ != nullptr;
-    const std::string why = !local                    ? "local: " + session_->why_not_local()
-                            : plugin_path_ != nullptr ? one_sided_path_->describe()
-                                                      : "same host";
-    out += fmt::format(R"(,"fabric":{},"why":{})",
-                       json_quote(local       ? one_sided_path_->fabric()
-                                  : tcp_path_ ? "tcp"
-                                              : "none"),
-                       json_quote(why));
-    if (tcp_path_) out += ",\"tcp\":" + json_quote(tcp_path_->describe());
-  }
-  return out + "}";
 }
 
 }  // namespace kvferry

@@ -135,6 +135,7 @@ class Peer {
   std::unique_ptr<InitiatorSession> session_;
   std::unique_ptr<OneSidedPath> one_sided_path_;  // local, a plug-in's, or loopback in tests
   plugin::PluginPath* plugin_path_ = nullptr;     // the same, where it is a plug-in's
+  std::string why_no_plugin_;                     // "; fabric: reason" of each that is not taken
   std::unique_ptr<tcp::TcpPath> tcp_path_;
   std::unique_ptr<tcp::FetchPath> fetch_path_;
   ParcelListener parcels_;

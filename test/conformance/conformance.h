@@ -74,6 +74,9 @@ class Conformance : public ::testing::TestWithParam<Case> {
     peer_ = must(initiator_->peer(owner_->address()));
   }
 
+  // The fabric ucx without a device: the owner's CPU moves the bytes, slowly.
+  static bool emulated() { return GetParam().transports[0] != '\0'; }
+
   // `adjust` changes what is left at its default.
   std::unique_ptr<Engine> make_engine(const std::string& name,
                                       const std::function<void(EngineConfig&)>& adjust = nullptr) {

@@ -74,17 +74,21 @@ class Ucx : public ::testing::TestWithParam<const char*> {
     if (const std::string why = why_no_fabric("ucx"); !why.empty()) GTEST_SKIP() << why;
   }
 
-  Target start_target() {
+  Target::Options target_options() {
     Target::Options options;
     options.fabric = "ucx";
     options.bytes = kBytes;
     options.heartbeat_ms = 500 * kSlower;
     options.environment = {{"KVFERRY_UCX_TLS", GetParam()}};
-    return Target::start(options);
+    return options;
   }
-  void start_initiator() {
+  Target start_target() { return Target::start(target_options()); }
+  void start_initiator(std::vector<std::string> fabrics = {"ucx"}, Duration connect_timeout = seconds(5)) {
     region_ = Region();
-    engine_ = must(Engine::create(ucx_config(GetParam())));
+    EngineConfig config = ucx_config(GetParam());
+    config.fabrics = std::move(fabrics);
+    config.connect_timeout = connect_timeout;
+    engine_ = must(Engine::create(std::move(config)));
     memory_.assign(kBytes, std::byte{1});
     region_ = must(engine_->register_memory(memory_.data(), kBytes, MemoryKind::host, kPrivate));
   }
@@ -140,7 +144,66 @@ TEST_F(UcxPlugin, LeavesTheProcessesMemoryCallsAndSignalsAlone) {
   EXPECT_EQ(segv_before.sa_handler, segv_after.sa_handler);
 }
 
+// To an owner a client is one connection: a second one would be the end of the first.
+TEST_P(Ucx, ServesAPeerByOneOfItsAddressesAtATime) {
+  Target::Options options = target_options();
+  options.listen = "0.0.0.0:0";
+  options.fabric = "ucx,tcp";
+  options.environment["KVFERRY_ALLOW_OPEN"] = "1";
+  Target target = Target::start(options);
+  start_initiator({"ucx", "tcp"});
+  const std::string port = target.address().substr(target.address().rfind(':'));
+  std::vector<std::string> fabrics;
+  for (int round = 0; round < 3; ++round)
+    for (const char* host : {"127.0.0.1", "127.0.0.2"}) {
+      TransferRequest asked = request(target, Operation::read, seconds(30 * kSlower));
+      asked.peer = must(engine_->peer(host + port));
+      const Outcome outcome = engine_->transfer(std::move(asked));
+      ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+      fabrics.push_back(outcome.fabric);
+    }
+  EXPECT_EQ(fabrics, (std::vector<std::string>{"ucx", "tcp", "ucx", "tcp", "ucx", "tcp"}));
+  EXPECT_NE(engine_->describe().find("used already, by another address of this peer"), std::string::npos);
+}
+
+// Memory that peers reach by themselves is given back as soon as they have said that they are through: no connection is
+// ended over it.
+TEST_P(Ucx, IsNotCutOffByAnOwnerThatTakesRegionsBack) {
+  EngineConfig config = ucx_config(GetParam());
+  const auto owner = must(Engine::create(config));
+  start_initiator();
+  std::vector<std::byte> memory(4096, std::byte{3});
+  const PeerRef peer = must(engine_->peer(owner->address()));
+  for (int round = 0; round < 20; ++round) {
+    Region region = must(owner->register_memory(memory.data(), memory.size(), MemoryKind::host, kRemoteReadWrite));
+    TransferRequest asked;
+    asked.peer = peer;
+    asked.operation = round % 2 ? Operation::read : Operation::write;
+    asked.pairs = {{memory_.data(), region.id(), 0, memory.size()}};
+    const Outcome outcome = engine_->transfer(std::move(asked));
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+    ASSERT_TRUE(region.unregister().ok());
+  }
+  EXPECT_NE(owner->describe().find("; 0 peers cut off"), std::string::npos) << owner->describe();
+}
+
 // ---- faults
+
+// Where no connection can be made, tcp stands in: for what waited for it, and at once for what comes later.
+TEST_P(Ucx, LeavesToTcpWhatItCannotReach) {
+  Target::Options options = target_options();
+  options.fabric = "ucx,tcp";
+  options.environment["KVFERRY_UCX_TLS"] = "sysv,self";  // of which the initiator has none
+  Target target = Target::start(options);
+  start_initiator({"ucx", "tcp"}, seconds(1));
+  ASSERT_EQ(target.ask("fill 7"), "ok");
+  for (int round = 0; round < 3; ++round) {
+    const Outcome outcome = move(target, round % 2 ? Operation::write : Operation::read);
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+    EXPECT_EQ(outcome.fabric, "tcp");
+    EXPECT_EQ(memory_.back(), std::byte{7});
+  }
+}
 
 TEST_P(Ucx, MovesBytesAndSaysByWhat) {
   Target target = start_target();

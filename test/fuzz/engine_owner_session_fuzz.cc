@@ -21,6 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   size_t ended = 0;
   auto [stream, pipe] = test::memory_stream({reinterpret_cast<const char*>(data) + 1, size - 1});
   pipe->read_at_once = data[0] == 0 ? SIZE_MAX : data[0];
+  plugin::Guests guests([](uint64_t) { return true; });
   {
     // No local fabric: it would look into the processes that the input names.
     OwnerSession session({loop,
@@ -28,7 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                           registry,
                           lanes,
                           nullptr,
-                          {},
+                          {{"ucx", &guests}},
                           nullptr,
                           random,
                           OwnerSession::Limits{},
@@ -43,6 +44,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     loop.advance(std::chrono::seconds(10));
     KVF_CHECK(ended == 1);
   }
+  KVF_CHECK(guests.quiet_since(UINT64_MAX));  // whoever left is not waited for
   const auto closing = registry.begin_close(region->id);
   KVF_CHECK((*closing)->pins.load() == 0);
   registry.forget(**closing);

@@ -112,12 +112,21 @@ class World {
     auto [stream, pipe] = test::memory_stream();
     Reader& reader = readers_[index];
     reader.pipe = pipe;
-    reader.session = std::make_unique<OwnerSession>(
-        OwnerSession::Context{loop_, identity_, *registry_, *lanes_, nullptr, {}, owner_.get(), random_,
-                              OwnerSession::Limits{}, Frames::Limits{size_t{64} << 10, size_t{1} << 20, {}},
-                              [](const ReceivedNotification&) -> Status { return {}; },
-                              [](OwnerSession&, const Error&) {}, [](const OwnerSession&, uint64_t) {}},
-        std::move(stream));
+    reader.session =
+        std::make_unique<OwnerSession>(OwnerSession::Context{loop_,
+                                                             identity_,
+                                                             *registry_,
+                                                             *lanes_,
+                                                             nullptr,
+                                                             {},
+                                                             owner_.get(),
+                                                             random_,
+                                                             OwnerSession::Limits{},
+                                                             Frames::Limits{size_t{64} << 10, size_t{1} << 20, {}},
+                                                             [](const ReceivedNotification&) -> Status { return {}; },
+                                                             [](OwnerSession&, const Error&) {},
+                                                             [](const OwnerSession&, uint64_t) {}},
+                                       std::move(stream));
     proto::Frame frame;
     proto::Hello& hello = *frame.mutable_hello();
     hello.set_version_min(1);

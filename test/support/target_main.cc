@@ -160,7 +160,9 @@ int run(const std::vector<std::string>& words) {
   config.engine_id = words.at(0);
   config.listen = words.at(1);
   config.allow_open = true;
-  config.fabrics = {words.at(2)};
+  config.fabrics.clear();
+  std::istringstream fabrics(words.at(2));
+  for (std::string name; std::getline(fabrics, name, ',');) config.fabrics.push_back(name);
   config.logger = make_null_logger();
   if (words.size() > 4) config.heartbeat = std::chrono::milliseconds(number(words[4]));
   auto engine = Engine::create(config);

@@ -68,7 +68,7 @@ void PluginPath::break_connection(const std::string& why) {
     const auto patience = std::chrono::duration_cast<std::chrono::milliseconds>(options_.quiet_patience);
     const int32_t result =
         node_.table().disconnect(std::exchange(endpoint_, nullptr), static_cast<uint32_t>(patience.count()));
-    node_.turn();  // tells the ends of all that was in flight
+    node_.turn();  // tells the ends of all that was in flight, and arms what disconnect() has used up
     if (result != KVF_OK) in_flight_.orphan_all();
   }
   keys_.drop_all();
@@ -93,7 +93,8 @@ void PluginPath::break_connection(const std::string& why) {
 }
 
 void PluginPath::connect_later() {
-  if (state_ == State::idle && (!queue_.empty() || !after_connect_.empty())) connect();
+  const bool wanted = !queue_.empty() || !after_connect_.empty() || (options_.has_stand_in && failing());
+  if (state_ == State::idle && wanted) connect();
 }
 
 void PluginPath::fail_all(const Error& error) {

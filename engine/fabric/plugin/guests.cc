@@ -8,8 +8,7 @@ void Guests::left(uint64_t session) {
   const auto entry = guests_.extract(session);
   if (entry.empty()) return;
   const Guest& guest = entry.mapped();
-  fence_(guest.client);
-  if (guest.quiet != UINT64_MAX && !fences_) lost_one_ = true;
+  if (!fence_(guest.client) && guest.quiet != UINT64_MAX) lost_one_ = true;
 }
 
 void Guests::quiet(uint64_t session, uint64_t version) {
@@ -28,7 +27,7 @@ bool Guests::admits(uint64_t client) const {
 bool Guests::quiet_since(uint64_t version) const {
   if (lost_one_) return false;
   return std::all_of(guests_.begin(), guests_.end(), [&](const auto& entry) {
-    return entry.second.quiet >= version || (fences_ && entry.second.fenced >= version);
+    return entry.second.quiet >= version || (entry.second.fence_held && entry.second.fenced >= version);
   });
 }
 
@@ -36,7 +35,8 @@ void Guests::fence_late(uint64_t version) {
   for (auto& [session, guest] : guests_) {
     if (guest.quiet >= version || guest.fenced >= version) continue;
     guest.fenced = version;
-    fence_(guest.client);
+    guest.fence_held = fence_(guest.client);
+    ++cut_off_;
   }
 }
 

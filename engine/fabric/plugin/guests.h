@@ -11,11 +11,8 @@ namespace kvferry::plugin {
 // nothing of it is under way any more to what that version no longer has. On loop only.
 class Guests {
  public:
-  // `fence` ends a client's connection; `fences`: afterwards nothing that came by it is applied.
-  explicit Guests(std::function<void(uint64_t client)> fence, bool fences = true)
-      : fence_(std::move(fence)), fences_(fences) {}
-  // Before anyone came.
-  void trust_fences(bool fences) { fences_ = fences; }
+  // `fence` ends a client's connection. True: nothing that came by it is applied any more.
+  explicit Guests(std::function<bool(uint64_t client)> fence) : fence_(std::move(fence)) {}
 
   // A session whose initiator's fabric is `client`, from its hello to its end.
   void came(uint64_t session, uint64_t client) { guests_[session].client = client; }
@@ -29,17 +26,20 @@ class Guests {
   bool quiet_since(uint64_t version) const;
   // Ends the connections of those who have not said so; whether that is enough, quiet_since() knows.
   void fence_late(uint64_t version);
+  // How many connections that has ended.
+  size_t cut_off() const { return cut_off_; }
 
  private:
   struct Guest {
     uint64_t client = 0;
-    uint64_t quiet = 0;   // version of the region table
-    uint64_t fenced = 0;  // likewise: its connection was ended for that version's sake
+    uint64_t quiet = 0;      // version of the region table
+    uint64_t fenced = 0;     // likewise: its connection was ended for that version's sake
+    bool fence_held = true;  // and nothing that came by it is applied any more
   };
-  const std::function<void(uint64_t)> fence_;
-  bool fences_;
+  const std::function<bool(uint64_t)> fence_;
   std::map<uint64_t, Guest> guests_;  // by session
-  bool lost_one_ = false;             // a guest that may still write went without a word, for good
+  size_t cut_off_ = 0;
+  bool lost_one_ = false;  // a guest that may still write went without a word, for good
 };
 
 }  // namespace kvferry::plugin

@@ -5,9 +5,9 @@
 namespace kvferry::plugin {
 namespace {
 
-constexpr int kRoundsPerTurn = 64;       // of progress, before others have their turn
-constexpr size_t kMaxKeyBytes = 1024;    // I6: of a region, here and in each peer's table
-constexpr size_t kMaxAddressBytes = 80;  // "[v6]:port"
+constexpr Duration kTurn = std::chrono::microseconds(500);  // of progress, before others have theirs (I7)
+constexpr size_t kMaxKeyBytes = 1024;                       // I6: of a region, here and in each peer's table
+constexpr size_t kMaxAddressBytes = 80;                     // "[v6]:port"
 
 }  // namespace
 
@@ -24,7 +24,10 @@ Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, uint64_t cli
               static_cast<Node*>(self)->news_.push_back({0, endpoint, KVF_LOST, why});
             },
             [](void* self, uint64_t peer) { return int32_t{static_cast<Node*>(self)->guests_.admits(peer)}; }},
-      guests_([this](uint64_t peer) { table_.fence(fabric_, peer); }) {}
+      guests_([this](uint64_t peer) {
+        schedule();
+        return table_.fence(fabric_, peer) == KVF_OK;
+      }) {}
 
 Result<std::unique_ptr<Node>> Node::open(EpollLoop& loop, std::shared_ptr<const Library> library,
                                          const std::vector<FabricSetting>& settings, const std::string& host,
@@ -44,7 +47,6 @@ Status Node::start(const std::vector<FabricSetting>& settings, const std::string
   };
   Why why;
   if (table_.open(&host_, &params, &fabric_, &facts_, why.text()) != KVF_OK) return not_viable(why);
-  guests_.trust_fences(facts_.fences != 0);
   char address[kMaxAddressBytes] = "";
   if (table_.listen(fabric_, host.c_str(), {address, sizeof address}, why.text()) != KVF_OK) return not_viable(why);
   address_ = address;
@@ -99,9 +101,11 @@ void Node::tell() {
   }
 }
 
+// It may have used up what would have woken the loop.
 uint32_t Node::turn() {
   const uint32_t done = table_.progress(fabric_);
   tell();
+  schedule();
   return done;
 }
 
@@ -116,16 +120,20 @@ void Node::schedule() {
 
 // Nothing is left to do when the descriptor is armed; until then the loop must not sleep.
 void Node::run() {
-  for (int round = 0; round < kRoundsPerTurn; ++round)
-    if (turn() == 0 && table_.arm(fabric_) == KVF_OK) return;
+  const TimePoint until = loop_.now() + kTurn;
+  do {
+    const uint32_t done = table_.progress(fabric_);
+    tell();
+    if (done == 0 && table_.arm(fabric_) == KVF_OK) return;
+  } while (loop_.now() < until);
   loop_.defer([this, alive = alive_] {
     if (*alive) schedule();
   });
 }
 
 std::string Node::describe() const {
-  return fmt::format("{}; listens on {}; {}", facts_.description, address_,
-                     enforces_keys() ? "one-sided" : "emulated: for trusted peers only");
+  return fmt::format("{}; listens on {}; {}; {} peers cut off", facts_.description, address_,
+                     enforces_keys() ? "one-sided" : "emulated: for trusted peers only", guests_.cut_off());
 }
 
 }  // namespace kvferry::plugin

@@ -2,6 +2,7 @@
 
 #include <deque>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -51,6 +52,10 @@ class Node final : public RegionMapper, private FdHandler {
   Guests& guests() { return guests_; }
   std::string describe() const;
 
+  // One path to an owner at a time: to an owner a client is one connection, and its next one is the end of the first.
+  bool take(const std::string& owner) { return owners_.insert(owner).second; }
+  void give_back(const std::string& owner) { owners_.erase(owner); }
+
   // One progress call, and all news of it. Also from within news.
   uint32_t turn();
   // Whoever has begun something calls this: progress is made before the loop sleeps, and its descriptor is armed.
@@ -82,6 +87,7 @@ class Node final : public RegionMapper, private FdHandler {
   std::string address_;
   int wake_fd_ = -1;
   Guests guests_;
+  std::set<std::string> owners_;
   std::unordered_map<uint64_t, EndpointUser*> users_;
   uint64_t next_endpoint_ = 1;
   std::deque<News> news_;  // bounded by the operations in flight

@@ -11,7 +11,8 @@
 namespace kvferry::plugin {
 namespace {
 
-constexpr int kPiecesPerTurn = 64;  // of one job, before the next has its turn
+constexpr int kPiecesPerTurn = 64;     // of one job, before the next has its turn
+constexpr uint64_t kPieceCost = 2048;  // bytes as which a shorter piece counts in a turn (I7)
 
 // How the plug-in knows local memory; null where nobody pinned it for the job: it is then registered by the way.
 kvf_memory* memory_of(const Job& job, const std::byte* local, const Node& node) {
@@ -24,9 +25,10 @@ kvf_memory* memory_of(const Job& job, const std::byte* local, const Node& node) 
 
 }  // namespace
 
-PluginPath::PluginPath(Loop& loop, Node& node, std::string address, PathOptions options)
+PluginPath::PluginPath(Loop& loop, Node& node, std::string owner, std::string address, PathOptions options)
     : loop_(loop),
       node_(node),
+      owner_(std::move(owner)),
       address_(std::move(address)),
       options_(options),
       keys_(node),
@@ -39,9 +41,11 @@ PluginPath::PluginPath(Loop& loop, Node& node, std::string address, PathOptions 
 PluginPath::~PluginPath() {
   close();
   *alive_ = false;
+  node_.give_back(owner_);
 }
 
 bool PluginPath::reaches(const RegionInfo& region) const {
+  if (options_.has_stand_in && failing()) return false;
   return region.kind == MemoryKind::host && find_key(region, node_.fabric()) != nullptr;
 }
 
@@ -108,7 +112,7 @@ bool PluginPath::post_some(const WorkPtr& work, uint64_t& posted) {
       work->again.push_back(piece);
       return true;
     }
-    posted += piece.length;
+    posted += std::max(piece.length, kPieceCost);
     if (result == KVF_PENDING) continue;
     piece_done(work, piece, result, why.str());
     if (state_ != State::ready) return true;
@@ -216,15 +220,16 @@ void PluginPath::read_back(const WorkPtr& work) {
   const auto key = keys_.get(endpoint_, region);
   if (!key) return fail(work, key.error()), finish(work, work->failure);
   work->confirming = true;
-  auto question = std::make_unique<Question>([this, alive = alive_, work](int32_t result, const std::string& why) {
-    if (!*alive) return;
-    work->confirming = false;
-    if (result == KVF_OK)
-      work->exposed = false;
-    else
-      lost(why);
-    settle(work);
-  });
+  auto question =
+      std::make_unique<Question>([this, alive = alive_, work, echo = echo_](int32_t result, const std::string& why) {
+        if (!*alive) return;
+        work->confirming = false;
+        if (result == KVF_OK)
+          work->exposed = false;
+        else
+          lost(why);
+        settle(work);
+      });
   const auto token = reinterpret_cast<uint64_t>(static_cast<Posted*>(question.get()));
   Why why;
   const int32_t result = node_.table().get(endpoint_, echo_.get(), nullptr, region.base + pair.offset + pair.length - 1,
@@ -240,7 +245,8 @@ void PluginPath::read_back(const WorkPtr& work) {
 void PluginPath::finish(const WorkPtr& work, Status status) {
   if (std::exchange(work->ended, true)) return;
   const auto over = std::exchange(work->when_over, {});
-  work->job->done(std::move(status));
+  const auto done = std::move(work->job->done);  // whoever is told may give the job to another path
+  done(std::move(status));
   works_.erase(work->job.get());
   for (const Task& task : over) task();
 }

@@ -21,6 +21,7 @@ struct PathOptions {
   uint64_t window_bytes = uint64_t{16} << 20;
   size_t window_operations = 1024;
   uint64_t piece_bytes = uint64_t{1} << 20;  // of a long span
+  bool has_stand_in = false;                 // another fabric may take what comes while no connection can be made
   uint64_t turn_bytes = uint64_t{2} << 20;   // posted in one turn of the loop: some fabrics copy while they post (I7)
   int attempts = 3;                          // connections that may break under one read
   Duration connect_patience = std::chrono::seconds(5);
@@ -39,8 +40,8 @@ struct PathOptions {
 //   any         close()                   closed
 class PluginPath final : public OneSidedPath, private EndpointUser {
  public:
-  // `address`: where the peer's fabric listens.
-  PluginPath(Loop& loop, Node& node, std::string address, PathOptions options);
+  // `address`: where the peer's fabric listens. REQUIRES: node.take(owner) said yes; the path gives it back.
+  PluginPath(Loop& loop, Node& node, std::string owner, std::string address, PathOptions options);
   ~PluginPath() override;
 
   const char* fabric() const override { return node_.fabric(); }
@@ -48,6 +49,7 @@ class PluginPath final : public OneSidedPath, private EndpointUser {
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
   // The owner has to be asked: its gate is not at hand.
   std::optional<bool> in_force(WordIndex, uint64_t) const override { return std::nullopt; }
+  // False also while no connection can be made and another fabric stands in.
   bool reaches(const RegionInfo& region) const override;
   std::string describe() const override;
 
@@ -87,10 +89,12 @@ class PluginPath final : public OneSidedPath, private EndpointUser {
   bool wait_for(const std::function<bool()>& condition, Duration patience);
   // Runs `task` when everything that was put before has arrived, or can no longer arrive, at the owner.
   void barrier(Task task);
+  bool failing() const { return state_ != State::ready && backoff_ > Duration(0); }
   bool needs_barrier() const { return state_ == State::ready || unsure_; }
 
   Loop& loop_;
   Node& node_;
+  const std::string owner_;
   const std::string address_;
   const PathOptions options_;
   State state_ = State::idle;
@@ -110,7 +114,7 @@ class PluginPath final : public OneSidedPath, private EndpointUser {
   std::deque<WorkPtr> queue_;  // those with pieces to post, in turn
   InFlight in_flight_;
   bool pump_planned_ = false;
-  std::unique_ptr<uint64_t> echo_ = std::make_unique<uint64_t>();  // where read-backs land
+  const std::shared_ptr<uint64_t> echo_ = std::make_shared<uint64_t>();  // where read-backs land
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

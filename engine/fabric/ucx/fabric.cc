@@ -61,7 +61,7 @@ int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kv
   std::snprintf(facts.description, sizeof facts.description, "UCX %s, transports %s", ucp_get_version_string(),
                 settings.transports().c_str());
   facts.enforces_keys = settings.only_rdma() ? 1 : 0;
-  facts.fences = settings.uses_shared_memory() ? 0 : 1;
+  made->shared_memory_ = settings.uses_shared_memory();
   *out = made.release();
   return KVF_OK;
 }
@@ -71,7 +71,31 @@ kvf_fabric::~kvf_fabric() {
   for (auto& [client, guest] : guests_)
     if (guest->ep != nullptr) close_endpoint(guest->ep, kGuestPatienceMs);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  for (kvf_memory* memory : std::set<kvf_memory*>(memory_)) unmap(memory);
   if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+int32_t kvf_fabric::map(void* base, uint64_t length, kvf_memory** out, kvf_text why) {
+  ucp_mem_map_params_t params{};
+  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
+  params.address = base;
+  params.length = length;
+  auto memory = std::make_unique<kvf_memory>();
+  if (const ucs_status_t status = ucp_mem_map(context_, &params, &memory->handle); status != UCS_OK)
+    return say(why, "UCX cannot register the memory (a low `ulimit -l`?)", status, KVF_FAILED);
+  *out = memory.release();
+  const std::lock_guard lock(memory_mutex_);
+  memory_.insert(*out);
+  return KVF_OK;
+}
+
+void kvf_fabric::unmap(kvf_memory* memory) {
+  {
+    const std::lock_guard lock(memory_mutex_);
+    memory_.erase(memory);
+  }
+  ucp_mem_unmap(context_, memory->handle);
+  delete memory;
 }
 
 int32_t kvf_fabric::arm() {
@@ -164,11 +188,13 @@ void kvf_fabric::tend_guests() {
 }
 
 // One that UCX does not let go of stays where UCX may still find it.
-void kvf_fabric::dismiss(std::unique_ptr<Guest> guest) {
-  if (!close_endpoint(guest->ep, kGuestPatienceMs)) static_cast<void>(guest.release());
+bool kvf_fabric::dismiss(std::unique_ptr<Guest> guest) {
+  if (close_endpoint(guest->ep, kGuestPatienceMs)) return true;
+  static_cast<void>(guest.release());
+  return false;
 }
 
-void kvf_fabric::fence(uint64_t client) {
+bool kvf_fabric::fence(uint64_t client) {
   auto entry = guests_.extract(client);
-  if (!entry.empty()) dismiss(std::move(entry.mapped()));
+  return entry.empty() || (dismiss(std::move(entry.mapped())) && !shared_memory_);
 }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,11 +43,16 @@ struct kvf_fabric {
   int32_t arm();
   uint32_t progress();
   int32_t listen(const char* host, kvf_text address, kvf_text why);
-  void fence(uint64_t client);
+  // Ends that client's connection. True: nothing that came by it is applied any more.
+  bool fence(uint64_t client);
 
   ucp_context_h context() const { return context_; }
   ucp_worker_h worker() const { return worker_; }
   const kvf_host& host() const { return host_; }
+
+  // From any thread.
+  int32_t map(void* base, uint64_t length, kvf_memory** out, kvf_text why);
+  void unmap(kvf_memory* memory);
 
   // Closes an endpoint whatever its state, and waits until it is gone or `patience_ms` is over (false).
   bool close_endpoint(ucp_ep_h ep, uint32_t patience_ms);
@@ -60,16 +67,19 @@ struct kvf_fabric {
   explicit kvf_fabric(const kvf_host& host) : host_(host) {}
   void accept(ucp_conn_request_h request);
   void tend_guests();
-  void dismiss(std::unique_ptr<Guest> guest);
+  bool dismiss(std::unique_ptr<Guest> guest);
 
   const kvf_host host_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   ucp_listener_h listener_ = nullptr;
   int wake_fd_ = -1;
-  std::vector<ucp_conn_request_h> requests_;           // came in progress(), answered after it
+  bool shared_memory_ = false;                // what a peer left there may be applied although its connection has ended
+  std::vector<ucp_conn_request_h> requests_;  // came in progress(), answered after it
   std::map<uint64_t, std::unique_ptr<Guest>> guests_;  // by client
   bool tending_ = false;
+  std::mutex memory_mutex_;
+  std::set<kvf_memory*> memory_;  // GUARDED_BY(memory_mutex_)
 };
 
 namespace kvferry::ucx {

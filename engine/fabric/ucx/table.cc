@@ -28,22 +28,7 @@ int32_t listen(kvf_fabric* fabric, const char* host, kvf_text address, kvf_text 
 }
 
 int32_t map(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why) {
-  return guarded(why, [&] {
-    ucp_mem_map_params_t params{};
-    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
-    params.address = base;
-    params.length = length;
-    auto memory = std::make_unique<kvf_memory>();
-    if (const ucs_status_t status = ucp_mem_map(fabric->context(), &params, &memory->handle); status != UCS_OK)
-      return say(why, "UCX cannot register the memory (a low `ulimit -l`?)", status, KVF_FAILED);
-    *out = memory.release();
-    return int32_t{KVF_OK};
-  });
-}
-
-void unmap(kvf_fabric* fabric, kvf_memory* memory) {
-  ucp_mem_unmap(fabric->context(), memory->handle);
-  delete memory;
+  return guarded(why, [&] { return fabric->map(base, length, out, why); });
 }
 
 int32_t pack_key(kvf_fabric* fabric, kvf_memory* memory, void* out, size_t* size, kvf_text why) {
@@ -68,9 +53,9 @@ const kvf_fabric_table kTable = {
     [](kvf_fabric* fabric) { return fabric->arm(); },
     [](kvf_fabric* fabric) { return fabric->progress(); },
     listen,
-    [](kvf_fabric* fabric, uint64_t client) { fabric->fence(client); },
+    [](kvf_fabric* fabric, uint64_t client) { return int32_t{fabric->fence(client) ? KVF_OK : KVF_FAILED}; },
     map,
-    unmap,
+    [](kvf_fabric* fabric, kvf_memory* memory) { fabric->unmap(memory); },
     pack_key,
     [](kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_endpoint** out, kvf_text why) {
       return guarded(why, [&] { return connect(fabric, address, endpoint, out, why); });
