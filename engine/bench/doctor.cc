@@ -10,6 +10,7 @@
 
 #include "common/config.h"
 #include "engine/engine.h"
+#include "engine/io/address.h"
 
 namespace kvferry::bench {
 namespace {
