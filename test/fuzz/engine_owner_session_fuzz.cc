@@ -38,7 +38,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                             if (++delivered > 4) return Error{ErrorCode::resource_exhausted, "full"};
                             return {};
                           },
-                          [&](OwnerSession&, const Error&) { ++ended; }, [](const OwnerSession&, uint64_t) {}},
+                          [&](OwnerSession&, const Error&) { ++ended; },
+                          [](const OwnerSession&, uint64_t) {}},
                          std::move(stream));
     pipe->pump();
     loop.advance(std::chrono::seconds(10));

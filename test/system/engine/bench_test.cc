@@ -12,6 +12,7 @@
 #include "engine/bench/pool.h"
 #include "engine/bench/samples.h"
 #include "test/support/process.h"
+#include "test/support/sanitized.h"
 
 namespace kvferry::bench {
 namespace {
@@ -64,6 +65,7 @@ TEST(Bench, SaysWhichFabricsAreViableOnThisHostAndWhy) {
 }
 
 TEST(Bench, MeasuresTheFabricOfAPlugIn) {
+  if (test::kThreadsSanitized) GTEST_SKIP() << "UCX is not built for ThreadSanitizer, which does not see into it";
   const std::map<std::string, std::string> environment = {{"KVFERRY_UCX_TLS", "tcp,self"}};
   const Finished doctor = run_bench({"--doctor"}, environment);
   if (doctor.output.find("fabric  ucx: viable") == std::string::npos) GTEST_SKIP() << doctor.output;
