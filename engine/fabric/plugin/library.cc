@@ -14,7 +14,7 @@ std::string own_folder() {
   Dl_info info{};
   if (::dladdr(reinterpret_cast<const void*>(&own_folder), &info) == 0 || info.dli_fname == nullptr) return ".";
   std::string file = info.dli_fname;
-  if (file.find('/') == std::string::npos) {  // a program found by PATH
+  if (file.find('/') == std::string::npos || file.starts_with("/proc/")) {  // found by PATH, or as /proc/self/exe
     char target[4096];
     const ssize_t length = ::readlink("/proc/self/exe", target, sizeof target);
     if (length > 0) file.assign(target, static_cast<size_t>(length));
