@@ -25,7 +25,8 @@ Verdict bulk(const Case& tested, const Medians& medians) {
 }  // namespace
 
 std::optional<Verdict> judge(const Case& tested, const Medians& medians) {
-  if (tested.threads != 1) return std::nullopt;
+  const bool built_in = tested.fabric == "local" || tested.fabric == "tcp";
+  if (tested.threads != 1 || !built_in) return std::nullopt;
   if (tested.count == 1 && tested.block == 4096) {
     if (tested.fabric == "local") return at_most(medians.product, 6, "us");
     const double allowed = std::max(1.3 * medians.limit, medians.limit + 10);
