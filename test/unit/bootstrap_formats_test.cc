@@ -195,8 +195,9 @@ WorkerInfo some_worker() {
   layout.groups = {group};
   layout.layers = {dense_layer(0, 0, group, PageShape::head_major, KvOrder::in_block, 5, 0)};
   worker.layout = layout;
-  RegionDescriptor open{{5, MemoryKind::cuda, kRemoteRead, kNoWord, 0x7f0000000000, 1 << 20}, 3, {{"ucx", "k\x01y"}}};
-  RegionDescriptor closed{{6, MemoryKind::host, kPrivate, kNoWord, 0x1000, 4096}, 0, {{"ucx", "secret"}}};
+  RegionDescriptor open{
+      {5, MemoryKind::cuda, kRemoteRead, kNoWord, 0x7f0000000000, 1 << 20, {}}, 3, {{"ucx", "k\x01y"}}};
+  RegionDescriptor closed{{6, MemoryKind::host, kPrivate, kNoWord, 0x1000, 4096, {}}, 0, {{"ucx", "secret"}}};
   worker.regions = {open, closed};
   worker.fabrics = {{"ucx", "address"}};
   worker.protocol_min = worker.protocol_max = 1;
