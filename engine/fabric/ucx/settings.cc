@@ -1,6 +1,7 @@
 #include "engine/fabric/ucx/settings.h"
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 #include <vector>
 
@@ -14,6 +15,14 @@ std::vector<std::string> split(const std::string& list) {
   std::istringstream in(list);
   for (std::string word; std::getline(in, word, ',');) out.push_back(word);
   return out;
+}
+
+// UCX 1.13 compares names given by a program with those of a component's own settings without the component's prefix,
+// and passes over what it does not find, in silence; later versions want the prefix.
+std::vector<std::string> keys_of(const std::string& name) {
+  for (const char* prefix : {"IB_"})
+    if (name.rfind(prefix, 0) == 0) return {name, name.substr(std::strlen(prefix))};
+  return {name};
 }
 
 bool is_rdma(const std::string& transport) {
@@ -48,11 +57,13 @@ ucs_status_t Settings::read(ucp_config_t** out, kvf_text why) const {
     return status;
   }
   for (const auto& [name, value] : values_) {
-    status = ucp_config_modify(*out, name.c_str(), value.c_str());
-    if (status == UCS_OK) continue;
-    say(why, "UCX does not take " + name + "=" + value, status, KVF_FAILED);
-    ucp_config_release(*out);
-    return status;
+    for (const std::string& key : keys_of(name)) {
+      status = ucp_config_modify(*out, key.c_str(), value.c_str());
+      if (status == UCS_OK) continue;
+      say(why, "UCX does not take " + name + "=" + value, status, KVF_FAILED);
+      ucp_config_release(*out);
+      return status;
+    }
   }
   return UCS_OK;
 }
