@@ -4,8 +4,8 @@
 #include <sys/resource.h>
 
 #include <csignal>
-#include <cstring>
 #include <filesystem>
+#include <map>
 #include <optional>
 
 #include "test/conformance/ucx_transports.h"
@@ -33,6 +33,23 @@ EngineConfig ucx_config(const std::string& transports) {
   use_transports(config, transports);
   return config;
 }
+
+// The first bytes of calls that libraries like to hook, and who handles crashes.
+struct ProcessState {
+  ProcessState() {
+    for (const char* call : {"mmap", "munmap", "brk", "madvise", "shmat"}) {
+      const auto* code = static_cast<const unsigned char*>(::dlsym(RTLD_DEFAULT, call));
+      calls[call].assign(code, code + 16);
+    }
+    struct sigaction handler {};
+    ::sigaction(SIGSEGV, nullptr, &handler);
+    on_segv = handler.sa_handler;
+  }
+  std::map<std::string, std::vector<unsigned char>> calls;
+  void (*on_segv)(int) = nullptr;
+};
+// Before any library was loaded: UCX takes signals when it is, not only when it is opened.
+const ProcessState kAtStart;
 
 std::string why_not(EngineConfig config) {
   const auto engine = Engine::create(std::move(config));
@@ -125,23 +142,12 @@ TEST_F(UcxPlugin, ThatChecksNoKeysIsRefusedWherePeersMustProveWhoTheyAre) {
 
 // Hooks would run UCX's code in every mmap of the process; its handlers would take its crashes.
 TEST_F(UcxPlugin, LeavesTheProcessesMemoryCallsAndSignalsAlone) {
-  struct Code {
-    const char* name;
-    unsigned char bytes[16];
-  };
-  Code before[] = {{"mmap", {}}, {"munmap", {}}, {"brk", {}}, {"madvise", {}}, {"shmat", {}}};
-  for (Code& code : before) std::memcpy(code.bytes, ::dlsym(RTLD_DEFAULT, code.name), sizeof code.bytes);
-  struct sigaction segv_before {};
-  ::sigaction(SIGSEGV, nullptr, &segv_before);
-
   const auto engine = must(Engine::create(ucx_config(kUcxTransports[0])));
   std::vector<std::byte> memory(100000);
   const Region region = must(engine->register_memory(memory.data(), memory.size(), MemoryKind::host, kRemoteRead));
-  for (const Code& code : before)
-    EXPECT_EQ(std::memcmp(code.bytes, ::dlsym(RTLD_DEFAULT, code.name), sizeof code.bytes), 0) << code.name;
-  struct sigaction segv_after {};
-  ::sigaction(SIGSEGV, nullptr, &segv_after);
-  EXPECT_EQ(segv_before.sa_handler, segv_after.sa_handler);
+  const ProcessState now;
+  for (const auto& [call, code] : now.calls) EXPECT_EQ(code, kAtStart.calls.at(call)) << call;
+  EXPECT_EQ(now.on_segv, kAtStart.on_segv);
 }
 
 // To an owner a client is one connection: a second one would be the end of the first.

@@ -1,6 +1,9 @@
 #include "engine/fabric/ucx/settings.h"
 
+#include <sys/utsname.h>
+
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <sstream>
 #include <vector>
@@ -25,6 +28,16 @@ std::vector<std::string> keys_of(const std::string& name) {
   return {name};
 }
 
+// Since Linux 5.12 a child is given copies of pinned pages. Before, they have to be kept from it, whole pages at a
+// time: where memory of the heap is registered, a child dies of what lies beside it.
+bool fork_copies_pinned_pages() {
+  utsname system{};
+  int major = 0;
+  int minor = 0;
+  if (::uname(&system) != 0 || std::sscanf(system.release, "%d.%d", &major, &minor) != 2) return false;
+  return major > 5 || (major == 5 && minor >= 12);
+}
+
 bool is_rdma(const std::string& transport) {
   for (const char* family : {"rc", "dc", "ud", "ib"})
     if (transport.rfind(family, 0) == 0) return true;
@@ -41,6 +54,7 @@ Settings Settings::of(const kvf_open_params& params) {
       // A cache would keep registrations that were taken back, and serve peers by them.
       {"IB_REG_METHODS", "direct"},
       {"RCACHE_ENABLE", "n"},
+      {"IB_FORK_INIT", fork_copies_pinned_pages() ? "n" : "try"},
       // Each installs hooks into the process's mmap and munmap.
       {"MEMTYPE_CACHE", "n"},
       // Only so do shared memory's transports tell of a dead peer.
