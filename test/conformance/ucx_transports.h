@@ -10,7 +10,8 @@
 
 namespace kvferry::test {
 
-// Transports of UCX that exist on every machine. Both emulate RMA: the owner's engine moves the bytes.
+// Transports of UCX that exist on every machine. Both emulate RMA: the owner's engine moves the bytes. UCX takes tcp
+// for the second, too, as long as shared memory is not told to handle errors (docs/rdma.md).
 inline constexpr const char* kUcxTransports[] = {"tcp,self", "posix,tcp,self"};
 
 // Part of a test's name.

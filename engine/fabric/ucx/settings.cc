@@ -57,8 +57,6 @@ Settings Settings::of(const kvf_open_params& params) {
       {"IB_FORK_INIT", fork_copies_pinned_pages() ? "n" : "try"},
       // Each installs hooks into the process's mmap and munmap.
       {"MEMTYPE_CACHE", "n"},
-      // Only so do shared memory's transports tell of a dead peer, which UCX asks of them: else it takes tcp.
-      {"MM_ERROR_HANDLING", "y"},
   };
   for (size_t i = 0; i < params.setting_count; ++i) out.values_[params.settings[i].name] = params.settings[i].value;
   return out;
