@@ -33,16 +33,25 @@ inline void PrintTo(const Case& c, std::ostream* out) {
        << c.transports;
 }
 
-inline const auto kAllCases = ::testing::Values(
-    Case{"tcp", MemoryKind::host, MemoryKind::host}, Case{"tcp", MemoryKind::fake, MemoryKind::host},
-    Case{"tcp", MemoryKind::host, MemoryKind::fake}, Case{"tcp", MemoryKind::fake, MemoryKind::fake},
-    Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::psk},
-    Case{"tcp", MemoryKind::fake, MemoryKind::host, AuthMode::psk},
-    Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::mtls}, Case{"local", MemoryKind::host, MemoryKind::host},
-    Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk},
-    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake},
-    Case{"ucx", MemoryKind::host, MemoryKind::host, AuthMode::open, kUcxTransports[0]},
-    Case{"ucx", MemoryKind::host, MemoryKind::host, AuthMode::open, kUcxTransports[1]});
+inline std::vector<Case> all_cases() {
+  constexpr MemoryKind kHost = MemoryKind::host;
+  constexpr MemoryKind kFake = MemoryKind::fake;
+  std::vector<Case> out = {{"tcp", kHost, kHost},
+                           {"tcp", kFake, kHost},
+                           {"tcp", kHost, kFake},
+                           {"tcp", kFake, kFake},
+                           {"tcp", kHost, kHost, AuthMode::psk},
+                           {"tcp", kFake, kHost, AuthMode::psk},
+                           {"tcp", kHost, kHost, AuthMode::mtls},
+                           {"local", kHost, kHost},
+                           {"local", kHost, kHost, AuthMode::psk},
+                           {"loopback", kHost, kHost},
+                           {"loopback", kHost, kFake}};
+  for (const char* transports : ucx_transports()) out.push_back({"ucx", kHost, kHost, AuthMode::open, transports});
+  return out;
+}
+
+inline const auto kAllCases = ::testing::ValuesIn(all_cases());
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
@@ -75,7 +84,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
   }
 
   // The fabric ucx without a device: the owner's CPU moves the bytes, slowly.
-  static bool emulated() { return GetParam().transports[0] != '\0'; }
+  static bool emulated() { return GetParam().transports[0] != '\0' && !has_rdma_device(); }
 
   // `adjust` changes what is left at its default.
   std::unique_ptr<Engine> make_engine(const std::string& name,

@@ -293,22 +293,20 @@ TEST_P(ParcelConformance, AForcedReleaseUnderAReadGivesQuietBlocksBack) {
   }
 }
 
-const ParcelCase kParcelCases[] = {
-    {"tcp", MemoryKind::host, MemoryKind::host},
-    {"tcp", MemoryKind::fake, MemoryKind::host},
-    {"tcp", MemoryKind::host, MemoryKind::fake},
-    {"tcp", MemoryKind::fake, MemoryKind::fake},
-    {"local", MemoryKind::host, MemoryKind::host},
-    {"local", MemoryKind::host, MemoryKind::fake},
-    {"loopback", MemoryKind::host, MemoryKind::host},
-    {"loopback", MemoryKind::fake, MemoryKind::host},
-    {"loopback", MemoryKind::host, MemoryKind::fake},
-    {"loopback", MemoryKind::fake, MemoryKind::fake},
-    {"ucx", MemoryKind::host, MemoryKind::host, kUcxTransports[0]},
-    {"ucx", MemoryKind::host, MemoryKind::host, kUcxTransports[1]},
-};
+std::vector<ParcelCase> parcel_cases() {
+  std::vector<ParcelCase> out = {
+      {"tcp", MemoryKind::host, MemoryKind::host},      {"tcp", MemoryKind::fake, MemoryKind::host},
+      {"tcp", MemoryKind::host, MemoryKind::fake},      {"tcp", MemoryKind::fake, MemoryKind::fake},
+      {"local", MemoryKind::host, MemoryKind::host},    {"local", MemoryKind::host, MemoryKind::fake},
+      {"loopback", MemoryKind::host, MemoryKind::host}, {"loopback", MemoryKind::fake, MemoryKind::host},
+      {"loopback", MemoryKind::host, MemoryKind::fake}, {"loopback", MemoryKind::fake, MemoryKind::fake},
+  };
+  for (const char* transports : ucx_transports())
+    out.push_back({"ucx", MemoryKind::host, MemoryKind::host, transports});
+  return out;
+}
 
-INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::ValuesIn(kParcelCases), parcel_case_name);
+INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::ValuesIn(parcel_cases()), parcel_case_name);
 
 // ---- events of the device
 

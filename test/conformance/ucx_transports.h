@@ -3,16 +3,35 @@
 #include <fmt/format.h>
 
 #include <string>
+#include <vector>
 
+#include "common/config.h"
 #include "engine/config.h"
 #include "engine/fabric/plugin/library.h"
 #include "test/support/sanitized.h"
 
 namespace kvferry::test {
 
-// Transports of UCX that exist on every machine. Both emulate RMA: the owner's engine moves the bytes. UCX takes tcp
-// for the second, too, as long as shared memory is not told to handle errors (docs/rdma.md).
-inline constexpr const char* kUcxTransports[] = {"tcp,self", "posix,tcp,self"};
+// The transports of UCX under test. Those that exist on every machine emulate RMA: the owner's engine moves the bytes.
+// (UCX takes tcp for the second, too, as long as shared memory is not told to handle errors: docs/rdma.md.) Where there
+// is an RDMA device, KVFERRY_TEST_UCX_TLS names its transport instead, and KVFERRY_TEST_HOST its address.
+inline const std::vector<const char*>& ucx_transports() {
+  static const auto of_a_device = Environment::of_process().get("KVFERRY_TEST_UCX_TLS");
+  static const std::vector<const char*> all = [] {
+    if (of_a_device) return std::vector<const char*>{of_a_device->c_str()};
+    return std::vector<const char*>{"tcp,self", "posix,tcp,self"};
+  }();
+  return all;
+}
+
+inline bool has_rdma_device() {
+  return Environment::of_process().get("KVFERRY_TEST_UCX_TLS").has_value();
+}
+
+// Where the fabric listens; empty: where the engine does.
+inline std::string rdma_host() {
+  return Environment::of_process().get("KVFERRY_TEST_HOST").value_or("");
+}
 
 // Part of a test's name.
 inline std::string name_of_transports(const std::string& transports) {
@@ -20,7 +39,9 @@ inline std::string name_of_transports(const std::string& transports) {
 }
 
 inline void use_transports(EngineConfig& config, const std::string& transports) {
-  if (!transports.empty()) config.fabric_settings.push_back({"ucx", "TLS", transports});
+  if (transports.empty()) return;
+  config.fabric_settings.push_back({"ucx", "TLS", transports});
+  config.rdma_host = rdma_host();
 }
 
 // Empty when the fabric can be tested.

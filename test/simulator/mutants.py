@@ -24,8 +24,8 @@ def changed_file(patch: Path) -> str:
     return files[0]
 
 
-def build_mutant(patch: Path, build: Path, name: str = "kvferry-simulate") -> Path:
-    """The path of a program with the bug in it."""
+def build_mutant(patch: Path, build: Path, program: str = "bin/kvferry-simulate") -> Path:
+    """The path of that program of the build folder, with the bug in it."""
     source = changed_file(patch)
     place = build / "mutants" / patch.stem
     copy = place / source
@@ -42,14 +42,14 @@ def build_mutant(patch: Path, build: Path, name: str = "kvferry-simulate") -> Pa
         compile_it.insert(0, "ccache")  # a bug that is planted in what has not changed is compiled once
     subprocess.run(compile_it, check=True, cwd=entry["directory"])
     listed = subprocess.run(
-        ["ninja", "-C", build, "-t", "commands", f"bin/{name}"], check=True, capture_output=True, text=True
+        ["ninja", "-C", build, "-t", "commands", program], check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    link = next(line for line in reversed(listed) if f" -o bin/{name} " in line)
-    program = place / name
+    link = next(line for line in reversed(listed) if f" -o {program} " in line)
+    mutant = place / Path(program).name
     # Before the libraries: the linker then takes nothing from the archive's member of the same file.
-    link = link.replace(f" -o bin/{name} ", f" {shlex.quote(str(made))} -o {shlex.quote(str(program))} ")
+    link = link.replace(f" -o {program} ", f" {shlex.quote(str(made))} -o {shlex.quote(str(mutant))} ")
     subprocess.run(link, check=True, cwd=build, shell=True)
-    return program
+    return mutant
 
 
 def judge(patch: Path, build: Path) -> tuple[bool, str]:

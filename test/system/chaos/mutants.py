@@ -18,7 +18,7 @@ def main() -> int:
     build = Path(sys.argv[1]).resolve()
     survivors = 0
     for patch in PATCHES:
-        mutant = build_mutant(patch, build, "kvferry-sim")
+        mutant = build_mutant(patch, build, "bin/kvferry-sim")
         with tempfile.TemporaryDirectory() as folder:
             programs = Path(folder)
             (programs / "kvferry-sim").symlink_to(mutant)
