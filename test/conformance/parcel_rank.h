@@ -36,7 +36,7 @@ struct Rank {
     config.engine_id = options.name;
     config.fabrics = options.fabrics;
     config.loopback = options.hub;
-    config.heartbeat = std::chrono::milliseconds(100);
+    config.heartbeat = std::chrono::milliseconds(has_rdma_device() ? 1000 : 100);
     config.staging_bytes = options.staging_bytes;
     use_transports(config, options.transports);
     std::vector<std::shared_ptr<MemoryOps>> kinds;

@@ -27,7 +27,7 @@ using std::chrono::seconds;
 EngineConfig ucx_config(const std::string& transports) {
   EngineConfig config;
   config.fabrics = {"ucx"};
-  config.heartbeat = milliseconds(200 * kSlower);
+  config.heartbeat = milliseconds(200 * ucx_slower());
   config.missed_heartbeats = 4;
   config.logger = make_null_logger();
   use_transports(config, transports);
@@ -95,7 +95,7 @@ class Ucx : public ::testing::TestWithParam<const char*> {
     Target::Options options;
     options.fabric = "ucx";
     options.bytes = kBytes;
-    options.heartbeat_ms = 500 * kSlower;
+    options.heartbeat_ms = 500 * ucx_slower();
     options.environment = {{"KVFERRY_UCX_TLS", GetParam()}, {"KVFERRY_RDMA_HOST", rdma_host()}};
     return options;
   }
@@ -241,7 +241,7 @@ TEST_P(Ucx, EndsTransfersWhenTheOwnerDiesAndServesItsSuccessor) {
   ASSERT_TRUE(target.process().kill().ok());
   int failed = 0;
   for (const Transfer& transfer : all) {
-    const auto outcome = transfer.wait_for(seconds(20 * kSlower));
+    const auto outcome = transfer.wait_for(seconds(20 * ucx_slower()));
     ASSERT_TRUE(outcome.has_value());
     failed += !outcome->status.ok();
   }
@@ -276,7 +276,7 @@ TEST_P(Ucx, ComesToItsDeadlineWhenTheOwnerIsStopped) {
   }
 }
 
-// I6, no polling: what waits for nothing costs nothing. A guest's CPU is a translated one.
+// I6, no polling: what waits for nothing costs nothing.
 TEST_P(Ucx, CostsNothingWhileIdle) {
   Target target = start_target();
   start_initiator();
@@ -287,7 +287,7 @@ TEST_P(Ucx, CostsNothingWhileIdle) {
     return seconds(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
            std::chrono::microseconds(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
   };
-  const auto limit = milliseconds((has_rdma_device() ? 1000 : 40) * kSlower);
+  const auto limit = milliseconds(40 * ucx_slower());
   // Nobody answers there: the wait is as long as its deadline.
   const SilentPort port;
   TransferRequest silent = request(target, Operation::read, seconds(4));

@@ -28,6 +28,11 @@ inline bool has_rdma_device() {
   return Environment::of_process().get("KVFERRY_TEST_UCX_TLS").has_value();
 }
 
+// A guest's CPU is a translated one.
+inline int ucx_slower() {
+  return has_rdma_device() ? 10 * kSlower : kSlower;
+}
+
 // Where the fabric listens; empty: where the engine does.
 inline std::string rdma_host() {
   return Environment::of_process().get("KVFERRY_TEST_HOST").value_or("");

@@ -133,7 +133,7 @@ TEST_F(RdmaOwner, IsAskedForNothingInARegionThatIsGone) {
 // I3, I4, I5: the outcome comes, the memory is quiet behind it, and the owner's successor is served.
 TEST_F(RdmaOwner, IsKilledUnderAReadAndAWrite) {
   for (const Operation operation : {Operation::read, Operation::write}) {
-    Target target = start_target(1000);
+    Target target = start_target(5000);
     ASSERT_NO_FATAL_FAILURE(expect_connected(target));
     const uint64_t before = packets_sent();
     const Transfer transfer = must(engine_->submit(request(target, operation, 0, kBytes)));
