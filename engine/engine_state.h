@@ -59,6 +59,9 @@ struct EngineState {
   Status unregister(RegionId id, Duration patience);
 };
 
+// The memory kinds that every engine has.
+Result<MemoryKinds> known_kinds(const EngineConfig& config);
+
 struct PeerHandle {
   std::shared_ptr<EngineState> engine;
   EngineCore::PeerIndex index = 0;

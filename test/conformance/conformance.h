@@ -37,11 +37,19 @@ inline const auto kAllCases = ::testing::Values(
     Case{"tcp", MemoryKind::fake, MemoryKind::host, AuthMode::psk},
     Case{"tcp", MemoryKind::host, MemoryKind::host, AuthMode::mtls}, Case{"local", MemoryKind::host, MemoryKind::host},
     Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk},
-    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake});
+    Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake},
+    Case{"tcp", MemoryKind::cuda, MemoryKind::host}, Case{"tcp", MemoryKind::host, MemoryKind::cuda},
+    Case{"tcp", MemoryKind::cuda, MemoryKind::cuda}, Case{"loopback", MemoryKind::host, MemoryKind::cuda});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
          std::string(to_string(info.param.owner)) + "_" + std::string(to_string(info.param.auth));
+}
+
+// The kind of a case's memory that is not the host's; one case has no two of them.
+inline MemoryKind device_kind(const Case& c) {
+  if (c.initiator != MemoryKind::host) return c.initiator;
+  return c.owner != MemoryKind::host ? c.owner : MemoryKind::fake;
 }
 
 constexpr Operation kBoth[] = {Operation::read, Operation::write};
@@ -75,8 +83,9 @@ class Conformance : public ::testing::TestWithParam<Case> {
     config.fabrics = {GetParam().fabric};
     config.auth = auth_of(GetParam().auth);
     config.loopback = hub_;
+    config.cuda_driver = "no-such-driver.so";  // but for the cases that bring one
     if (adjust) adjust(config);
-    auto engine = Engine::create(config, {device_});
+    auto engine = Engine::create(config, {device_->ops()});
     if (!engine.ok()) ADD_FAILURE() << engine.error().to_string();
     return engine.ok() ? std::move(engine).value() : nullptr;
   }
@@ -93,7 +102,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
   }
 
   Buffer make_buffer(MemoryKind kind, size_t bytes) {
-    return Buffer(kind == MemoryKind::fake ? device_ : nullptr, bytes);
+    return Buffer(kind == MemoryKind::host ? nullptr : device_, bytes);
   }
 
   // Both sides' memory, registered; the owner's open for reads and writes.
@@ -161,7 +170,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
   }
 
   std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
-  std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  std::shared_ptr<TestDevice> device_ = make_device(device_kind(GetParam()));
   std::unique_ptr<Engine> initiator_;
   std::unique_ptr<Engine> owner_;
   PeerRef peer_;

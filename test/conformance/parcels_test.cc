@@ -27,7 +27,7 @@ std::string parcel_case_name(const ::testing::TestParamInfo<ParcelCase>& info) {
 class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
  protected:
   RankOptions options(const std::string& name, MemoryKind kind) {
-    return {name, {GetParam().fabric}, hub_, kind == MemoryKind::fake ? device_ : nullptr};
+    return {name, {GetParam().fabric}, hub_, kind == MemoryKind::host ? nullptr : device_};
   }
   // Both ranks anew, with larger caches than their staging memory can hold.
   void remake_large() {
@@ -76,7 +76,8 @@ class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
   }
 
   std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
-  std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  std::shared_ptr<TestDevice> device_ =
+      make_device(GetParam().owner != MemoryKind::host ? GetParam().owner : GetParam().reader);
   std::optional<Rank> owner_{std::in_place, options("owner", GetParam().owner), 1};
   std::optional<Rank> reader_{std::in_place, options("reader", GetParam().reader), 2};
 };
@@ -291,6 +292,8 @@ const ParcelCase kParcelCases[] = {
     {"local", MemoryKind::host, MemoryKind::host},    {"local", MemoryKind::host, MemoryKind::fake},
     {"loopback", MemoryKind::host, MemoryKind::host}, {"loopback", MemoryKind::fake, MemoryKind::host},
     {"loopback", MemoryKind::host, MemoryKind::fake}, {"loopback", MemoryKind::fake, MemoryKind::fake},
+    {"tcp", MemoryKind::cuda, MemoryKind::host},      {"tcp", MemoryKind::host, MemoryKind::cuda},
+    {"tcp", MemoryKind::cuda, MemoryKind::cuda},      {"loopback", MemoryKind::host, MemoryKind::cuda},
 };
 
 INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::ValuesIn(kParcelCases), parcel_case_name);
@@ -368,12 +371,15 @@ TEST_P(ParcelEvent, ATransferWaitsForItsEvent) {
   EXPECT_TRUE(std::equal(spare_.begin(), spare_.begin() + 4096, reader_->cache.load().begin()));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ParcelEvent, ::testing::Values(ParcelCase{"tcp", MemoryKind::fake, MemoryKind::fake}));
+INSTANTIATE_TEST_SUITE_P(All, ParcelEvent,
+                         ::testing::Values(ParcelCase{"tcp", MemoryKind::fake, MemoryKind::fake},
+                                           ParcelCase{"tcp", MemoryKind::cuda, MemoryKind::cuda}),
+                         parcel_case_name);
 
 // ---- where a fabric does not reach
 
 TEST(ParcelFabrics, DeviceMemoryOnOneHostGoesByTcpAndIsRefusedByNameWithoutIt) {
-  const auto device = std::make_shared<FakeDevice>();
+  const auto device = make_device(MemoryKind::fake);
   for (const bool tcp : {true, false}) {
     const std::vector<std::string> fabrics =
         tcp ? std::vector<std::string>{"local", "tcp"} : std::vector<std::string>{"local"};
@@ -398,14 +404,14 @@ TEST(ParcelFabrics, DeviceMemoryOnOneHostGoesByTcpAndIsRefusedByNameWithoutIt) {
 }
 
 TEST(ParcelFabrics, ACacheOfSeveralMemoryKindsIsRefusedByName) {
-  const auto device = std::make_shared<FakeDevice>();
+  const auto device = make_device(MemoryKind::fake);
   Rank rank({"owner", {"tcp"}, nullptr, device}, 1);
   std::vector<std::byte> host(rank.cache.size());
   const Region other = must(rank.engine->register_memory(host.data(), host.size(), MemoryKind::host, kPrivate));
   EngineConfig config;
   KvLayout mixed = rank.layout();
   mixed.layers[1].k.region = mixed.layers[1].v.region = other.id();
-  auto engine = must(Engine::create(config, {device}));
+  auto engine = must(Engine::create(config, {device->ops()}));
   Parcels parcels(*rank.engine);
   const Status status = parcels.set_cache("another", mixed);
   EXPECT_FALSE(status.ok());
