@@ -17,18 +17,9 @@ using cuda::CuEvent;
 using cuda::DevicePointer;
 using cuda::Stream;
 
-// What only tests use of the driver.
-template <class F>
-F symbol(const char* name) {
-  void* library = ::dlopen(cuda_driver().c_str(), RTLD_NOW | RTLD_LOCAL);
-  KVF_CHECK(library != nullptr);
-  void* found = ::dlsym(library, name);
-  return reinterpret_cast<F>(found);
-}
-
 template <class... Arguments>
 void call(const char* name, Arguments... arguments) {
-  const auto function = symbol<Code (*)(Arguments...)>(name);
+  const auto function = driver_symbol<Code (*)(Arguments...)>(name);
   KVF_CHECK(function != nullptr);
   KVF_CHECK(function(arguments...) == cuda::kSuccess);
 }
@@ -43,8 +34,13 @@ std::string cuda_driver() {
   return Environment::of_process().get("KVFERRY_CUDA_DRIVER").value_or(KVF_FAKE_CUDA);
 }
 
+void* driver_symbol(const char* name) {
+  void* library = ::dlopen(cuda_driver().c_str(), RTLD_NOW | RTLD_LOCAL);
+  return library != nullptr ? ::dlsym(library, name) : nullptr;
+}
+
 const fake_cuda::Control* fake_control() {
-  const auto get = symbol<fake_cuda::GetControl>(fake_cuda::kGetControl);
+  const auto get = driver_symbol<fake_cuda::GetControl>(fake_cuda::kGetControl);
   return get != nullptr ? get() : nullptr;
 }
 

@@ -12,6 +12,12 @@ namespace kvferry::test {
 
 // The driver that tests of the CUDA kind load: the fake one, or what KVFERRY_CUDA_DRIVER names.
 std::string cuda_driver();
+// A function that only tests use, or null.
+void* driver_symbol(const char* name);
+template <class F>
+F driver_symbol(const char* name) {
+  return reinterpret_cast<F>(driver_symbol(name));
+}
 // Null where the driver is not the fake one.
 const fake_cuda::Control* fake_control();
 // The context that is current in this thread.
@@ -34,13 +40,15 @@ class CudaDevice final : public TestDevice {
   void signal(EventId event) override;
   void destroy_event(EventId event) override;
 
+  const cuda::Driver& driver() const { return *driver_; }
+  cuda::Context context_of(const std::byte* address) const;
+
  private:
   struct Gate {
     cuda::Stream stream;
     uint32_t* word;  // pinned
     bool destroyed = false;
   };
-  cuda::Context context_of(const std::byte* address) const;
 
   std::shared_ptr<const cuda::Driver> driver_;
   std::shared_ptr<MemoryOps> ops_;

@@ -89,6 +89,20 @@ KVF_FAKE Code cuMemcpyDtoH_v2(void* to, DevicePointer from, size_t bytes) {
   return cuda::kSuccess;
 }
 
+KVF_FAKE Code cuMemcpyPeer(DevicePointer to, Context to_context, DevicePointer from, Context from_context,
+                           size_t bytes) {
+  const std::lock_guard lock(world().mutex);
+  std::byte* const there = reach(to, bytes, to_context->device);
+  const std::byte* const here = reach(from, bytes, from_context->device);
+  if (there == nullptr || here == nullptr) return cuda::kInvalidValue;
+  std::memcpy(there, here, bytes);
+  return cuda::kSuccess;
+}
+
+KVF_FAKE Code cuCtxSynchronize() {
+  return current() != nullptr ? cuda::kSuccess : cuda::kInvalidContext;
+}
+
 // ---- pinned memory
 
 KVF_FAKE Code cuMemHostAlloc(void** memory, size_t bytes, unsigned flags) {
