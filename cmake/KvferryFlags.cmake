@@ -45,6 +45,7 @@ function(kvferry_unite target)
     return()
   endif()
   get_target_property(sources ${target} SOURCES)
+  list(FILTER sources EXCLUDE REGEX "^${PROJECT_BINARY_DIR}/") # made by the build, not there yet
   execute_process(
     COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/scripts/lint.d/units.py 8 ${sources}
     WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}

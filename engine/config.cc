@@ -85,6 +85,8 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
   EngineConfig config;
   config.engine_id = environment.get("KVFERRY_ENGINE_ID").value_or(config.engine_id);
   config.listen = environment.get("KVFERRY_LISTEN").value_or(config.listen);
+  config.cuda_driver = environment.get("KVFERRY_CUDA_DRIVER").value_or(config.cuda_driver);
+  config.cuda_gather = environment.get("KVFERRY_CUDA_GATHER").value_or(config.cuda_gather);
   config.congestion = environment.get("KVFERRY_CONGESTION").value_or(config.congestion);
   if (const auto names = environment.get("KVFERRY_FABRICS")) config.fabrics = split_list(*names);
   config.plugin_folder = environment.get("KVFERRY_PLUGINS").value_or(config.plugin_folder);

@@ -87,6 +87,12 @@ struct EngineConfig {
   int bulk_lanes = 2;      // of the tcp fabric to each peer, besides the one for small transfers
   std::string congestion;  // TCP_CONGESTION of all sockets; empty: the system's
 
+  // Memory of GPUs. The driver is loaded when the first of it is registered; a library that is not there makes the kind
+  // not viable, which registering and describe() say. `cuda_gather` is how small scattered blocks move: auto, kernel,
+  // batch or single.
+  std::string cuda_driver = "libcuda.so.1";
+  std::string cuda_gather = "auto";
+
   // Limits (I6). Memory of a full engine is bounded by their sum:
   size_t max_transfers = 65536;                      // in flight; about 1 KiB each and 60 bytes a pair
   size_t max_pairs = 1 << 20;                        // of one transfer

@@ -132,8 +132,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.config = std::move(config);
   if (!s.config.logger) s.config.logger = make_stderr_logger(LogLevel::warning, "kvferry");
   s.transfer_metrics.emplace(TransferMetrics::of(s.metrics));
-  MemoryKinds known;
-  known.add(make_host_memory());
+  KVF_ASSIGN_OR_RETURN(MemoryKinds known, detail::known_kinds(s.config));
   for (auto& kind : kinds) known.add(std::move(kind));
   KVF_ASSIGN_OR_RETURN(s.words, GateWords::create());
   s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions, 1 + (s.random.next() >> 2));

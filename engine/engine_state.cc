@@ -1,6 +1,18 @@
 #include "engine/engine_state.h"
 
+#include "engine/memory/cuda/cuda_memory.h"
+
 namespace kvferry::detail {
+
+Result<MemoryKinds> known_kinds(const EngineConfig& config) {
+  MemoryKinds known;
+  known.add(make_host_memory());
+  cuda::Options options;
+  options.library = config.cuda_driver;
+  KVF_ASSIGN_OR_RETURN(options.gather, cuda::parse_gather(config.cuda_gather));
+  known.add(std::make_shared<cuda::CudaMemory>(options));
+  return known;
+}
 
 void EngineState::call(const std::function<void(Task finished)>& task, TimePoint deadline) {
   auto done = std::make_shared<std::atomic<bool>>(false);

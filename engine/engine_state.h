@@ -65,6 +65,9 @@ struct EngineState {
   std::vector<plugin::Node*> open_nodes() const;
 };
 
+// The memory kinds that every engine has.
+Result<MemoryKinds> known_kinds(const EngineConfig& config);
+
 struct PeerHandle {
   std::shared_ptr<EngineState> engine;
   EngineCore::PeerIndex index = 0;

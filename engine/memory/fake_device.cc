@@ -60,7 +60,7 @@ Status FakeDevice::load(void* into, const std::byte* device, size_t length) cons
   return {};
 }
 
-Status FakeDevice::check(const void* base, size_t length) const {
+Status FakeDevice::check(const void* base, size_t length) {
   const std::lock_guard lock(mutex_);
   if (length == 0 || backing_of(static_cast<const std::byte*>(base), length) == nullptr) return not_device_memory();
   return {};

@@ -30,13 +30,14 @@ class FakeDevice final : public MemoryOps {
   void destroy_event(EventId event);
 
   MemoryKind kind() const override { return MemoryKind::fake; }
-  Status check(const void* base, size_t length) const override;
+  Status check(const void* base, size_t length) override;
   bool host_addressable() const override { return false; }
   std::byte* allocate_staging(size_t length) override;
   void free_staging(std::byte* staging, size_t length) override;
   Result<CopyId> start_copy(CopyDirection direction, std::span<const CopySpan> spans) override;
   Result<bool> copy_done(CopyId copy) override;
   Result<bool> event_done(EventId event) override;
+  std::string describe() const override { return "ready"; }
 
  private:
   struct Block {

@@ -1,6 +1,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "common/text.h"
 #include "engine/memory/memory_kind.h"
 
 namespace kvferry {
@@ -10,7 +11,7 @@ class HostMemory final : public MemoryOps {
  public:
   MemoryKind kind() const override { return MemoryKind::host; }
 
-  Status check(const void* base, size_t length) const override {
+  Status check(const void* base, size_t length) override {
     if (base == nullptr || length == 0)
       return Error{ErrorCode::invalid_argument, "memory to register must not be empty"};
     return {};
@@ -34,6 +35,8 @@ class HostMemory final : public MemoryOps {
   Result<bool> copy_done(CopyId) override { return true; }
 
   Result<bool> event_done(EventId) override { return Error{ErrorCode::invalid_argument, "host memory has no events"}; }
+
+  std::string describe() const override { return "ready"; }
 };
 
 }  // namespace
@@ -61,6 +64,14 @@ Result<MemoryOps*> MemoryKinds::find(MemoryKind kind) const {
     return Error{ErrorCode::unsupported,
                  "memory kind \"" + std::string(to_string(kind)) + "\" is not available in this engine"};
   return by_kind_[index].get();
+}
+
+std::string MemoryKinds::describe() const {
+  std::string out;
+  for (const auto& ops : by_kind_)
+    if (ops != nullptr)
+      out += (out.empty() ? "{" : ",") + json_quote(to_string(ops->kind())) + ":" + json_quote(ops->describe());
+  return out.empty() ? "{}" : out + "}";
 }
 
 std::shared_ptr<MemoryOps> make_host_memory() {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -40,8 +41,9 @@ class MemoryOps {
   virtual ~MemoryOps() = default;
 
   virtual MemoryKind kind() const = 0;
-  // An empty range, or one that is not of this kind, is refused with the reason.
-  virtual Status check(const void* base, size_t length) const = 0;
+  // Before memory is registered. An empty range, or one that is not of this kind, is refused with the reason, and so is
+  // all of it where the kind is not viable. A range that is taken is also prepared, where the kind needs that.
+  virtual Status check(const void* base, size_t length) = 0;
   // True: the CPU and the kernel may touch it (readv, process_vm_readv).
   virtual bool host_addressable() const = 0;
 
@@ -57,6 +59,9 @@ class MemoryOps {
   // Whether all work before the event is done. An Error: the device has failed, or it is no event of this kind. The
   // event's maker keeps it until it is done.
   virtual Result<bool> event_done(EventId event) = 0;
+
+  // For a person: whether the kind can be used here and how, or why not.
+  virtual std::string describe() const = 0;
 };
 
 // The kinds an engine knows; absent ones say why.
@@ -65,6 +70,8 @@ class MemoryKinds {
   void add(std::shared_ptr<MemoryOps> ops);
   // An Error when the kind is not viable here.
   Result<MemoryOps*> find(MemoryKind kind) const;
+  // JSON: what each kind says of itself.
+  std::string describe() const;
 
  private:
   std::shared_ptr<MemoryOps> by_kind_[kMemoryKinds];

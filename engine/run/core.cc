@@ -302,6 +302,7 @@ std::string EngineCore::describe() const {
                                 json_quote(identity_.engine_id), identity_.incarnation,
                                 json_quote(address_.to_string()), to_string(config_.auth.mode), config_.strict,
                                 json_quote(kernel_tls()), parts_.registry.snapshot().size());
+  out += fmt::format(R"(,"memory":{})", parts_.registry.describe_kinds());
   out += fmt::format(R"(,"sessions":{},"quarantined":[)", sessions_.size());
   for (const Closing& closing : closing_)
     out += fmt::format(R"({}{{"region":{},"base":"0x{:x}","length":{}}})", &closing == &closing_.front() ? "" : ",",

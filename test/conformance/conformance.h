@@ -36,6 +36,7 @@ inline void PrintTo(const Case& c, std::ostream* out) {
 inline std::vector<Case> all_cases() {
   constexpr MemoryKind kHost = MemoryKind::host;
   constexpr MemoryKind kFake = MemoryKind::fake;
+  constexpr MemoryKind kCuda = MemoryKind::cuda;
   std::vector<Case> out = {{"tcp", kHost, kHost},
                            {"tcp", kFake, kHost},
                            {"tcp", kHost, kFake},
@@ -46,7 +47,11 @@ inline std::vector<Case> all_cases() {
                            {"local", kHost, kHost},
                            {"local", kHost, kHost, AuthMode::psk},
                            {"loopback", kHost, kHost},
-                           {"loopback", kHost, kFake}};
+                           {"loopback", kHost, kFake},
+                           {"tcp", kCuda, kHost},
+                           {"tcp", kHost, kCuda},
+                           {"tcp", kCuda, kCuda},
+                           {"loopback", kHost, kCuda}};
   for (const char* transports : ucx_transports()) out.push_back({"ucx", kHost, kHost, AuthMode::open, transports});
   return out;
 }
@@ -57,6 +62,12 @@ inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +
          std::string(to_string(info.param.owner)) + "_" + std::string(to_string(info.param.auth)) +
          name_of_transports(info.param.transports);
+}
+
+// The kind of a case's memory that is not the host's; one case has no two of them.
+inline MemoryKind device_kind(const Case& c) {
+  if (c.initiator != MemoryKind::host) return c.initiator;
+  return c.owner != MemoryKind::host ? c.owner : MemoryKind::fake;
 }
 
 constexpr Operation kBoth[] = {Operation::read, Operation::write};
@@ -95,8 +106,9 @@ class Conformance : public ::testing::TestWithParam<Case> {
     config.auth = auth_of(GetParam().auth);
     config.loopback = hub_;
     use_transports(config, GetParam().transports);
+    config.cuda_driver = "no-such-driver.so";  // but for the cases that bring one
     if (adjust) adjust(config);
-    auto engine = Engine::create(config, {device_});
+    auto engine = Engine::create(config, {device_->ops()});
     if (!engine.ok()) ADD_FAILURE() << engine.error().to_string();
     return engine.ok() ? std::move(engine).value() : nullptr;
   }
@@ -113,7 +125,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
   }
 
   Buffer make_buffer(MemoryKind kind, size_t bytes) {
-    return Buffer(kind == MemoryKind::fake ? device_ : nullptr, bytes);
+    return Buffer(kind == MemoryKind::host ? nullptr : device_, bytes);
   }
 
   // Both sides' memory, registered; the owner's open for reads and writes.
@@ -181,7 +193,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
   }
 
   std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
-  std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  std::shared_ptr<TestDevice> device_ = make_device(device_kind(GetParam()));
   std::unique_ptr<Engine> initiator_;
   std::unique_ptr<Engine> owner_;
   PeerRef peer_;

@@ -111,7 +111,7 @@ ParcelReadRequest request_of(Rank& reader, const std::string& address, const std
 class ParcelDigest : public ::testing::TestWithParam<MemoryKind> {};
 
 TEST_P(ParcelDigest, ABitThatTurnsOnTheWayIsFoundByTheReader) {
-  const auto device = GetParam() == MemoryKind::fake ? std::make_shared<FakeDevice>() : nullptr;
+  const auto device = make_device(GetParam());
   Rank owner({"owner", {"tcp"}, nullptr, device}, 1);
   Rank reader({"reader", {"tcp"}, nullptr, device}, 2);
   owner.cache.store(std::vector<std::byte>(owner.cache.size(), kMark));
@@ -140,7 +140,7 @@ TEST_P(ParcelDigest, ABitThatTurnsOnTheWayIsFoundByTheReader) {
 
 TEST_P(ParcelDigest, ABlockThatChangesWhileItIsReadOneSidedIsFoundByTheOwner) {
   if (kThreadsSanitized) GTEST_SKIP() << kRacesOnPurpose;
-  const auto device = GetParam() == MemoryKind::fake ? std::make_shared<FakeDevice>() : nullptr;
+  const auto device = make_device(GetParam());
   for (const bool changes : {true, false}) {
     const auto hub = std::make_shared<loopback::Hub>(std::chrono::milliseconds(2));  // between two spans
     Rank owner({"owner", {"loopback"}, hub, device}, 1);
@@ -168,7 +168,7 @@ TEST_P(ParcelDigest, ABlockThatChangesWhileItIsReadOneSidedIsFoundByTheOwner) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ParcelDigest, ::testing::Values(MemoryKind::host, MemoryKind::fake),
+INSTANTIATE_TEST_SUITE_P(All, ParcelDigest, ::testing::Values(MemoryKind::host, MemoryKind::fake, MemoryKind::cuda),
                          [](const auto& tested) { return std::string(to_string(tested.param)); });
 
 }  // namespace

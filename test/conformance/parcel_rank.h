@@ -22,7 +22,7 @@ struct RankOptions {
   std::string name;
   std::vector<std::string> fabrics;
   std::shared_ptr<loopback::Hub> hub;
-  std::shared_ptr<FakeDevice> device;  // null: host memory
+  std::shared_ptr<TestDevice> device;  // null: host memory
   uint32_t blocks = kBlocks;
   size_t staging_bytes = size_t{64} << 20;
   std::string transports = {};  // of the fabric ucx
@@ -40,7 +40,7 @@ struct Rank {
     config.staging_bytes = options.staging_bytes;
     use_transports(config, options.transports);
     std::vector<std::shared_ptr<MemoryOps>> kinds;
-    if (options.device) kinds.push_back(options.device);
+    if (options.device) kinds.push_back(options.device->ops());
     engine = must(Engine::create(config, kinds));
     cache.store(pattern(cache.size(), seed));
     region = must(engine->register_memory(cache.base(), cache.size(), cache.kind(), kPrivate));

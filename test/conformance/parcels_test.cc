@@ -33,7 +33,7 @@ class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
     reader_.emplace(options("reader", GetParam().reader), 2);
   }
   RankOptions options(const std::string& name, MemoryKind kind) {
-    RankOptions out{name, {GetParam().fabric}, hub_, kind == MemoryKind::fake ? device_ : nullptr};
+    RankOptions out{name, {GetParam().fabric}, hub_, kind == MemoryKind::host ? nullptr : device_};
     out.transports = GetParam().transports;
     return out;
   }
@@ -84,7 +84,8 @@ class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
   }
 
   std::shared_ptr<loopback::Hub> hub_ = std::make_shared<loopback::Hub>();
-  std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  std::shared_ptr<TestDevice> device_ =
+      make_device(GetParam().owner != MemoryKind::host ? GetParam().owner : GetParam().reader);
   std::optional<Rank> owner_;
   std::optional<Rank> reader_;
 };
@@ -300,6 +301,8 @@ std::vector<ParcelCase> parcel_cases() {
       {"local", MemoryKind::host, MemoryKind::host},    {"local", MemoryKind::host, MemoryKind::fake},
       {"loopback", MemoryKind::host, MemoryKind::host}, {"loopback", MemoryKind::fake, MemoryKind::host},
       {"loopback", MemoryKind::host, MemoryKind::fake}, {"loopback", MemoryKind::fake, MemoryKind::fake},
+      {"tcp", MemoryKind::cuda, MemoryKind::host},      {"tcp", MemoryKind::host, MemoryKind::cuda},
+      {"tcp", MemoryKind::cuda, MemoryKind::cuda},      {"loopback", MemoryKind::host, MemoryKind::cuda},
   };
   for (const char* transports : ucx_transports())
     out.push_back({"ucx", MemoryKind::host, MemoryKind::host, transports});
@@ -381,12 +384,15 @@ TEST_P(ParcelEvent, ATransferWaitsForItsEvent) {
   EXPECT_TRUE(std::equal(spare_.begin(), spare_.begin() + 4096, reader_->cache.load().begin()));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ParcelEvent, ::testing::Values(ParcelCase{"tcp", MemoryKind::fake, MemoryKind::fake}));
+INSTANTIATE_TEST_SUITE_P(All, ParcelEvent,
+                         ::testing::Values(ParcelCase{"tcp", MemoryKind::fake, MemoryKind::fake},
+                                           ParcelCase{"tcp", MemoryKind::cuda, MemoryKind::cuda}),
+                         parcel_case_name);
 
 // ---- where a fabric does not reach
 
 TEST(ParcelFabrics, DeviceMemoryOnOneHostGoesByTcpAndIsRefusedByNameWithoutIt) {
-  const auto device = std::make_shared<FakeDevice>();
+  const auto device = make_device(MemoryKind::fake);
   for (const bool tcp : {true, false}) {
     const std::vector<std::string> fabrics =
         tcp ? std::vector<std::string>{"local", "tcp"} : std::vector<std::string>{"local"};
@@ -411,14 +417,14 @@ TEST(ParcelFabrics, DeviceMemoryOnOneHostGoesByTcpAndIsRefusedByNameWithoutIt) {
 }
 
 TEST(ParcelFabrics, ACacheOfSeveralMemoryKindsIsRefusedByName) {
-  const auto device = std::make_shared<FakeDevice>();
+  const auto device = make_device(MemoryKind::fake);
   Rank rank({"owner", {"tcp"}, nullptr, device}, 1);
   std::vector<std::byte> host(rank.cache.size());
   const Region other = must(rank.engine->register_memory(host.data(), host.size(), MemoryKind::host, kPrivate));
   EngineConfig config;
   KvLayout mixed = rank.layout();
   mixed.layers[1].k.region = mixed.layers[1].v.region = other.id();
-  auto engine = must(Engine::create(config, {device}));
+  auto engine = must(Engine::create(config, {device->ops()}));
   Parcels parcels(*rank.engine);
   const Status status = parcels.set_cache("another", mixed);
   EXPECT_FALSE(status.ok());

@@ -17,13 +17,14 @@ class SimDevice final : public MemoryOps {
   void signal(EventId event, bool failed);
 
   MemoryKind kind() const override { return MemoryKind::fake; }
-  Status check(const void*, size_t) const override { return {}; }
+  Status check(const void*, size_t) override { return {}; }
   bool host_addressable() const override { return false; }
   std::byte* allocate_staging(size_t length) override;
   void free_staging(std::byte* staging, size_t length) override;
   Result<CopyId> start_copy(CopyDirection direction, std::span<const CopySpan> spans) override;
   Result<bool> copy_done(CopyId id) override;
   Result<bool> event_done(EventId event) override;
+  std::string describe() const override { return "simulated"; }
 
  private:
   struct Copy {

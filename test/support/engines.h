@@ -9,18 +9,16 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "engine/memory/fake_device.h"
+#include "test/support/devices.h"
 
 namespace kvferry::test {
 
-// Memory of either kind, filled and inspected without caring which.
+// Memory of any kind, filled and inspected without caring which.
 class Buffer {
  public:
-  Buffer(std::shared_ptr<FakeDevice> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
+  Buffer(std::shared_ptr<TestDevice> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
     if (device_) {
-      auto allocated = device_->allocate(bytes);
-      KVF_CHECK(allocated.ok());
-      base_ = *allocated;
+      base_ = device_->allocate(bytes);
     } else {
       host_.resize(bytes);
       base_ = host_.data();
@@ -28,18 +26,18 @@ class Buffer {
   }
   std::byte* base() const { return base_; }
   size_t size() const { return bytes_; }
-  MemoryKind kind() const { return device_ ? MemoryKind::fake : MemoryKind::host; }
+  MemoryKind kind() const { return device_ ? device_->kind() : MemoryKind::host; }
 
   void store(const std::vector<std::byte>& bytes) {
     if (device_)
-      KVF_CHECK(device_->store(base_, bytes.data(), bytes.size()).ok());
+      device_->store(base_, bytes.data(), bytes.size());
     else
       std::memcpy(base_, bytes.data(), bytes.size());
   }
   std::vector<std::byte> load() const {
     std::vector<std::byte> out(bytes_);
     if (device_)
-      KVF_CHECK(device_->load(out.data(), base_, bytes_).ok());
+      device_->load(out.data(), base_, bytes_);
     else
       std::memcpy(out.data(), base_, bytes_);
     return out;
@@ -50,7 +48,7 @@ class Buffer {
   }
 
  private:
-  std::shared_ptr<FakeDevice> device_;
+  std::shared_ptr<TestDevice> device_;
   size_t bytes_;
   std::vector<std::byte> host_;
   std::byte* base_ = nullptr;
