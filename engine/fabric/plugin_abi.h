@@ -1,5 +1,6 @@
 #pragma once
 
+// NOLINTBEGIN(modernize-*): plain C
 #include <stddef.h>
 #include <stdint.h>
 
@@ -117,3 +118,4 @@ typedef struct {
 #ifdef __cplusplus
 }
 #endif
+// NOLINTEND(modernize-*)
