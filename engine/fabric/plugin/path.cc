@@ -314,7 +314,7 @@ void PluginPath::retire(const std::shared_ptr<const RegionTable>& table, Task qu
     barrier(quiet);
   });
   for (const WorkPtr& work : leaving) {
-    work->when_over.push_back([all_left] {});
+    work->when_over.emplace_back([all_left] {});
     for (const RegionInfo* region : work->job->remote)
       if (is_gone(region)) {
         fail(work, Error{ErrorCode::not_found, fmt::format("region {} was unregistered", region->id)});
