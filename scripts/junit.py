@@ -69,6 +69,18 @@ def skipped_inside(name: str, output: str) -> list[str]:
     return lines
 
 
+def joined(skips: list[str]) -> list[str]:
+    """Many skips for one reason are one line."""
+    names: dict[str, list[str]] = {}
+    for line in skips:
+        name, reason = line.removeprefix("skipped ").split(": ", 1)
+        names.setdefault(reason, []).append(name.split("  #")[0])
+    return [
+        f"skipped {', '.join(those[:3])}{f' and {len(those) - 3} more' if len(those) > 3 else ''}: {reason}"
+        for reason, those in names.items()
+    ]
+
+
 def main() -> int:
     passed, failed = 0, 0
     failures: list[str] = []
@@ -92,7 +104,7 @@ def main() -> int:
             passed += 1
             skips += skipped_inside(name, output)
     print(passed, failed, len(skips))
-    for line in failures + skips:
+    for line in failures + joined(skips):
         print(line)
     return 0
 
