@@ -10,14 +10,14 @@ using detail::EngineState;
 
 // ---- Region
 
-Region::Region(Region&& other) noexcept : engine_(std::move(other.engine_)), info_(other.info_) {}
+Region::Region(Region&& other) noexcept : engine_(std::move(other.engine_)), info_(std::move(other.info_)) {}
 
 Region& Region::operator=(Region&& other) noexcept {
   if (this != &other) {
     if (engine_) [[maybe_unused]]
       const Status ignored = unregister();
     engine_ = std::move(other.engine_);
-    info_ = other.info_;
+    info_ = std::move(other.info_);
   }
   return *this;
 }
