@@ -22,6 +22,8 @@ int run(int argc, char** argv) {
   app.add_option("--event-bytes", event_bytes);
   app.add_option("--pause-ms", pause_ms, "Between two events");
   app.add_option("--first-ms", first_ms, "Between head and first event");
+  bool closes = false;
+  app.add_flag("--close", closes, "Close each connection after its answer, unannounced");
   CLI11_PARSE(app, argc, argv);
 
   boost::asio::io_context loop(1);
@@ -31,6 +33,7 @@ int run(int argc, char** argv) {
   proxy::mock::MockServer decoder(loop, deadlines, decode_port, host);
   proxy::mock::MockBootstrap bootstrap(loop, deadlines, bootstrap_port, host);
   prefiller.record = decoder.record = false;
+  prefiller.behaviour.close_after_answer = decoder.behaviour.close_after_answer = closes;
   decoder.behaviour.events = events;
   decoder.behaviour.event_bytes = event_bytes;
   decoder.behaviour.event_pause = std::chrono::microseconds(static_cast<int64_t>(pause_ms * 1e3));

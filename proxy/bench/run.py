@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "burst": ("--clients 2000 --requests 2000 --stream", "--events 20 --pause-ms 100", "first_p99_us"),
     "open": ("--clients 9000 --requests 9000 --stream", "--events 3 --pause-ms 8000", "rss_kib"),
     "slow": ("--clients 5000 --requests 5000 --stream --stall-ms 20000", "--events 400 --event-bytes 2000", "rss_kib"),
+    "closing": ("--clients 64 --requests 10000", "--close", "failed"),
     "rude": ("--clients 200 --requests 100000 --fresh --leave", "", "failed"),
 }
 
@@ -105,7 +106,7 @@ def main() -> None:
             if case == "one":
                 report(options, case, "the mock itself", (ports["decode"], mock_pid))
             for name, command in proxies.items():
-                if case in ("rude", "large", "open", "slow") and name.startswith("relay"):
+                if case in ("closing", "rude", "large", "open", "slow") and name.startswith("relay"):
                     continue
                 with running(shlex.split(command.format(**ports)), ports["port"]) as pid:
                     before = descriptors(pid)
