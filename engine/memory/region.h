@@ -4,7 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "engine/memory/gate.h"
 #include "engine/memory/memory_kind.h"
@@ -22,6 +25,10 @@ enum Permission : uint32_t {
   kRemoteReadWrite = 3,
 };
 
+// How one-sided fabrics reach a region: bytes for peers, by the fabric's name. Made when it is registered, never
+// changed.
+using RegionKeys = std::vector<std::pair<std::string, std::string>>;
+
 // A region as its owner describes it to peers.
 struct RegionInfo {
   RegionId id = 0;
@@ -30,7 +37,11 @@ struct RegionInfo {
   WordIndex word = kNoWord;
   uint64_t base = 0;  // the owner's address: meaningful to the `local` fabric and as a name in the Mooncake-like face
   uint64_t length = 0;
+  std::shared_ptr<const RegionKeys> keys = nullptr;  // null: none
 };
+
+// Null when the region has no key of that fabric.
+const std::string* find_key(const RegionInfo& region, std::string_view fabric);
 
 // A registered range inside its engine. Shared by the registry and by whoever uses the memory.
 struct RegionState {

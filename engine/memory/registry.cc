@@ -13,6 +13,13 @@ const char* name_of(uint32_t permission) {
 
 }  // namespace
 
+const std::string* find_key(const RegionInfo& region, std::string_view fabric) {
+  if (!region.keys) return nullptr;
+  for (const auto& [name, key] : *region.keys)
+    if (name == fabric) return &key;
+  return nullptr;
+}
+
 Status check_span(const RegionInfo& region, uint64_t offset, uint64_t length) {
   if (offset <= region.length && length <= region.length - offset) return {};
   return Error{ErrorCode::invalid_argument, fmt::format("{} bytes at offset {} are outside of region {} ({} bytes)",
@@ -33,6 +40,11 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
   const auto base = reinterpret_cast<uint64_t>(address);
   if (base + length < base) return Error{ErrorCode::invalid_argument, "memory to register wraps around"};
 
+  std::shared_ptr<const RegionKeys> keys;
+  if (SharedMemoryOps* sharing = ops->sharing())
+    if (std::string key = sharing->share(address, length); !key.empty())
+      keys = std::make_shared<RegionKeys>(RegionKeys{{"local", std::move(key)}});
+
   const std::unique_lock lock(mutex_);
   if (by_id_.size() >= max_regions_)
     return Error{ErrorCode::resource_exhausted, fmt::format("max_regions ({}) are registered", max_regions_)};
@@ -41,7 +53,7 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
     return Error{ErrorCode::not_quiet, "memory overlaps a region that a stopped peer may still write to"};
   auto region = std::make_shared<RegionState>();
   region->ops = ops;
-  region->info = RegionInfo{next_id_, kind, permissions, kNoWord, base, length};
+  region->info = RegionInfo{next_id_, kind, permissions, kNoWord, base, length, std::move(keys)};
   KVF_ASSIGN_OR_RETURN(region->info.word, words_.open(next_id_));
   log_change(next_id_++, true);
   by_base_.emplace(base, region);

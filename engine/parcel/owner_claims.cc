@@ -316,7 +316,7 @@ proto::Ticket ParcelOwner::ticket_of(const Claim& claim, const Parcel& parcel) c
   ticket.set_layout_hash(layout_hash_);
   if (claim.asked.known_layout() != layout_hash_) {
     ticket.set_layout(layout_bytes_);
-    for (const RegionInfo& region : cache_regions_) *ticket.add_regions() = region_to_proto(region);
+    for (const RegionInfo& region : cache_regions_) *ticket.add_regions() = region_to_proto(region, true);
   }
   if (!claim.asked.selection().empty()) return ticket;  // a stream needs no block ids
   for (const BlockList& blocks : parcel.blocks) {

@@ -7,6 +7,12 @@
 #include "common/bytes.h"
 
 namespace kvferry {
+namespace {
+
+constexpr size_t kMaxKeyBytes = 1024;  // I6, of one region and fabric
+constexpr size_t kMaxKeys = 4;
+
+}  // namespace
 
 HostIdentity host_from_proto(const proto::Host& host) {
   return {host.boot_id(), host.pid_namespace(), host.pid(), host.uid()};
@@ -26,12 +32,21 @@ Result<RegionInfo> region_from_proto(const proto::Region& region) {
   if (region.id() == 0 || region.kind() >= kMemoryKinds || !known_word || region.length() == 0 ||
       region.base() + region.length() < region.base())
     return Error{ErrorCode::protocol, "malformed region in the peer's table"};
-  return RegionInfo{region.id(),          static_cast<MemoryKind>(region.kind()),
-                    region.permissions(), region.word(),
-                    region.base(),        region.length()};
+  RegionInfo info{region.id(),          static_cast<MemoryKind>(region.kind()),
+                  region.permissions(), region.word(),
+                  region.base(),        region.length()};
+  if (region.keys().empty()) return info;
+  auto keys = std::make_shared<RegionKeys>();
+  for (const proto::FabricOffer& key : region.keys()) {
+    if (key.address().size() > kMaxKeyBytes || keys->size() >= kMaxKeys)
+      return Error{ErrorCode::protocol, "malformed key in the peer's region table"};
+    keys->emplace_back(key.name(), key.address());
+  }
+  info.keys = std::move(keys);
+  return info;
 }
 
-proto::Region region_to_proto(const RegionInfo& region) {
+proto::Region region_to_proto(const RegionInfo& region, bool with_keys) {
   proto::Region out;
   out.set_id(region.id);
   out.set_kind(static_cast<uint32_t>(region.kind));
@@ -39,6 +54,11 @@ proto::Region region_to_proto(const RegionInfo& region) {
   out.set_word(region.word);
   out.set_base(region.base);
   out.set_length(region.length);
+  if (with_keys && region.keys)
+    for (const auto& [fabric, key] : *region.keys) {
+      out.add_keys()->set_name(fabric);
+      out.mutable_keys(out.keys_size() - 1)->set_address(key);
+    }
   return out;
 }
 

@@ -15,7 +15,8 @@ proto::Host host_to_proto(const HostIdentity& host);
 
 // Refuses kinds, permissions and words that this build does not know, and ranges that wrap around.
 Result<RegionInfo> region_from_proto(const proto::Region& region);
-proto::Region region_to_proto(const RegionInfo& region);
+// `with_keys`: for whoever may use the region.
+proto::Region region_to_proto(const RegionInfo& region, bool with_keys);
 
 // Saturates.
 uint32_t to_milliseconds(Duration span);

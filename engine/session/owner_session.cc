@@ -181,7 +181,10 @@ void OwnerSession::send_regions() {
       for (const RegionId id : changes.removed) delta.add_removed(id);
     }
     const size_t end = std::min(changes.added.size(), at + context_.limits.regions_per_frame);
-    for (; at < end; ++at) *delta.add_added() = region_to_proto(changes.added[at]);
+    for (; at < end; ++at) {
+      const RegionInfo& region = changes.added[at];
+      *delta.add_added() = region_to_proto(region, region.permissions != kPrivate);
+    }
     delta.set_version(changes.version);
     delta.set_complete(at == changes.added.size());
     frames_.send(frame);

@@ -39,7 +39,8 @@ inline const auto kAllCases = ::testing::Values(
     Case{"local", MemoryKind::host, MemoryKind::host, AuthMode::psk},
     Case{"loopback", MemoryKind::host, MemoryKind::host}, Case{"loopback", MemoryKind::host, MemoryKind::fake},
     Case{"tcp", MemoryKind::cuda, MemoryKind::host}, Case{"tcp", MemoryKind::host, MemoryKind::cuda},
-    Case{"tcp", MemoryKind::cuda, MemoryKind::cuda}, Case{"loopback", MemoryKind::host, MemoryKind::cuda});
+    Case{"tcp", MemoryKind::cuda, MemoryKind::cuda}, Case{"loopback", MemoryKind::host, MemoryKind::cuda},
+    Case{"local", MemoryKind::cuda, MemoryKind::cuda});
 
 inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.fabric) + "_" + std::string(to_string(info.param.initiator)) + "_" +

@@ -294,6 +294,7 @@ const ParcelCase kParcelCases[] = {
     {"loopback", MemoryKind::host, MemoryKind::fake}, {"loopback", MemoryKind::fake, MemoryKind::fake},
     {"tcp", MemoryKind::cuda, MemoryKind::host},      {"tcp", MemoryKind::host, MemoryKind::cuda},
     {"tcp", MemoryKind::cuda, MemoryKind::cuda},      {"loopback", MemoryKind::host, MemoryKind::cuda},
+    {"local", MemoryKind::cuda, MemoryKind::cuda},
 };
 
 INSTANTIATE_TEST_SUITE_P(All, ParcelConformance, ::testing::ValuesIn(kParcelCases), parcel_case_name);

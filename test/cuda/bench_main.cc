@@ -100,8 +100,7 @@ void transfers(const Plan& plan, CudaDevice& device) {
     engines.push_back(std::move(Engine::create(config)).value());
     memory.push_back(device.allocate(2 * plan.bytes));
     regions.push_back(
-        std::move(
-            engines.back()->register_memory(memory.back(), 2 * plan.bytes, MemoryKind::cuda, kRemoteReadWrite))
+        std::move(engines.back()->register_memory(memory.back(), 2 * plan.bytes, MemoryKind::cuda, kRemoteReadWrite))
             .value());
   }
   const PeerRef peer = std::move(engines[0]->peer(engines[1]->address())).value();
