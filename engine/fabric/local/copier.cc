@@ -114,7 +114,10 @@ LocalPath::~LocalPath() {
 bool LocalPath::reaches_directly(MemoryOps& local, const RegionInfo& region) const {
   if (local.host_addressable()) return reaches(region);
   SharedMemoryOps* sharing = local.sharing();
-  return sharing != nullptr && region.kind == local.kind() && link_->imports().use(*sharing, region).ok();
+  if (sharing == nullptr || region.kind != local.kind()) return false;
+  const auto mapped = link_->imports().use(*sharing, region);
+  // One that has just been unregistered is told of by the copy, as such.
+  return mapped.ok() || mapped.error().code == ErrorCode::not_found;
 }
 
 void LocalPath::start(std::shared_ptr<Job> job) {
