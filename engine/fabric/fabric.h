@@ -52,8 +52,12 @@ class OneSidedPath : public Path {
   // I1: whether the owner's word holds `generation`, behind everything that was copied before. Nothing: this fabric
   // cannot tell, and the owner must be asked.
   virtual std::optional<bool> in_force(WordIndex word, uint64_t generation) const = 0;
-  // Whether it can copy from and to that region of the peer's.
+  // Whether it can copy between host memory and that region of the peer's.
   virtual bool reaches(const RegionInfo& region) const = 0;
+  // Whether it can copy between memory of `local` and that region, without staging memory between them.
+  virtual bool reaches_directly(MemoryOps& local, const RegionInfo& region) const {
+    return local.host_addressable() && reaches(region);
+  }
 };
 
 // What an owner-executed fabric asks about the session that its lanes belong to. On loop only.

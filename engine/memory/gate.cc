@@ -79,8 +79,8 @@ Result<GateSlots> GateSlots::map(int fd) {
   return GateSlots(std::move(mapping));
 }
 
-int GateSlots::mark(WordIndex word) {
-  for (size_t index = 0; index < kSlots; ++index) {
+int GateSlots::mark(WordIndex word, size_t first, size_t end) {
+  for (size_t index = first; index < end; ++index) {
     uint64_t empty = 0;
     if (slot(index).load(std::memory_order_relaxed) == 0 &&
         slot(index).compare_exchange_strong(empty, uint64_t{word} + 1, std::memory_order_seq_cst))

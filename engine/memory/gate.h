@@ -71,7 +71,9 @@ class GateWords {
 // Both ends of one session's slots.
 class GateSlots {
  public:
-  static constexpr size_t kSlots = 64;
+  static constexpr size_t kWriters = 64;    // copies at once
+  static constexpr size_t kMappings = 448;  // regions of the owner that the peer has mapped
+  static constexpr size_t kSlots = kWriters + kMappings;
   static constexpr size_t kStride = 8;  // words: one cache line a slot
   static constexpr size_t kBytes = kSlots * kStride * sizeof(uint64_t);
 
@@ -80,7 +82,9 @@ class GateSlots {
   static Result<GateSlots> map(int fd);
 
   // Writer: marks a free slot with `word`; -1 when all are taken. Thread-safe within the process.
-  int mark(WordIndex word);
+  int mark(WordIndex word) { return mark(word, 0, kWriters); }
+  // The same for as long as the region behind `word` is mapped.
+  int mark_mapping(WordIndex word) { return mark(word, kWriters, kSlots); }
   void clear(int slot);
 
   // Owner: whether some slot names `word`.
@@ -90,6 +94,7 @@ class GateSlots {
   void clear_all();
 
  private:
+  int mark(WordIndex word, size_t first, size_t end);
   explicit GateSlots(SharedMapping mapping) : mapping_(std::move(mapping)) {}
   std::atomic<uint64_t>& slot(size_t index) const { return mapping_.words()[index * kStride]; }
   SharedMapping mapping_;

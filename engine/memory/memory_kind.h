@@ -34,6 +34,28 @@ using CopyId = uint64_t;
 // 0 is none.
 using EventId = uint64_t;
 
+// Between two places of one kind, neither of which is the host's.
+struct DirectCopy {
+  std::byte* to;
+  const std::byte* from;
+  size_t length;
+};
+
+// What a kind can do whose memory the processes of one host can map into each other. Thread-safe.
+class SharedMemoryOps {
+ public:
+  virtual ~SharedMemoryOps() = default;
+
+  // What another process needs to map a registered range; empty where that is not to be had.
+  virtual std::string share(const void* base, size_t length) = 0;
+  // The first byte of the range of `length` bytes that a key of another process stands for. Memory that several keys
+  // share is mapped once, and unmapped with the last pointer, which must go before these operations do. The key is the
+  // peer's word: nothing beyond what it really shares is ever reached.
+  virtual Result<std::shared_ptr<std::byte>> map(std::string_view key, uint64_t length) = 0;
+  // Copies, and returns when all has landed. Not for a progress thread.
+  virtual Status copy(std::span<const DirectCopy> copies) = 0;
+};
+
 // What the engine may do with one kind of memory. Device addresses are opaque outside of this table: everything that
 // is not host_addressable() passes through staging memory. Thread-safe.
 class MemoryOps {
@@ -59,6 +81,9 @@ class MemoryOps {
   // Whether all work before the event is done. An Error: the device has failed, or it is no event of this kind. The
   // event's maker keeps it until it is done.
   virtual Result<bool> event_done(EventId event) = 0;
+
+  // Null: other processes cannot map this kind's memory, or reach it without that.
+  virtual SharedMemoryOps* sharing() { return nullptr; }
 
   // For a person: whether the kind can be used here and how, or why not.
   virtual std::string describe() const = 0;

@@ -43,6 +43,9 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
   auto region = std::make_shared<RegionState>();
   region->ops = ops;
   region->info = RegionInfo{0, kind, permissions, kNoWord, base, length};
+  if (SharedMemoryOps* sharing = ops->sharing())
+    if (std::string key = sharing->share(address, length); !key.empty())
+      region->info.keys = std::make_shared<RegionKeys>(RegionKeys{{"local", std::move(key)}});
   KVF_RETURN_IF_ERROR(map(*region));
   auto added = insert(region);
   if (!added) unmap(*region);

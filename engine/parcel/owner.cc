@@ -47,7 +47,7 @@ Status check_id(const std::string& transfer_id) {
 Status check_ticket(size_t layout_bytes, size_t regions, const std::vector<BlockList>& blocks) {
   size_t ids = 0;
   for (const BlockList& list : blocks) ids += list.ids.size();
-  if (layout_bytes + regions * 60 + ids * 5 + blocks.size() * 16 + 200 <= Frames::Limits{}.frame_bytes) return {};
+  if (layout_bytes + regions * 260 + ids * 5 + blocks.size() * 16 + 200 <= Frames::Limits{}.frame_bytes) return {};
   return Error{ErrorCode::invalid_argument, fmt::format("a ticket with {} block ids does not fit a frame", ids)};
 }
 

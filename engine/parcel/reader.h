@@ -127,7 +127,8 @@ class ParcelReader {
   void plan_when_complete(const ReadPtr& read);
   void extend_in_time(const ReadPtr& read);
   void read_share(const ReadPtr& read, size_t index);
-  bool reaches(const Share& share) const;
+  bool reaches(const Read& read, const Share& share) const;
+  bool reaches_directly(const Read& read, const Share& share) const;
   Result<std::shared_ptr<Job>> job_of(const Read& read, const Share& share) const;
   void read_one_sided(const ReadPtr& read, size_t index, OneSidedPath& path);
   void ask_check(const Share& share);

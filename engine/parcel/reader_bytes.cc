@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/parcel/digested_read.h"
+#include "engine/parcel/mapped_read.h"
 #include "engine/parcel/reader.h"
 #include "engine/parcel/staged_read.h"
 #include "proto/parse.h"
@@ -59,17 +60,26 @@ void ParcelReader::read_share(const ReadPtr& read, size_t index) {
   Peer& peer = core_.peer(share.peer);
   // Planned before the ticket, which names the owner's blocks: only the owner can find them.
   const bool knows_blocks = !share.plan.pairs.empty();
-  if (knows_blocks && reaches(share)) return read_one_sided(read, index, *peer.one_sided_path());
+  if (knows_blocks && reaches(*read, share)) return read_one_sided(read, index, *peer.one_sided_path());
   if (peer.fetch_path() != nullptr) return read_stream(read, index, target_of(*read, share.plan.selection));
   give_up(read, ReadState::failed, Error{ErrorCode::unsupported, "no fabric reaches the owner's memory"}, index);
 }
 
-// Whether a one-sided fabric does.
-bool ParcelReader::reaches(const Share& share) const {
+// Whether a one-sided fabric does, through staging memory if need be.
+bool ParcelReader::reaches(const Read& read, const Share& share) const {
   const OneSidedPath* path = core_.peer(share.peer).one_sided_path();
   if (path == nullptr) return false;
   const auto& regions = share.owner.regions->regions();
-  return std::all_of(regions.begin(), regions.end(), [path](const RegionInfo& one) { return path->reaches(one); });
+  return reaches_directly(read, share) ||
+         std::all_of(regions.begin(), regions.end(), [path](const RegionInfo& one) { return path->reaches(one); });
+}
+
+bool ParcelReader::reaches_directly(const Read& read, const Share& share) const {
+  const OneSidedPath* path = core_.peer(share.peer).one_sided_path();
+  if (path == nullptr) return false;
+  const auto& regions = share.owner.regions->regions();
+  return std::all_of(regions.begin(), regions.end(),
+                     [&](const RegionInfo& one) { return path->reaches_directly(*read.ops, one); });
 }
 
 Result<std::shared_ptr<Job>> ParcelReader::job_of(const Read& read, const Share& share) const {
@@ -105,7 +115,9 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
     const ReadPtr held = weak.lock();
     return *alive && held && !held->over && held->shares[index].job.get() == raw ? held : nullptr;
   };
-  if (!share.digest && read->ops->host_addressable()) {
+  const bool directly = reaches_directly(*read, share);
+  if (directly) job->local_ops = read->ops;
+  if (directly && !share.digest) {
     job->done = [this, held_if_current, index](Status status) {
       if (const ReadPtr held = held_if_current()) on_share_read(held, index, std::move(status), std::nullopt);
     };
@@ -115,10 +127,15 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
     if (const ReadPtr held = held_if_current())
       on_share_read(held, index, std::move(status), asked ? std::optional(digest) : std::nullopt);
   };
-  if (read->ops->host_addressable())
+  if (read->ops->host_addressable()) {
     share.pieces = std::make_shared<DigestedRead>(path, job, done);
-  else
+  } else if (directly) {
+    auto landing = target_of(*read, share.plan.selection);
+    if (!landing) return give_up(read, ReadState::failed, landing.error(), index);
+    share.pieces = std::make_shared<MappedRead>(path, loop_, core_.lanes().staging(), job, std::move(*landing), done);
+  } else {
     share.pieces = std::make_shared<StagedRead>(path, core_.lanes().staging(), *read->ops, job, share.digest, done);
+  }
   const std::shared_ptr<PiecedRead> pieces = share.pieces;  // its end may come at once, and drops it
   pieces->start();
 }
@@ -237,7 +254,7 @@ bool ParcelReader::try_one_stream(const ReadPtr& read) {
     if (peer.session() == nullptr || peer.fetch_path() == nullptr) return false;
     if (known == known_.end() || known->second.incarnation != peer.session()->peer().incarnation) return false;
     share.owner = known->second;
-    if (reaches(share)) return false;
+    if (reaches(*read, share)) return false;
     share.incarnation = known->second.incarnation;
     share.owner_id = peer.session()->peer().engine_id;
     owners.push_back({share.owner.layout.get(), {}});

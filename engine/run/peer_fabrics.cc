@@ -74,11 +74,12 @@ void Peer::on_regions_changed() {
 }
 
 Result<Path*> Peer::choose_path(const Job& job) {
-  const auto reached = [this](const RegionInfo* region) { return one_sided_path_->reaches(*region); };
+  const auto reached = [&](const RegionInfo* region) {
+    return one_sided_path_->reaches_directly(*job.local_ops, *region);
+  };
   std::string why_not_local = session_->why_not_local();
   if (one_sided_path_) {
-    if (job.local_ops->kind() == MemoryKind::host && std::all_of(job.remote.begin(), job.remote.end(), reached))
-      return static_cast<Path*>(one_sided_path_.get());
+    if (std::all_of(job.remote.begin(), job.remote.end(), reached)) return static_cast<Path*>(one_sided_path_.get());
     why_not_local = "device memory";
   }
   if (tcp_path_) return static_cast<Path*>(tcp_path_.get());

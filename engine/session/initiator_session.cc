@@ -236,6 +236,7 @@ void InitiatorSession::on_regions(const proto::Frame& frame) {
   regions_ = RegionTable::next(reset_ ? RegionTable() : *regions_, added_, removed_);
   if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
   regions_version_ = delta.version();
+  if (link_) link_->imports().keep_only(*regions_);
   added_.clear();
   removed_.clear();
   reset_ = false;

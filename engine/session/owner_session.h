@@ -41,7 +41,7 @@ class OwnerSession final : public Guest, private FramesHandler {
  public:
   struct Limits {
     size_t lanes = 16;
-    size_t regions_per_frame = 2048;  // about 60 bytes each: well under Frames::Limits::frame_bytes
+    size_t regions_per_frame = 2048;  // about 60 bytes each, 240 with a key: under Frames::Limits::frame_bytes
   };
   // Everything outlives the session.
   struct Context {

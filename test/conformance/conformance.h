@@ -51,7 +51,8 @@ inline std::vector<Case> all_cases() {
                            {"tcp", kCuda, kHost},
                            {"tcp", kHost, kCuda},
                            {"tcp", kCuda, kCuda},
-                           {"loopback", kHost, kCuda}};
+                           {"loopback", kHost, kCuda},
+                           {"local", kCuda, kCuda}};
   for (const char* transports : ucx_transports()) out.push_back({"ucx", kHost, kHost, AuthMode::open, transports});
   return out;
 }

@@ -303,6 +303,7 @@ std::vector<ParcelCase> parcel_cases() {
       {"loopback", MemoryKind::host, MemoryKind::fake}, {"loopback", MemoryKind::fake, MemoryKind::fake},
       {"tcp", MemoryKind::cuda, MemoryKind::host},      {"tcp", MemoryKind::host, MemoryKind::cuda},
       {"tcp", MemoryKind::cuda, MemoryKind::cuda},      {"loopback", MemoryKind::host, MemoryKind::cuda},
+      {"local", MemoryKind::cuda, MemoryKind::cuda},
   };
   for (const char* transports : ucx_transports())
     out.push_back({"ucx", MemoryKind::host, MemoryKind::host, transports});

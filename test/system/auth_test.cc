@@ -326,7 +326,8 @@ TEST_F(Locked, TenThousandThatSayNothing) {
   EXPECT_LT(grown, uint64_t{kSanitized ? 512 : 96} << 20);
   EXPECT_TRUE(silent.front().is_closed());
   EXPECT_TRUE(eventually([&] {
-    return honest_.owner().metrics().find("kvferry_complaints_total{cause=\"resource_exhausted\"}") != std::string::npos;
+    return honest_.owner().metrics().find("kvferry_complaints_total{cause=\"resource_exhausted\"}") !=
+           std::string::npos;
   }));
 }
 

@@ -143,8 +143,11 @@ TEST(GateTest, SlotsAreSeenByTheOtherMapping) {
   EXPECT_FALSE(owner.marked(1));
   writer.clear(slot);
   EXPECT_FALSE(owner.any_marked());
-  for (size_t i = 0; i < GateSlots::kSlots; ++i) EXPECT_GE(writer.mark(5), 0);
+  for (size_t i = 0; i < GateSlots::kWriters; ++i) EXPECT_GE(writer.mark(5), 0);
   EXPECT_EQ(writer.mark(5), -1);
+  for (size_t i = 0; i < GateSlots::kMappings; ++i) EXPECT_GE(writer.mark_mapping(7), 0);
+  EXPECT_EQ(writer.mark_mapping(7), -1);
+  EXPECT_TRUE(owner.marked(7));
   owner.clear_all();
   EXPECT_GE(writer.mark(6), 0);
 }

@@ -151,4 +151,34 @@ Status Link::copy(Operation operation, std::span<const Pair> pairs, std::span<co
   return {};
 }
 
+Status Link::copy_mapped(SharedMemoryOps& sharing, Operation operation, std::span<const Pair> pairs,
+                         std::span<const RegionInfo* const> regions) {
+  if (closed()) return Error{ErrorCode::peer_lost, "the session has ended"};
+  // Held until the copy has landed; while it is, the owner does not take its memory back.
+  std::vector<std::shared_ptr<const Imports::Import>> imports;
+  std::vector<DirectCopy> copies;
+  copies.reserve(pairs.size());
+  const RegionInfo* last = nullptr;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    if (regions[i] != last) {
+      KVF_ASSIGN_OR_RETURN(auto import, imports_.use(sharing, *regions[i]));
+      imports.push_back(std::move(import));
+      last = regions[i];
+    }
+    std::byte* theirs = imports.back()->base.get() + pairs[i].offset;
+    const bool read = operation == Operation::read;
+    copies.push_back({read ? pairs[i].local : theirs, read ? theirs : pairs[i].local, pairs[i].length});
+  }
+  if (operation == Operation::write) {
+    KVF_RETURN_IF_ERROR(check_generations(regions));
+    if (words_->words()[session_word_].load(std::memory_order_seq_cst) != session_generation_)
+      return Error{ErrorCode::peer_lost, "the owner has ended this session"};
+  }
+  KVF_RETURN_IF_ERROR(sharing.copy(copies));
+  if (!process_.alive()) return Error{ErrorCode::peer_lost, "the owner's process has ended"};
+  if (operation == Operation::write) return {};
+  std::atomic_thread_fence(std::memory_order_acquire);  // I1, DESIGN.md: the words are read after the bytes
+  return check_generations(regions);
+}
+
 }  // namespace kvferry::local

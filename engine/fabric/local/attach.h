@@ -1,5 +1,7 @@
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <list>
 #include <map>
@@ -8,6 +10,7 @@
 
 #include "engine/fabric/fabric.h"
 #include "engine/fabric/local/host.h"
+#include "engine/fabric/local/imports.h"
 #include "engine/fabric/local/process.h"
 #include "engine/memory/gate.h"
 
@@ -70,12 +73,20 @@ class Link {
   // Copies spans that lie in regions of the owner; `pairs` and `regions` run in step. I1, I4: fails `stale` when a
   // region's generation moved before the copy ended; what was copied is then undefined.
   Status copy(Operation operation, std::span<const Pair> pairs, std::span<const RegionInfo* const> regions);
+  // The same between memory of a device's kind on both sides, by mapping the owner's.
+  Status copy_mapped(SharedMemoryOps& sharing, Operation operation, std::span<const Pair> pairs,
+                     std::span<const RegionInfo* const> regions);
+  // The owner's regions that are mapped here.
+  Imports& imports() { return imports_; }
 
   // I1: whether the owner's word still holds `generation`, behind everything that was copied before.
   bool in_force(WordIndex word, uint64_t generation) const;
 
   // The session is gone: later copies fail, those in flight end.
-  void close() { closed_.store(true, std::memory_order_seq_cst); }
+  void close() {
+    closed_.store(true, std::memory_order_seq_cst);
+    imports_.close();
+  }
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
 
  private:
@@ -84,7 +95,9 @@ class Link {
         slots_fd_(std::move(slots_fd)),
         slots_(std::move(slots)),
         proof_(proof),
-        challenge_(challenge) {}
+        challenge_(challenge),
+        imports_(slots_, process_.pid() == static_cast<uint32_t>(::getpid()),
+                 [this](const RegionInfo& region) { return in_force(region.word, region.id); }) {}
   Status read(std::span<const iovec> ours, std::span<const iovec> theirs, std::span<const RegionInfo* const> regions);
   Status write(std::span<const iovec> ours, std::span<const iovec> theirs, std::span<const RegionInfo* const> regions);
   Status check_generations(std::span<const RegionInfo* const> regions) const;
@@ -98,6 +111,7 @@ class Link {
   WordIndex session_word_ = kNoWord;
   uint64_t session_generation_ = 0;
   std::atomic<bool> closed_{false};
+  Imports imports_;
 };
 
 }  // namespace kvferry::local

@@ -7,6 +7,11 @@ namespace {
 constexpr uint64_t kSliceBytes = uint64_t{1} << 20;
 constexpr size_t kSlicePairs = 512;
 
+// Between memory of a device here and there; parcels' jobs from host to host name no kind.
+bool is_mapped(const Job& job) {
+  return job.local_ops != nullptr && !job.local_ops->host_addressable();
+}
+
 }  // namespace
 
 Copy::Copy(std::shared_ptr<Job> job, std::shared_ptr<Link> link, const Clock& clock, Done done)
@@ -24,7 +29,11 @@ Status Copy::copy_slice(const Chunk& slice) {
   std::vector<Pair> pairs;
   pairs.reserve(slice.count);
   for_each_pair(job_->pairs, slice, [&](const Pair& pair) { pairs.push_back(pair); });
-  KVF_RETURN_IF_ERROR(link_->copy(job_->operation, pairs, std::span(job_->remote).subspan(slice.first, slice.count)));
+  const std::span<const RegionInfo* const> regions = std::span(job_->remote).subspan(slice.first, slice.count);
+  if (is_mapped(*job_))
+    KVF_RETURN_IF_ERROR(link_->copy_mapped(*job_->local_ops->sharing(), job_->operation, pairs, regions));
+  else
+    KVF_RETURN_IF_ERROR(link_->copy(job_->operation, pairs, regions));
   job_->bytes_done.fetch_add(slice.bytes, std::memory_order_relaxed);
   job_->spans_done.fetch_add(slice.ended, std::memory_order_relaxed);
   return {};
@@ -102,6 +111,15 @@ LocalPath::~LocalPath() {
   for (const auto& [job, copy] : copies_) copy->cancel();
 }
 
+bool LocalPath::reaches_directly(MemoryOps& local, const RegionInfo& region) const {
+  if (local.host_addressable()) return reaches(region);
+  SharedMemoryOps* sharing = local.sharing();
+  if (sharing == nullptr || region.kind != local.kind()) return false;
+  const auto mapped = link_->imports().use(*sharing, region);
+  // One that has just been unregistered is told of by the copy, as such.
+  return mapped.ok() || mapped.error().code == ErrorCode::not_found;
+}
+
 void LocalPath::start(std::shared_ptr<Job> job) {
   const Job* key = job.get();
   auto copy = std::make_shared<Copy>(job, link_, clock_, [this, job, alive = alive_, post = post_](Status status) {
@@ -110,7 +128,7 @@ void LocalPath::start(std::shared_ptr<Job> job) {
     });
   });
   copies_.emplace(key, copy);
-  if (job->bytes <= Copier::kInlineBytes)
+  if (job->bytes <= Copier::kInlineBytes && !is_mapped(*job))
     copy->help();  // shorter than a hand-over; `done` comes in the next turn all the same
   else
     copier_.enqueue(std::move(copy));

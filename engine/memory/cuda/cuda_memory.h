@@ -29,7 +29,7 @@ struct Options {
 //
 // Copies run on streams of its own and are ordered with the owner's work by the events that the engine waits for.
 // Events are the driver's (CUevent, cudaEvent_t) as numbers.
-class CudaMemory final : public MemoryOps {
+class CudaMemory final : public MemoryOps, public SharedMemoryOps {
  public:
   explicit CudaMemory(Options options) : options_(std::move(options)) {}
   ~CudaMemory() override;
@@ -45,7 +45,13 @@ class CudaMemory final : public MemoryOps {
   Result<CopyId> start_copy(CopyDirection direction, std::span<const CopySpan> spans) override;
   Result<bool> copy_done(CopyId copy) override;
   Result<bool> event_done(EventId event) override;
+  SharedMemoryOps* sharing() override { return this; }
   std::string describe() const override;
+
+  // By CUDA IPC (cuda_sharing.cc).
+  std::string share(const void* base, size_t length) override;
+  Result<std::shared_ptr<std::byte>> map(std::string_view key, uint64_t length) override;
+  Status copy(std::span<const DirectCopy> copies) override;
 
  private:
   // An allocation of the driver's, as it was when a registration or a copy asked for it.
@@ -61,6 +67,12 @@ class CudaMemory final : public MemoryOps {
     std::byte* table = nullptr;  // of the kernel; pinned
   };
   using Copy = std::vector<Part>;
+  // An allocation of another process.
+  struct Import {
+    Device* device;
+    DevicePointer base;
+    size_t users = 0;
+  };
 
   // All of these REQUIRE mutex_.
   Status load();
@@ -73,6 +85,9 @@ class CudaMemory final : public MemoryOps {
   bool worth_a_table(std::span<const CopySpan> spans) const;
   void settle(Part& part);
   Result<bool> part_done(Part& part);
+  Result<Device*> device_with(const Uuid& uuid);
+  Result<Import> open_import(const IpcHandle& handle, Device& device);
+  void close_import(const Import& import);
 
   const Options options_;
   mutable std::mutex mutex_;
@@ -82,7 +97,8 @@ class CudaMemory final : public MemoryOps {
   std::map<DevicePointer, Range> ranges_;  // a cache, by start; registration renews what it covers
   std::map<CopyId, Copy> copies_;
   CopyId next_copy_ = 1;
-  size_t unsynchronised_ = 0;  // ranges whose allocator does not offer SYNC_MEMOPS
+  std::map<std::string, Import> imports_;  // by handle
+  size_t unsynchronised_ = 0;              // ranges whose allocator does not offer SYNC_MEMOPS
 };
 
 }  // namespace kvferry::cuda

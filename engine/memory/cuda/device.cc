@@ -52,6 +52,7 @@ Device::~Device() {
       for (const auto& streams : streams_)
         for (Stream stream : streams)
           if (stream != nullptr) driver_->stream_destroy(stream);
+      for (Stream stream : idle_streams_) driver_->stream_destroy(stream);
       if (module_ != nullptr) driver_->module_unload(module_);
     }
   }
@@ -107,6 +108,18 @@ Result<CuEvent> Device::take_event() {
   KVF_RETURN_IF_ERROR(
       driver_->check(driver_->event_create(&event, kEventDisableTiming), "cannot make an event for a copy"));
   return event;
+}
+
+Result<Stream> Device::take_stream() {
+  if (!idle_streams_.empty()) {
+    Stream stream = idle_streams_.back();
+    idle_streams_.pop_back();
+    return stream;
+  }
+  Stream stream = nullptr;
+  KVF_RETURN_IF_ERROR(
+      driver_->check(driver_->stream_create(&stream, kStreamNonBlocking), "cannot make a stream for copies"));
+  return stream;
 }
 
 Status Device::copy_each(CopyDirection direction, std::span<const CopySpan> spans, Stream stream) const {

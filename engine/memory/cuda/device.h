@@ -39,6 +39,9 @@ class Device {
   Stream next_stream(CopyDirection direction);
   Result<CuEvent> take_event();
   void give_back(CuEvent event) { idle_events_.push_back(event); }
+  // One for a copy that somebody waits for, with nothing else on it.
+  Result<Stream> take_stream();
+  void give_back(Stream stream) { idle_streams_.push_back(stream); }
 
   // Each puts work on the stream; an Error may leave part of it there.
   Status copy_each(CopyDirection direction, std::span<const CopySpan> spans, Stream stream) const;
@@ -61,6 +64,7 @@ class Device {
   std::array<std::array<Stream, kStreams>, 2> streams_{};
   std::array<size_t, 2> next_{};
   std::vector<CuEvent> idle_events_;
+  std::vector<Stream> idle_streams_;
   Module module_ = nullptr;
   Function move_ = nullptr;
   Gather gather_ = Gather::single;

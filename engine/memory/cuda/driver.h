@@ -62,6 +62,9 @@ inline constexpr int kAccessOrderStream = 1;
 struct IpcHandle {
   char bytes[64];
 };
+struct Uuid {
+  char bytes[16];
+};
 struct Location {
   int type;
   int id;
@@ -96,6 +99,11 @@ struct Driver {
   Code (*event_query)(CuEvent event);
   Code (*copy_to_host)(void* to, DevicePointer from, size_t bytes, Stream stream);
   Code (*copy_to_device)(DevicePointer to, const void* from, size_t bytes, Stream stream);
+  Code (*copy_any)(DevicePointer to, DevicePointer from, size_t bytes, Stream stream);
+  Code (*device_uuid)(Uuid* uuid, DeviceNumber device);
+  Code (*ipc_handle)(IpcHandle* handle, DevicePointer memory);
+  Code (*ipc_open)(DevicePointer* memory, IpcHandle handle, unsigned flags);
+  Code (*ipc_close)(DevicePointer memory);
   Code (*module_load)(Module* module, const void* image);
   Code (*module_unload)(Module module);
   Code (*module_function)(Function* function, Module module, const char* name);

@@ -30,6 +30,7 @@ struct Control {
   uint64_t (*launches)();                       // of the kernel, so far
   uint64_t (*batches)();                        // calls of cuMemcpyBatchAsync, so far
   uint64_t (*copies)();                         // single asynchronous copies, so far
+  uint64_t (*imports)();                        // openings of other processes' memory, so far
   bool (*synchronises)(uint64_t address);       // whether SYNC_MEMOPS is set on that allocation
 };
 

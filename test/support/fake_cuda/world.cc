@@ -55,6 +55,7 @@ constexpr Control kControl{
     .launches = value<&World::launches>,
     .batches = value<&World::batches>,
     .copies = value<&World::copies>,
+    .imports = value<&World::imports>,
     .synchronises =
         [](uint64_t address) {
           World& w = world();

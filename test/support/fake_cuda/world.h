@@ -82,6 +82,7 @@ struct World {
   uint64_t launches = 0;
   uint64_t batches = 0;
   uint64_t copies = 0;
+  uint64_t imports = 0;
 };
 
 World& world();
