@@ -22,7 +22,7 @@ struct Options {
   uint16_t port = 8000;
   size_t clients = 64, requests = 10000, prompt_bytes = 2048;
   bool stream = false, fresh = false, leave = false;
-  int pid = 0, stall_ms = 0;
+  int pid = 0, stall_ms = 0, seconds = 0;
 };
 
 struct Tally {
@@ -68,6 +68,7 @@ class Load {
   void run() {
     const double cpu = options_.pid ? cpu_ns(options_.pid) : 0;
     const TimePoint start = clock_.now();
+    if (options_.seconds > 0) end_ = after(start, std::chrono::seconds(options_.seconds));
     for (size_t i = 0; i < options_.clients; ++i) asio::co_spawn(loop_, client(), asio::detached);
     long rss = 0;
     while (loop_.run_one() > 0) {
@@ -82,7 +83,7 @@ class Load {
  private:
   asio::awaitable<void> client() {
     std::unique_ptr<http::ClientConnection> wire;
-    while (tally_.started < options_.requests) {
+    while (tally_.started < options_.requests && clock_.now() < end_) {
       ++tally_.started;
       const TimePoint start = clock_.now();
       const Status good = co_await one(wire, start);
@@ -168,6 +169,7 @@ class Load {
   http::Deadlines deadlines_{loop_, clock_};
   http::Url url_;
   std::string head_, body_;
+  TimePoint end_ = TimePoint::max();
   Tally tally_;
 };
 
@@ -177,7 +179,8 @@ int run(int argc, char** argv) {
   app.add_option("--host", options.host);
   app.add_option("--port", options.port);
   app.add_option("--clients", options.clients);
-  app.add_option("--requests", options.requests, "In all");
+  app.add_option("--requests", options.requests, "In all, at most");
+  app.add_option("--seconds", options.seconds, "No request starts after so long; 0: no limit");
   app.add_option("--prompt-bytes", options.prompt_bytes);
   app.add_flag("--stream", options.stream);
   app.add_flag("--fresh", options.fresh, "A new connection for each request");
