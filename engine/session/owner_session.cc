@@ -65,8 +65,17 @@ bool OwnerSession::in_time() {
 
 void OwnerSession::watch_over_peer() {
   watch_.arm(context_.loop.now() + context_.identity.heartbeat, [this] {
-    if (in_time()) watch_over_peer();
+    if (in_time() && takes_answers()) watch_over_peer();
   });
+}
+
+// Heartbeats alone would let it keep what its answers wait in: staging memory, and its places.
+bool OwnerSession::takes_answers() {
+  const Duration held_up = context_.lanes.held_up_by(*this);
+  if (held_up <= context_.identity.patience * context_.limits.unread_lane) return true;
+  end(Error{ErrorCode::resource_exhausted,
+            fmt::format("the peer does not read its lane: it has taken nothing for {:.1f} s", seconds(held_up))});
+  return false;
 }
 
 bool OwnerSession::still_welcome() {

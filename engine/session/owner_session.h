@@ -41,6 +41,7 @@ class OwnerSession final : public Guest, private FramesHandler {
  public:
   struct Limits {
     size_t lanes = 16;
+    int unread_lane = 10;             // a lane that takes nothing for so many patiences ends the session (I6)
     size_t regions_per_frame = 2048;  // about 60 bytes each, 240 with a key: under Frames::Limits::frame_bytes
   };
   // Everything outlives the session.
@@ -96,6 +97,7 @@ class OwnerSession final : public Guest, private FramesHandler {
   // I4: false, and the session over, when the last sign of life is too long ago by our own clock.
   bool in_time();
   void watch_over_peer();
+  bool takes_answers();
   void finish(const Error& why);
 
   const Context context_;

@@ -168,6 +168,32 @@ TEST_F(LimitsTest, ASessionThatNeverReadsIsGivenUpAndNamed) {
   expect_service("a session that never reads");
 }
 
+// It says that it lives, and takes nothing of what it has asked for.
+TEST_F(LimitsTest, ALaneThatIsNeverReadEndsTheSessionAndIsNamed) {
+  start([](EngineConfig& config) { config.heartbeat = std::chrono::milliseconds(100); });
+  RawConnection session = attack();
+  ASSERT_TRUE(session.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
+  const proto::Welcome welcome = session.receive_frame(proto::Frame::kWelcome).welcome();
+  ASSERT_FALSE(welcome.lane_tokens().empty());
+  RawConnection lane = attack();
+  lane.read_little();
+  tcp::Header ask;
+  ask.type = tcp::FrameType::read;
+  std::string asks = encode_lane_preface({welcome.session_id(), welcome.lane_tokens(0), 1});
+  for (int i = 0; i < 100; ++i) asks += lane_frame(ask, span_table(honest_->region().id(), 0, Bystanders::kBytes));
+  ASSERT_TRUE(lane.send(asks));
+  proto::Frame alive;
+  alive.mutable_heartbeat();
+  const auto asked = std::chrono::steady_clock::now();
+  EXPECT_TRUE(eventually([&] {
+    note_wait();
+    return !session.send(RawConnection::encode(alive));
+  }));
+  EXPECT_GT(std::chrono::steady_clock::now() - asked, seconds(2)) << "ended for another reason";
+  expect_named("does not read its lane", "\"deaf\"");
+  expect_service("a lane that is never read");
+}
+
 // None of them holds as much as one session may.
 TEST_F(LimitsTest, FramesThatNeverBecomeWholeAreLimitedTogether) {
   start([](EngineConfig& config) { config.max_session_bytes = size_t{16} << 20; });

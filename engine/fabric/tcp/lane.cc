@@ -296,6 +296,7 @@ void Lane::flush() {
 }
 
 void Lane::drop_sent(size_t count) {
+  bytes_sent_ += count;
   while (!out_.empty()) {
     OutFrame& frame = out_.front();
     const size_t of_head = std::min(count, frame.head.size() - head_sent_);

@@ -58,6 +58,8 @@ class Lane final : private StreamHandler {
   void send(OutFrame frame);
   void send(std::vector<OutFrame> frames);
   size_t queued_frames() const { return out_.size(); }
+  // Bytes that the socket has taken.
+  uint64_t bytes_sent() const { return bytes_sent_; }
   // Takes a frame back. `unsent`: no byte of it has left. `absent`: it has left whole, or was never here.
   enum class Withdrawn { unsent, partly_sent, absent };
   Withdrawn withdraw(uint64_t op);
@@ -116,6 +118,7 @@ class Lane final : private StreamHandler {
   std::deque<OutFrame> out_;
   size_t head_sent_ = 0;     // of out_.front().head
   size_t payload_sent_ = 0;  // whole iovecs of out_.front().payload
+  uint64_t bytes_sent_ = 0;
   std::vector<iovec> scratch_;
 };
 

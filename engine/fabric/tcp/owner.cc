@@ -46,6 +46,7 @@ void Owner::adopt(Guest& guest, std::unique_ptr<Stream> stream, uint32_t lane_id
   auto served = std::make_shared<Served>();
   served->number = next_number_++;
   served->guest = &guest;
+  served->sent_since = loop_.now();
   served->lane =
       std::make_unique<Lane>(loop_, std::move(stream), static_cast<LaneHandler&>(*this), lane_id, std::string());
   const Lane* key = served->lane.get();
@@ -84,6 +85,18 @@ void Owner::drop_guest(const Guest& guest) {
 size_t Owner::lanes_of(const Guest& guest) const {
   return static_cast<size_t>(
       std::count_if(served_.begin(), served_.end(), [&](const auto& entry) { return entry.second->guest == &guest; }));
+}
+
+Duration Owner::held_up_by(const Guest& guest) {
+  Duration longest{0};
+  const TimePoint now = loop_.now();
+  for (const auto& [lane, served] : served_) {
+    if (served->guest != &guest) continue;
+    const uint64_t sent = lane->bytes_sent();
+    if (lane->queued_frames() == 0 || sent != std::exchange(served->sent_before, sent)) served->sent_since = now;
+    longest = std::max(longest, now - served->sent_since);
+  }
+  return longest;
 }
 
 void Owner::close_lane(const Guest& guest, uint32_t lane_id) {

@@ -63,6 +63,9 @@ class Owner final : private LaneHandler {
   void adopt(Guest& guest, std::unique_ptr<Stream> stream, uint32_t lane_id);
   void drop_guest(const Guest& guest);
   size_t lanes_of(const Guest& guest) const;
+  // I6: for how long a lane of the guest's has taken nothing of what waits for it, at most. To be asked now and then:
+  // what is seen to wait counts from then on.
+  Duration held_up_by(const Guest& guest);
 
   // I4: when this returns, nothing more from that lane is applied; also right when there is no such lane.
   void close_lane(const Guest& guest, uint32_t lane_id);
@@ -97,6 +100,8 @@ class Owner final : private LaneHandler {
     std::list<Streaming> streams;
     size_t fetches_asked = 0;  // not answered by the desk yet
     bool pumping = false;      // in pump(), which drains the lane, which asks for more
+    uint64_t sent_before = 0;  // as held_up_by() has seen it last, and since when
+    TimePoint sent_since{};
   };
   using ServedPtr = std::shared_ptr<Served>;
 
