@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Loads kvferry-proxy for some seconds with short requests, streams and clients that leave, all at once, and fails unless
-every request that was waited for got its whole answer, the proxy's own account says the same, and nothing is left over.
+"""Loads kvferry-proxy for some seconds with short requests, streams and clients that leave, all at once.
+
+Fails unless every request that was waited for got its whole answer, the proxy's own account says the same, and nothing
+is left over.
 
     proxy/bench/under_load.py --bin build/release/bin --seconds 20
 """
