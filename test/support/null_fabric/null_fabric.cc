@@ -1,0 +1,99 @@
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "common/fd.h"
+#include "engine/fabric/plugin_abi.h"
+
+// A plug-in whose transport moves nothing: every operation is pending, and has ended at the next progress(). What
+// remains is what the engine itself costs. It goes by the name of ucx, because engines know no other.
+
+struct kvf_fabric {
+  kvf_host host{};
+  kvferry::UniqueFd wake;
+  std::vector<uint64_t> pending;
+  std::vector<uint64_t> ending;
+};
+struct kvf_memory {};
+struct kvf_endpoint {
+  kvf_fabric* fabric;
+};
+struct kvf_key {};
+
+namespace {
+
+int32_t begin(kvf_endpoint* endpoint, uint64_t operation) {
+  endpoint->fabric->pending.push_back(operation);
+  return KVF_PENDING;
+}
+
+int32_t open(const kvf_host* host, const kvf_open_params*, kvf_fabric** out, kvf_facts* facts, kvf_text) {
+  *out = new kvf_fabric{*host, kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)), {}, {}};
+  std::snprintf(facts->description, sizeof facts->description, "nothing moves");
+  facts->enforces_keys = 1;
+  return KVF_OK;
+}
+
+uint32_t progress(kvf_fabric* fabric) {
+  std::swap(fabric->pending, fabric->ending);
+  for (const uint64_t operation : fabric->ending) fabric->host.ended(fabric->host.self, operation, KVF_OK, nullptr);
+  const size_t ended = fabric->ending.size();
+  fabric->ending.clear();
+  return static_cast<uint32_t>(ended);
+}
+
+const kvf_fabric_table kTable = {
+    KVF_FABRIC_ABI,
+    "ucx",
+    open,
+    [](kvf_fabric* fabric) { delete fabric; },
+    [](kvf_fabric* fabric) { return int32_t{fabric->wake.get()}; },
+    [](kvf_fabric* fabric) { return int32_t{fabric->pending.empty() ? KVF_OK : KVF_BUSY}; },
+    progress,
+    [](kvf_fabric*, const char*, kvf_text address, kvf_text) {
+      std::snprintf(address.data, address.size, "127.0.0.1:1");
+      return int32_t{KVF_OK};
+    },
+    [](kvf_fabric*, uint64_t) { return int32_t{KVF_OK}; },
+    [](kvf_fabric*, void*, uint64_t, kvf_memory** out, kvf_text) {
+      *out = new kvf_memory;
+      return int32_t{KVF_OK};
+    },
+    [](kvf_fabric*, kvf_memory* memory) { delete memory; },
+    [](kvf_fabric*, kvf_memory*, void* out, size_t* size, kvf_text) {
+      *size = std::min<size_t>(*size, 16);
+      std::memset(out, 'k', *size);
+      return int32_t{KVF_OK};
+    },
+    [](kvf_fabric* fabric, const char*, uint64_t, kvf_endpoint** out, kvf_text) {
+      *out = new kvf_endpoint{fabric};
+      return int32_t{KVF_OK};
+    },
+    [](kvf_endpoint* endpoint, uint32_t) {
+      while (!endpoint->fabric->pending.empty()) progress(endpoint->fabric);
+      delete endpoint;
+      return int32_t{KVF_OK};
+    },
+    [](kvf_endpoint*, const void*, size_t, kvf_key** out, kvf_text) {
+      *out = new kvf_key;
+      return int32_t{KVF_OK};
+    },
+    [](kvf_key* key) { delete key; },
+    [](kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
+      return begin(endpoint, operation);
+    },
+    [](kvf_endpoint* endpoint, const void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
+      return begin(endpoint, operation);
+    },
+    [](kvf_endpoint* endpoint, uint64_t operation, kvf_text) { return begin(endpoint, operation); },
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const kvf_fabric_table* kvferry_fabric_v1() {
+  return &kTable;
+}
