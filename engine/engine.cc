@@ -222,30 +222,6 @@ EngineSelf Engine::self() const {
   return self;
 }
 
-Result<Region> Engine::register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions) {
-  const std::pair<void*, uint64_t> range{base, length};
-  KVF_ASSIGN_OR_RETURN(std::vector<Region> regions, register_memory({&range, 1}, kind, permissions));
-  return std::move(regions.front());
-}
-
-Result<std::vector<Region>> Engine::register_memory(std::span<const std::pair<void*, uint64_t>> ranges, MemoryKind kind,
-                                                    uint32_t permissions) {
-  KVF_RETURN_IF_ERROR(state_->usable());
-  if ((permissions & ~uint32_t{kRemoteReadWrite}) != 0)
-    return Error{ErrorCode::invalid_argument, fmt::format("unknown permissions {:#x}", permissions)};
-  if (state_->config.strict && permissions != kPrivate)
-    return Error{ErrorCode::permission_denied,
-                 "this engine is strict: regions are private, and only parcels' tickets open them"};
-  std::vector<Region> regions;
-  regions.reserve(ranges.size());
-  for (const auto& [base, length] : ranges) {
-    KVF_ASSIGN_OR_RETURN(const RegionInfo info, state_->registry->add(base, length, kind, permissions));
-    regions.push_back(Region(state_, info));
-  }
-  state_->announce();
-  return regions;
-}
-
 Result<PeerRef> Engine::peer(const std::string& text) {
   KVF_RETURN_IF_ERROR(state_->usable());
   KVF_ASSIGN_OR_RETURN(const Address address, parse_address(text, true));

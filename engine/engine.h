@@ -150,6 +150,9 @@ class KVFERRY_API Engine {
   Result<std::vector<Region>> register_memory(std::span<const std::pair<void*, uint64_t>> ranges, MemoryKind kind,
                                               uint32_t permissions);
 
+  // What memory lies there: a GPU's where a driver that this process has loaded says so, else the host's.
+  MemoryKind kind_of(const void* address) const;
+
   // A peer by "host:port" (a host name is resolved here and now). Nothing is dialled before it is used.
   Result<PeerRef> peer(const std::string& address);
 

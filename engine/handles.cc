@@ -2,7 +2,7 @@
 
 #include "engine/engine_state.h"
 
-// The handles of engine/engine.h: a region, a peer, a transfer.
+// The handles of engine/engine.h: a region, and how there comes to be one, a peer, a transfer.
 
 namespace kvferry {
 
@@ -31,6 +31,34 @@ Status Region::unregister(Duration patience) {
   if (!engine_) return {};
   const std::shared_ptr<EngineState> engine = std::move(engine_);
   return engine->unregister(info_.id, patience);
+}
+
+MemoryKind Engine::kind_of(const void* address) const {
+  return state_->registry->kind_of(address);
+}
+
+Result<Region> Engine::register_memory(void* base, uint64_t length, MemoryKind kind, uint32_t permissions) {
+  const std::pair<void*, uint64_t> range{base, length};
+  KVF_ASSIGN_OR_RETURN(std::vector<Region> regions, register_memory({&range, 1}, kind, permissions));
+  return std::move(regions.front());
+}
+
+Result<std::vector<Region>> Engine::register_memory(std::span<const std::pair<void*, uint64_t>> ranges, MemoryKind kind,
+                                                    uint32_t permissions) {
+  KVF_RETURN_IF_ERROR(state_->usable());
+  if ((permissions & ~uint32_t{kRemoteReadWrite}) != 0)
+    return Error{ErrorCode::invalid_argument, fmt::format("unknown permissions {:#x}", permissions)};
+  if (state_->config.strict && permissions != kPrivate)
+    return Error{ErrorCode::permission_denied,
+                 "this engine is strict: regions are private, and only parcels' tickets open them"};
+  std::vector<Region> regions;
+  regions.reserve(ranges.size());
+  for (const auto& [base, length] : ranges) {
+    KVF_ASSIGN_OR_RETURN(const RegionInfo info, state_->registry->add(base, length, kind, permissions));
+    regions.push_back(Region(state_, info));
+  }
+  state_->announce();
+  return regions;
 }
 
 // ---- PeerRef

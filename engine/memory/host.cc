@@ -58,6 +58,12 @@ void MemoryKinds::add(std::shared_ptr<MemoryOps> ops) {
   by_kind_[index] = std::move(ops);
 }
 
+MemoryKind MemoryKinds::kind_of(const void* address) const {
+  for (const auto& ops : by_kind_)
+    if (ops != nullptr && ops->owns(address)) return ops->kind();
+  return MemoryKind::host;
+}
+
 Result<MemoryOps*> MemoryKinds::find(MemoryKind kind) const {
   const auto index = static_cast<size_t>(kind);
   if (index >= kMemoryKinds || by_kind_[index] == nullptr)

@@ -63,6 +63,8 @@ class MemoryOps {
   virtual ~MemoryOps() = default;
 
   virtual MemoryKind kind() const = 0;
+  // Whether memory of this kind is there, and not the host's. Loads and initialises nothing.
+  virtual bool owns(const void*) const { return false; }
   // Before memory is registered. An empty range, or one that is not of this kind, is refused with the reason, and so is
   // all of it where the kind is not viable. A range that is taken is also prepared, where the kind needs that.
   virtual Status check(const void* base, size_t length) = 0;
@@ -95,6 +97,8 @@ class MemoryKinds {
   void add(std::shared_ptr<MemoryOps> ops);
   // An Error when the kind is not viable here.
   Result<MemoryOps*> find(MemoryKind kind) const;
+  // What memory is at the address: the host's where no other kind owns it.
+  MemoryKind kind_of(const void* address) const;
   // JSON: what each kind says of itself.
   std::string describe() const;
 

@@ -50,6 +50,7 @@ class Registry {
   Changes changes_since(uint64_t since) const;
   uint64_t version() const;  // 0: nothing was ever registered
   size_t quarantined() const;
+  MemoryKind kind_of(const void* address) const { return kinds_.kind_of(address); }
   std::string describe_kinds() const { return kinds_.describe(); }
 
  private:

@@ -58,6 +58,19 @@ TEST_F(CudaKind, TakesWhatIsAGpusAndSynchronisesIt) {
   kind_.free_staging(staging, 100);
 }
 
+// Addresses alone say whose they are; a process that has not loaded the driver has no such memory.
+TEST_F(CudaKind, KnowsItsMemoryByAddress) {
+  const std::byte* const memory = device_.allocate(1000);
+  const std::vector<std::byte> host(100);
+  EXPECT_TRUE(kind_.owns(memory + 999));
+  EXPECT_FALSE(kind_.owns(host.data()));
+  std::byte* const staging = kind_.allocate_staging(100);
+  EXPECT_FALSE(kind_.owns(staging)) << "page-locked memory is the host's";
+  if (staging != nullptr) kind_.free_staging(staging, 100);
+  CudaMemory elsewhere({.library = "libkvferry_no_such_driver.so"});
+  EXPECT_FALSE(elsewhere.owns(memory));
+}
+
 TEST_F(CudaKind, SaysThatAnAllocatorHasNoSyncMemops) {
   fake_->withhold_sync_memops(true);
   EXPECT_TRUE(kind_.check(device_.allocate(1000), 1000).ok());

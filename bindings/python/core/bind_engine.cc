@@ -151,13 +151,15 @@ void bind_memory(nb::class_<PyEngine>& engine) {
           [](const PyEngine& self, uint64_t address, uint64_t length, bool readable, bool writable) {
             const auto used = self.get();
             auto region = without_gil([&] {
-              return used->register_memory(reinterpret_cast<void*>(address), length, MemoryKind::host,
-                                           to_permissions(readable, writable));
+              void* base = reinterpret_cast<void*>(address);
+              return used->register_memory(base, length, used->kind_of(base), to_permissions(readable, writable));
             });
             return PyRegion(take(std::move(region)), Memory());
           },
           "address"_a, "length"_a, "readable"_a = false, "writable"_a = false,
-          "As register(), for memory that the caller keeps alive and in place until the region is unregistered.");
+          "As register(), for memory of the host or of a GPU that the caller keeps alive and in place until the region "
+          "is "
+          "unregistered.");
 }
 
 void bind_transfers(nb::class_<PyEngine>& engine) {

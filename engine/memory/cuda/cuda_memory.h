@@ -37,6 +37,8 @@ class CudaMemory final : public MemoryOps, public SharedMemoryOps {
   CudaMemory& operator=(const CudaMemory&) = delete;
 
   MemoryKind kind() const override { return MemoryKind::cuda; }
+  // Managed memory counts as the host's: the CPU may touch it.
+  bool owns(const void* address) const override { return Driver::owns(options_.library, address); }
   // Prepares the range too: CU_POINTER_ATTRIBUTE_SYNC_MEMOPS.
   Status check(const void* base, size_t length) override;
   bool host_addressable() const override { return false; }

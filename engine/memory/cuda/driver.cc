@@ -103,6 +103,19 @@ Status Driver::look(const std::string& library) {
   return {};
 }
 
+bool Driver::owns(const std::string& library, const void* address) {
+  void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  if (handle == nullptr) return false;  // nobody here can have such memory
+  const auto ask = reinterpret_cast<decltype(Driver::pointer_attribute)>(::dlsym(handle, "cuPointerGetAttribute"));
+  const auto at = static_cast<DevicePointer>(reinterpret_cast<uintptr_t>(address));
+  unsigned type = 0;
+  int managed = 0;
+  const bool known = ask != nullptr && ask(&type, kAttributeMemoryType, at) == kSuccess &&
+                     ask(&managed, kAttributeIsManaged, at) == kSuccess;
+  ::dlclose(handle);  // what the lookup has added
+  return known && type == kMemoryTypeDevice && managed == 0;
+}
+
 Status Driver::check(Code code, const char* what) const {
   if (code == kSuccess) return {};
   const char* name = nullptr;

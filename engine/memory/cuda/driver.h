@@ -118,6 +118,8 @@ struct Driver {
   static Result<std::shared_ptr<const Driver>> load(const std::string& library);
   // Whether the library and its functions are there; initialises nothing.
   static Status look(const std::string& library);
+  // Whether that driver, if this process has loaded and initialised it already, knows memory of a GPU there.
+  static bool owns(const std::string& library, const void* address);
 
   // `ok`, or what failed, with the driver's name for the reason.
   Status check(Code code, const char* what) const;
