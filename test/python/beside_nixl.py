@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 from nixl_cu13._api import nixl_agent, nixl_agent_config
+from numpy.typing import NDArray
 
 import kvferry
 
