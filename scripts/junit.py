@@ -1,11 +1,8 @@
 """Adds up the JUnit files that ctest and pytest wrote, for scripts/test.
 
-Usage: junit.py FILE [AGAIN]    prints "passed failed skipped", then one line for each failure and each skip with its
-                                reason; a test that AGAIN has, too, counts as it ended there. A GoogleTest binary or a
-                                Python file that ctest runs whole counts as one test; cases that it skipped inside are
-                                announced and counted as skipped besides.
-       junit.py --unjudged FILE prints the tests of which nothing is known, because LeakSanitizer broke down over them,
-                                as a regular expression for ctest, or nothing.
+Usage: junit.py FILE    prints "passed failed skipped", then one line for each failure and each skip with its reason.
+A GoogleTest binary or a Python file that ctest runs whole counts as one test; cases that it skipped inside are
+announced and counted as skipped besides.
 """
 
 import re
@@ -18,30 +15,6 @@ SKIPPED_CASE = re.compile(r"^\[  SKIPPED \] (\S+)(?: \(\d+ ms\))$", re.MULTILINE
 
 # Of `unittest -v`, which exits with 0 whatever was skipped.
 SKIPPED_IN_PYTHON = re.compile(r"^(\w+) \(\S+\).* \.\.\. skipped (['\"])(.*)\2$", re.MULTILINE)
-
-
-# Seen once in a thousand runs with UCX loaded: its scan of the threads' memory crashed, after the test had passed. Why
-# is not known (GCC 12).
-TOOL_BROKE = "LeakSanitizer has encountered a fatal error"
-
-
-def cases_of(*files: str) -> list[ElementTree.Element]:
-    """The test cases of JUnit files, those of the later ones in the place of those of the same name before."""
-    cases: dict[str, ElementTree.Element] = {}
-    for file in files:
-        for case in ElementTree.parse(file).getroot().iter("testcase"):
-            cases[case.get("name", "?")] = case
-    return list(cases.values())
-
-
-def has_failed(case: ElementTree.Element) -> bool:
-    return case.find("failure") is not None or case.find("error") is not None or case.get("status") == "fail"
-
-
-def unjudged(file: str) -> str:
-    broken = [case for case in cases_of(file) if has_failed(case) and TOOL_BROKE in (case.findtext("system-out") or "")]
-    names = "|".join(re.sub(r"([^\w/])", r"\\\1", case.get("name", "")) for case in broken)
-    return f"^({names})$" if names else ""
 
 
 def reason_of(output: str) -> str:
@@ -85,13 +58,10 @@ def main() -> int:
     passed, failed = 0, 0
     failures: list[str] = []
     skips: list[str] = []
-    if sys.argv[1] == "--unjudged":
-        print(unjudged(sys.argv[2]))
-        return 0
-    for case in cases_of(*sys.argv[1:]):
+    for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
         name = case.get("name", "?")
         output = case.findtext("system-out") or ""
-        if has_failed(case):
+        if case.find("failure") is not None or case.find("error") is not None or case.get("status") == "fail":
             failed += 1
             failures.append(f"FAILED {name} after {float(case.get('time', 0)):.1f} s")
         elif case.find("skipped") is not None or case.get("status") in ("notrun", "disabled"):
