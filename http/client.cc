@@ -49,11 +49,10 @@ class ConnectionImpl final : public ClientConnection {
     auto [error] = co_await connecting_->async_connect(*endpoint, use_tuple);
     if (error && timed_out_) co_return failure({});
     if (error) co_return Error{ErrorCode::unavailable, "cannot connect", error.message(), peer_, ""};
-    if (!url.secure) {
-      stream_ = std::make_unique<Stream>(std::move(*connecting_));
-      co_return Status();
-    }
-    stream_ = std::make_unique<Stream>(std::move(*connecting_), *trust_, url.host);
+    stream_ = url.secure ? std::make_unique<Stream>(std::move(*connecting_), *trust_, url.host)
+                         : std::make_unique<Stream>(std::move(*connecting_));
+    stream_->bound_input();
+    if (!url.secure) co_return Status();
     const Status secured = co_await stream_->handshake();
     if (!secured.ok()) co_return failure(secured.error());
     co_return Status();

@@ -121,6 +121,7 @@ void Server::Core::admit(tcp::socket socket) {
   ++accepted;
   auto stream = tls ? std::make_unique<Stream>(std::move(socket), tls->current(deadlines.now()))
                     : std::make_unique<Stream>(std::move(socket));
+  stream->bound_output();
   const auto connection = std::make_shared<Connection>(shared_from_this(), std::move(stream), std::move(remote));
   asio::co_spawn(loop, connection->run(), asio::detached);
 }

@@ -153,6 +153,16 @@ void Stream::prepare() {
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
 }
 
+void Stream::bound_output() {
+  constexpr int kUnsentBytes = 32 << 10;
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentBytes, sizeof kUnsentBytes);
+}
+
+void Stream::bound_input() {
+  error_code ignored;
+  socket_.set_option(asio::socket_base::receive_buffer_size(64 << 10), ignored);
+}
+
 ssize_t Stream::receive(std::span<char> target) {
   if (!readiness_->readable()) {
     errno = EAGAIN;
