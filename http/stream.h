@@ -34,9 +34,9 @@ class Stream {
 
   boost::asio::awaitable<Status> handshake();
 
-  // What the kernel buffers counts as well (I6): for streams that nobody reads it takes a megabyte each, and once all of
-  // them are too much it ends connections of everybody on the host (tcp_mem). The peer may send no more than 64 KiB ahead
-  // of what is received here;
+  // What the kernel buffers counts as well (I6): for streams that nobody reads it takes a megabyte each, and once all
+  // of them are too much it ends connections of everybody on the host (tcp_mem). The peer may send no more than 64 KiB
+  // ahead of what is received here;
   void bound_input();
   // and no more than 32 KiB are taken to be sent ahead of what the peer's window lets out.
   void bound_output();

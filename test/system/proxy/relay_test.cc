@@ -139,7 +139,7 @@ TEST_F(Relay, ASlowReaderHoldsTheDecoderBack) {
     run_for(200ms);
     return decoder.events_sent == before;
   }));
-  EXPECT_LT(before, 50000U);
+  EXPECT_LT(before, 1000U) << "of 1,000 bytes: the kernel's buffers are bounded, too";
   reader.close();
   EXPECT_TRUE(until([&] { return decoder.running == 0; }));
 }
