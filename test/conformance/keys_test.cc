@@ -50,6 +50,10 @@ class Side {
   void forget_loss() { lost_.clear(); }
   void admit(bool yes) { admits_ = yes; }
 
+  int32_t begin(const std::function<int32_t(uint64_t operation, kvf_text why)>& post) {
+    Why why;
+    return post(next_++, why.text());
+  }
   // The result of what `post` begins, as soon as it has one, or the connection is lost.
   int32_t result_of(const std::function<int32_t(uint64_t operation, kvf_text why)>& post,
                     const std::function<void()>& meanwhile) {
@@ -172,6 +176,24 @@ TEST_P(Keys, ReachNothingThatWasTakenBack) {
   table().unmap(owner_->fabric(), std::exchange(memory_, nullptr));
   EXPECT_EQ(get(0, 4096, true), KVF_LOST);
   EXPECT_EQ(std::count(ours_.begin(), ours_.end(), std::byte{7}), 0) << "bytes came all the same";
+}
+
+// I8: not when they have left, and not when the last of them is done.
+TEST_P(Keys, WriteWhatAFlushWaitsFor) {
+  constexpr size_t kPiece = 4096;
+  std::vector<std::byte> source(kBytes, std::byte{9});
+  for (size_t at = 0; at < kBytes; at += kPiece) {
+    const int32_t result = initiator_->begin([&](uint64_t operation, kvf_text why) {
+      return table().put(endpoint_, source.data() + at, nullptr, reinterpret_cast<uint64_t>(theirs_.data()) + at, key_,
+                         kPiece, operation, why);
+    });
+    ASSERT_TRUE(result == KVF_PENDING || result == KVF_OK) << result;
+  }
+  EXPECT_EQ(
+      initiator_->result_of([&](uint64_t operation, kvf_text why) { return table().flush(endpoint_, operation, why); },
+                            [&] { owner_->progress(); }),
+      KVF_OK);
+  EXPECT_EQ(static_cast<size_t>(std::count(theirs_.begin(), theirs_.end(), std::byte{9})), kBytes);
 }
 
 // I4: what an owner has fenced off does not come back by itself, and does not wait for ever either.

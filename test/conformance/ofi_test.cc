@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "test/conformance/plugin_config.h"
@@ -13,17 +14,20 @@
 namespace kvferry::test {
 namespace {
 
+// Those of libfabric's variables that the plug-in sets while it loads the library.
+std::vector<std::string> variables() {
+  std::vector<std::string> out;
+  for (const char* name : {"FI_UNIVERSE_SIZE", "FI_MR_CACHE_MAX_COUNT", "FI_OFI_RXM_BUFFER_SIZE"})
+    if (Environment::of_process().get(name)) out.emplace_back(name);
+  return out;
+}
+const std::vector<std::string> kVariablesAtStart = variables();
+
 class OfiPlugin : public ::testing::Test {
  protected:
   void SetUp() override {
     if (const std::string why = why_no_fabric("ofi"); !why.empty()) GTEST_SKIP() << why;
     if (tested_ == nullptr) GTEST_SKIP() << "another fabric's device is under test";
-  }
-  static std::vector<const char*> variables() {
-    std::vector<const char*> out;
-    for (const char* name : {"FI_UNIVERSE_SIZE", "FI_MR_CACHE_MAX_COUNT", "FI_OFI_RXM_BUFFER_SIZE"})
-      if (Environment::of_process().get(name)) out.push_back(name);
-    return out;
   }
   const PluginCase* const tested_ = case_of("ofi");
 };
@@ -41,7 +45,7 @@ TEST_F(OfiPlugin, OfAProviderThatDoesNotExistNamesIt) {
   EXPECT_NE(why.find("finds no device for the provider \"smoke-signals\""), std::string::npos) << why;
 }
 
-// Shared memory has queues that nobody can sleep on: two engines of one host have the fabric local.
+// Queues in shared memory, which nobody can sleep on: two engines of one host have the fabric local.
 TEST_F(OfiPlugin, OfAProviderWhoseQueuesWakeNobodyIsRefused) {
   const std::string why = why_not(plugin_config({"ofi", "shm"}));
   EXPECT_NE(why.find("shm: cannot make a queue that wakes a sleeping process"), std::string::npos) << why;
@@ -55,14 +59,13 @@ TEST_F(OfiPlugin, ThatChecksNoKeysIsRefusedWherePeersMustProveWhoTheyAre) {
 }
 
 TEST_F(OfiPlugin, LeavesTheProcessAlone) {
-  const auto before = variables();
   const auto engine = must(Engine::create(plugin_config(*tested_)));
   std::vector<std::byte> memory(100000);
   const Region region = must(engine->register_memory(memory.data(), memory.size(), MemoryKind::host, kRemoteRead));
   const ProcessState now;
   for (const auto& [call, code] : now.calls) EXPECT_EQ(code, kAtStart.calls.at(call)) << call;
   EXPECT_EQ(now.on_segv, kAtStart.on_segv);
-  EXPECT_EQ(variables(), before) << "settings of libfabric's stay in the environment";
+  EXPECT_EQ(variables(), kVariablesAtStart) << "settings of libfabric's stay in the environment";
 }
 
 // libfabric reads its settings once a process: a second engine with others would not have what it asks for.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,9 @@ struct PluginCase {
   const char* fabric;
   const char* transports;
 };
+inline void PrintTo(const PluginCase& c, std::ostream* out) {
+  *out << c.fabric << " " << c.transports;
+}
 
 // Where there is an RDMA device, KVFERRY_TEST_UCX_TLS or KVFERRY_TEST_OFI_PROVIDER names what drives it, and
 // KVFERRY_TEST_HOST its address. What exists on every machine emulates RMA: the owner's engine moves the bytes. (UCX

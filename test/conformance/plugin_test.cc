@@ -217,6 +217,20 @@ TEST_P(Plugin, ComesToItsDeadlineWhenTheOwnerIsStopped) {
   }
 }
 
+// I8: a write that fits into the buffers on its way is not done with that.
+TEST_P(Plugin, DoesNotCallAWriteDoneThatAStoppedOwnerHasNotGot) {
+  if (has_rdma_device()) GTEST_SKIP() << "a device serves for it (test/rdma_vm/owner_test.cc)";
+  Target target = start_target();
+  start_initiator();
+  ASSERT_TRUE(move(target, Operation::write).status.ok());
+  ASSERT_TRUE(target.process().stop().ok());
+  TransferRequest small = request(target, Operation::write, milliseconds(400));
+  small.pairs[0].length = 100;
+  const Outcome outcome = engine_->transfer(std::move(small));
+  EXPECT_FALSE(outcome.status.ok());
+  EXPECT_EQ(outcome.remote, RemoteQuiet::unknown);
+}
+
 // How often the threads of a process have been woken.
 uint64_t wake_ups(pid_t pid) {
   uint64_t sum = 0;

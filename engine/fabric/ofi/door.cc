@@ -30,6 +30,8 @@ int32_t Door::Guest::open(const Letter& hello, Letter::Kind kind, kvf_text why) 
       !Letter::make(answer_.letter, kind, hello.client, hello.number, port_->name()))
     return say(why, fabric_.provider() + ": not a peer's name", -FI_EINVAL);
   until_ = std::chrono::steady_clock::now() + kAnswerPatience;
+  if (thanks_.prepare(fabric_, Request::Kind::receive, why) != KVF_OK) return KVF_FAILED;
+  if (const ssize_t error = port_->post(thanks_.request); error != 0) return say(why, "cannot receive", error);
   return answer_.prepare(fabric_, Request::Kind::send, why);
 }
 
@@ -43,7 +45,8 @@ bool Door::Guest::answer() {
   return over();
 }
 
-void Door::Guest::ended(Request&, int32_t result, const std::string&) {
+void Door::Guest::ended(Request& request, int32_t result, const std::string&) {
+  if (&request == &thanks_.request) return;
   answered_ |= result == KVF_OK;
   lost_ |= result != KVF_OK;
 }

@@ -43,6 +43,7 @@ class Door final : private Port::User, private Tended {
 
     kvf_fabric& fabric_;
     Mailbox answer_;
+    Mailbox thanks_;  // received and not looked at: that it could be sent is what counts
     std::unique_ptr<Port> port_;
     std::chrono::steady_clock::time_point until_;
     bool posted_ = false;
@@ -57,8 +58,8 @@ class Door final : private Port::User, private Tended {
   bool tend() override;
   void admit(const Letter& hello);
 
-  static constexpr size_t kLetters = 32;      // heard at once; the provider keeps what comes beyond
-  static constexpr size_t kMostRefused = 16;  // I6: strangers that are being told so; the others hear nothing
+  static constexpr size_t kLetters = 32;     // heard at once; the provider keeps what comes beyond
+  static constexpr size_t kMostRefused = 4;  // I6: strangers that are being told so; the others hear nothing
   kvf_fabric& fabric_;
   std::array<Mailbox, kLetters> boxes_;
   std::vector<Mailbox*> idle_;                         // not posted

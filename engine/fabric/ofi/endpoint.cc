@@ -7,6 +7,7 @@
 #include "engine/fabric/ofi/fabric.h"
 
 using kvferry::ofi::Letter;
+using kvferry::ofi::Mailbox;
 using kvferry::ofi::Name;
 using kvferry::ofi::Port;
 using kvferry::ofi::say;
@@ -38,6 +39,9 @@ int32_t kvf_endpoint::start(const char* address, kvf_text why) {
     return say(why, fabric_.provider() + ": an endpoint's name that is too long", -FI_ETOOSMALL);
   if (hello_.prepare(fabric_, Request::Kind::send, why) != KVF_OK) return KVF_FAILED;
   if (answer_.prepare(fabric_, Request::Kind::receive, why) != KVF_OK) return KVF_FAILED;
+  thanks_.letter = hello_.letter;
+  thanks_.letter.kind = Letter::Kind::thanks;
+  if (thanks_.prepare(fabric_, Request::Kind::send, why) != KVF_OK) return KVF_FAILED;
   hello_.request.peer = door_;
   if (const ssize_t error = port_->post(answer_.request); error != 0)
     return say(why, fabric_.provider() + ": cannot receive", error);
@@ -45,19 +49,18 @@ int32_t kvf_endpoint::start(const char* address, kvf_text why) {
   return KVF_OK;
 }
 
-// The provider connects meanwhile, and tells nobody when it cannot: the engine's patience ends that.
-void kvf_endpoint::dial() {
-  const ssize_t result = port_->post(hello_.request);
-  if (result == 0)
-    state_ = State::asking;
-  else if (result != -FI_EAGAIN)
+// False: not yet. The provider connects meanwhile, and tells nobody when it cannot: the engine's patience ends that.
+bool kvf_endpoint::send(Mailbox& box) {
+  const ssize_t result = port_->post(box.request);
+  if (result != 0 && result != -FI_EAGAIN)
     lose(fabric_.provider() + ": cannot send to " + door_name_.to_text() + ": " +
          fi_strerror(static_cast<int>(-result)));
+  return result == 0;
 }
 
 void kvf_endpoint::on_answer() {
   const Letter& letter = answer_.letter;
-  if (state_ == State::standing || state_ == State::lost) return;
+  if (state_ != State::asking && state_ != State::dialling) return;
   if (!letter.is_sound() || letter.number != hello_.letter.number) return lose(fabric_.provider() + ": not an answer");
   if (letter.kind != Letter::Kind::welcome)
     return lose(fabric_.provider() + ": the peer does not admit this engine now");
@@ -65,15 +68,25 @@ void kvf_endpoint::on_answer() {
   if (peer.is_wildcard()) peer = peer.at_host_of(door_name_);
   peer_ = port_->add(peer);
   if (peer_ == FI_ADDR_UNSPEC) return lose(fabric_.provider() + ": the peer's name cannot be used");
-  state_ = State::standing;
+  thanks_.request.peer = peer_;
+  state_ = State::thanking;
   port_->remove(door_);
+  fabric_.want_turns(*this);
+}
+
+// From here on a provider that takes nothing has lost the connection.
+void kvf_endpoint::on_thanked(int32_t result, const std::string& why) {
+  if (result != KVF_OK) return lose(why);
+  if (state_ == State::thanking) state_ = State::standing;
   tell_flushes();
 }
 
 bool kvf_endpoint::tend() {
-  if (state_ == State::dialling) dial();
+  if (state_ == State::dialling && send(hello_)) state_ = State::asking;
+  if (state_ == State::thanking && !thanked_) thanked_ = send(thanks_);
   if (state_ == State::standing) drain_backlog();
-  return state_ == State::dialling || (state_ == State::standing && !backlog_.empty());
+  return state_ == State::dialling || (state_ == State::thanking && !thanked_) ||
+         (state_ == State::standing && !backlog_.empty());
 }
 
 void kvf_endpoint::lose(const std::string& why) {
@@ -166,6 +179,8 @@ void kvf_endpoint::ended(Request& request, int32_t result, const std::string& wh
     if (result != KVF_OK && state_ == State::asking) lose(why);
   } else if (&request == &answer_.request) {
     result == KVF_OK ? on_answer() : lose(why);
+  } else if (&request == &thanks_.request) {
+    on_thanked(result, why);
   } else {
     tell(static_cast<Transfer&>(request), result, why);
     if (!backlog_.empty()) fabric_.want_turns(*this);

@@ -13,7 +13,8 @@
 //
 //   from      event                                to
 //   dialling  the hello could be posted            asking
-//   asking    a welcome                            standing
+//   asking    a welcome                            thanking
+//   thanking  the thanks have arrived              standing
 //   any       an error, a refusal, a connection that is gone   lost
 struct kvf_endpoint final : private kvferry::ofi::Port::User, private kvferry::ofi::Tended {
  public:
@@ -27,7 +28,7 @@ struct kvf_endpoint final : private kvferry::ofi::Port::User, private kvferry::o
 
  private:
   using Request = kvferry::ofi::Request;
-  enum class State { dialling, asking, standing, lost };
+  enum class State { dialling, asking, thanking, standing, lost };
   // A get or put that has not ended.
   struct Transfer : Request {
     uint64_t operation = 0;
@@ -45,8 +46,9 @@ struct kvf_endpoint final : private kvferry::ofi::Port::User, private kvferry::o
   void ended(Request& request, int32_t result, const std::string& why) override;
   void broke(const std::string& why) override { lose(why); }
   bool tend() override;
-  void dial();
+  bool send(kvferry::ofi::Mailbox& box);
   void on_answer();
+  void on_thanked(int32_t result, const std::string& why);
   void lose(const std::string& why);
   void drain_backlog();
   void tell(Transfer& transfer, int32_t result, const std::string& why);
@@ -62,6 +64,8 @@ struct kvf_endpoint final : private kvferry::ofi::Port::User, private kvferry::o
   fi_addr_t peer_ = FI_ADDR_UNSPEC;
   kvferry::ofi::Mailbox hello_;
   kvferry::ofi::Mailbox answer_;
+  kvferry::ofi::Mailbox thanks_;
+  bool thanked_ = false;
 
   std::list<Transfer> transfers_;  // posted, or in the backlog; bounded by the engine's window
   std::list<Transfer> spare_;

@@ -7,10 +7,11 @@
 
 namespace kvferry::ofi {
 
-// What a connection begins with: the initiator's to the owner's door, and the answer from the owner's end of it.
+// What a connection begins with: the initiator's to the owner's door, the answer from the owner's end of it, and the
+// first that takes the way back there.
 struct Letter {
   static constexpr char kMagic[8] = {'k', 'v', 'f', '-', 'o', 'f', 'i', '1'};
-  enum class Kind : uint32_t { hello = 1, welcome = 2, refusal = 3 };
+  enum class Kind : uint32_t { hello = 1, welcome = 2, refusal = 3, thanks = 4 };
 
   char magic[8];
   Kind kind;

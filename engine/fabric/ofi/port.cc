@@ -50,7 +50,7 @@ Name Port::name() const {
   return Name(std::move(bytes));
 }
 
-// A peer's word, of which libfabric reads as much as a name of its own has.
+// A peer's word, of which libfabric reads as much as a name of this side's has.
 fi_addr_t Port::add(const Name& peer) {
   fi_addr_t address = FI_ADDR_UNSPEC;
   const Name own = name();
