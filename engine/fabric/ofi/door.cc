@@ -8,6 +8,7 @@ namespace kvferry::ofi {
 namespace {
 
 constexpr auto kAnswerPatience = std::chrono::seconds(5);
+constexpr int kAdmittedAtOnce = 4;  // I7: an endpoint takes some milliseconds to make
 
 }  // namespace
 
@@ -84,17 +85,19 @@ void Door::ended(Request& request, int32_t result, const std::string&) {
 }
 
 bool Door::tend() {
-  for (; !heard_.empty(); heard_.pop_front()) admit(heard_.front());
-  while (!idle_.empty()) {
+  for (int i = 0; i < kAdmittedAtOnce && !heard_.empty(); ++i, heard_.pop_front()) admit(heard_.front());
+  while (heard_.empty() && !idle_.empty()) {
     idle_.back()->letter = {};  // of which a shorter one would leave the rest
     if (port_->post(idle_.back()->request) != 0) break;
     idle_.pop_back();
   }
-  bool waiting = !idle_.empty();
-  for (auto entry = guests_.begin(); entry != guests_.end();) {
-    waiting |= !entry->second->answer();
-    entry = entry->second->lost() ? guests_.erase(entry) : std::next(entry);
+  bool waiting = !idle_.empty() || !heard_.empty();
+  std::vector<uint64_t> lost;
+  for (const auto& [client, guest] : guests_) {
+    waiting |= !guest->answer();
+    if (guest->lost()) lost.push_back(client);
   }
+  for (const uint64_t client : lost) fence(client);
   std::erase_if(refused_, [&](const auto& guest) {
     const bool over = guest->answer();
     waiting |= !over;
