@@ -12,7 +12,6 @@
 #include "engine/fabric/ofi/process.h"
 
 using kvferry::ofi::Handle;
-using kvferry::ofi::Name;
 using kvferry::ofi::Port;
 using kvferry::ofi::say;
 using kvferry::ofi::Tended;
