@@ -32,13 +32,15 @@ Result<AuthConfig> auth_from_environment(const Environment& environment) {
   return auth;
 }
 
-// The library's own variables, and over them those with our prefix: UCX_TLS, KVFERRY_UCX_TLS.
+// Those with our prefix, KVFERRY_UCX_TLS, over the library's own where it does not read those itself: UCX_TLS.
 void add_fabric_settings(const Environment& environment, std::vector<FabricSetting>& settings) {
   for (const std::string& fabric : known_plugins()) {
     std::string prefix = fabric + "_";
     std::transform(prefix.begin(), prefix.end(), prefix.begin(),
                    [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
-    for (const std::string& full : {prefix, "KVFERRY_" + prefix})
+    std::vector<std::string> all = {"KVFERRY_" + prefix};
+    if (fabric == "ucx") all.insert(all.begin(), prefix);
+    for (const std::string& full : all)
       for (const auto& [name, value] : environment.with_prefix(full)) settings.push_back({fabric, name, value});
   }
 }
@@ -50,7 +52,7 @@ bool is_builtin_fabric(std::string_view name) {
 }
 
 const std::vector<std::string>& known_plugins() {
-  static const std::vector<std::string> names = {"ucx"};
+  static const std::vector<std::string> names = {"ucx", "ofi"};
   return names;
 }
 
@@ -123,13 +125,14 @@ Status EngineConfig::validate() const {
                      "set KVFERRY_AUTH=psk and KVFERRY_PSK_FILE (or KVFERRY_AUTH=mtls and its certificates), listen on "
                      "a loopback address, or set KVFERRY_ALLOW_OPEN=1 (EngineConfig::allow_open) if the network is "
                      "trusted"};
-  if (fabrics.empty()) return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp, ucx"};
+  if (fabrics.empty())
+    return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp, ucx, ofi"};
   const auto& plugins = known_plugins();
   for (const std::string& name : fabrics)
     if (name == "loopback"
             ? !loopback
             : !is_builtin_fabric(name) && std::find(plugins.begin(), plugins.end(), name) == plugins.end())
-      return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; there are local, tcp, ucx"};
+      return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; there are local, tcp, ucx, ofi"};
   if (strict && std::find(fabrics.begin(), fabrics.end(), "tcp") == fabrics.end())
     return Error{ErrorCode::unsupported, "a strict engine uses the fabric tcp alone: name it"};
   if (heartbeat < std::chrono::milliseconds(10))

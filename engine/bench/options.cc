@@ -56,9 +56,9 @@ void add_cases(CLI::App& app, Options& options, Words& words) {
   app.add_option("--count", words.counts, "Blocks of a transfer")->delimiter(',')->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", words.threads, "Threads that transfer at once")->delimiter(',')->check(CLI::Range(1, 64));
   app.add_option("--op", words.operations, "read, write")->delimiter(',')->check(CLI::IsMember({"read", "write"}));
-  app.add_option("--fabric", words.fabrics, "local, tcp, ucx (a target must be told of ucx, too)")
+  app.add_option("--fabric", words.fabrics, "local, tcp, ucx, ofi (a target must be told of the last two, too)")
       ->delimiter(',')
-      ->check(CLI::IsMember({"local", "tcp", "ucx"}));
+      ->check(CLI::IsMember({"local", "tcp", "ucx", "ofi"}));
   app.add_option("--layout", words.layouts, "scattered, contiguous")
       ->delimiter(',')
       ->check(CLI::IsMember({"scattered", "contiguous"}));

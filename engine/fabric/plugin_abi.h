@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Both sides must have the same number: any change of this file counts it up.
-#define KVF_FABRIC_ABI 1u
+#define KVF_FABRIC_ABI 2u
 // The one symbol that a plug-in exports: `const kvf_fabric_table* kvferry_fabric_v1(void)`.
 #define KVF_FABRIC_ENTRY "kvferry_fabric_v1"
 
@@ -58,7 +58,8 @@ typedef struct {
 typedef struct {
   const kvf_setting* settings;  // the library's own names, without prefix
   size_t setting_count;
-  uint64_t client;  // how this fabric introduces itself to those that it connects to
+  uint64_t client;   // how this fabric introduces itself to those that it connects to
+  const char* host;  // numeric: where peers shall connect, and whose device is meant where a machine has several
 } kvf_open_params;
 
 typedef struct {
@@ -66,6 +67,7 @@ typedef struct {
   // The peer's memory is reached without its CPU, and only by a key that is in force: what unmap() took back cannot be
   // touched any more. Otherwise the peer moves the bytes itself, and believes what it is told.
   int32_t enforces_keys;
+  uint64_t longest_operation;  // bytes of one get or put
 } kvf_facts;
 
 typedef struct {
@@ -84,8 +86,9 @@ typedef struct {
   // How much was done; 0: nothing is left to do now.
   uint32_t (*progress)(kvf_fabric* fabric);
 
-  // Takes connections at this numeric host; writes "host:port" to `address`.
-  int32_t (*listen)(kvf_fabric* fabric, const char* host, kvf_text address, kvf_text why);
+  // Takes connections at the host that open() was told; writes where, for connect(), as "host:port" where it has that
+  // form.
+  int32_t (*listen)(kvf_fabric* fabric, kvf_text address, kvf_text why);
   // Ends the connections of that client, and refuses nothing: admit() decides whether it may come back. KVF_OK: nothing
   // that came by them is applied any more. KVF_FAILED: that is not sure.
   int32_t (*fence)(kvf_fabric* fabric, uint64_t client);

@@ -48,6 +48,7 @@ std::unique_ptr<OneSidedPath> Peer::make_plugin_path() {
     plugin::PathOptions options;
     options.has_stand_in = context_.use_tcp;
     options.connect_patience = context_.connect_patience;
+    options.piece_bytes = std::min(options.piece_bytes, node->longest_operation());
     if (!node->enforces_keys()) {
       // The owner's CPU moves the bytes: a small window is as fast, and what is under way is let end rather than cut
       // off, of which UCX's emulation thinks little (docs/rdma.md).

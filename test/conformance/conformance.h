@@ -13,7 +13,7 @@
 
 #include "common/config.h"
 #include "engine/fabric/loopback/loopback.h"
-#include "test/conformance/ucx_transports.h"
+#include "test/conformance/plugin_cases.h"
 #include "test/support/engines.h"
 #include "test/support/trial.h"
 
@@ -25,7 +25,7 @@ struct Case {
   MemoryKind initiator;
   MemoryKind owner;
   AuthMode auth = AuthMode::open;
-  const char* transports = "";  // of the fabric ucx
+  const char* transports = "";  // of a plug-in
 };
 
 inline void PrintTo(const Case& c, std::ostream* out) {
@@ -53,7 +53,8 @@ inline std::vector<Case> all_cases() {
                            {"tcp", kCuda, kCuda},
                            {"loopback", kHost, kCuda},
                            {"local", kCuda, kCuda}};
-  for (const char* transports : ucx_transports()) out.push_back({"ucx", kHost, kHost, AuthMode::open, transports});
+  for (const PluginCase& each : plugin_cases())
+    out.push_back({each.fabric, kHost, kHost, AuthMode::open, each.transports});
   return out;
 }
 
@@ -95,7 +96,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     peer_ = must(initiator_->peer(owner_->address()));
   }
 
-  // The fabric ucx without a device: the owner's CPU moves the bytes, slowly.
+  // A plug-in's fabric without a device: the owner's CPU moves the bytes, slowly.
   static bool emulated() { return GetParam().transports[0] != '\0' && !has_rdma_device(); }
 
   // `adjust` changes what is left at its default.
@@ -106,7 +107,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     config.fabrics = {GetParam().fabric};
     config.auth = auth_of(GetParam().auth);
     config.loopback = hub_;
-    use_transports(config, GetParam().transports);
+    use_transports(config, GetParam().fabric, GetParam().transports);
     config.cuda_driver = "no-such-driver.so";  // but for the cases that bring one
     if (adjust) adjust(config);
     auto engine = Engine::create(config, {device_->ops()});

@@ -9,7 +9,7 @@
 
 #include "engine/fabric/loopback/loopback.h"
 #include "engine/parcel.h"
-#include "test/conformance/ucx_transports.h"
+#include "test/conformance/plugin_cases.h"
 #include "test/support/engines.h"
 
 namespace kvferry::test {
@@ -25,7 +25,7 @@ struct RankOptions {
   std::shared_ptr<TestDevice> device;  // null: host memory
   uint32_t blocks = kBlocks;
   size_t staging_bytes = size_t{64} << 20;
-  std::string transports = {};  // of the fabric ucx
+  std::string transports = {};  // of a plug-in
 };
 
 // One rank's cache and the engine that serves it.
@@ -38,7 +38,7 @@ struct Rank {
     config.loopback = options.hub;
     config.heartbeat = std::chrono::milliseconds(has_rdma_device() ? 1000 : 100);
     config.staging_bytes = options.staging_bytes;
-    use_transports(config, options.transports);
+    use_transports(config, options.fabrics.front(), options.transports);
     std::vector<std::shared_ptr<MemoryOps>> kinds;
     if (options.device) kinds.push_back(options.device->ops());
     engine = must(Engine::create(config, kinds));

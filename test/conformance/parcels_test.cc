@@ -13,7 +13,7 @@ struct ParcelCase {
   const char* fabric;
   MemoryKind owner;
   MemoryKind reader;
-  const char* transports = "";  // of the fabric ucx
+  const char* transports = "";  // of a plug-in
 };
 
 void PrintTo(const ParcelCase& c, std::ostream* out) {
@@ -305,8 +305,8 @@ std::vector<ParcelCase> parcel_cases() {
       {"tcp", MemoryKind::cuda, MemoryKind::cuda},      {"loopback", MemoryKind::host, MemoryKind::cuda},
       {"local", MemoryKind::cuda, MemoryKind::cuda},
   };
-  for (const char* transports : ucx_transports())
-    out.push_back({"ucx", MemoryKind::host, MemoryKind::host, transports});
+  for (const PluginCase& each : plugin_cases())
+    out.push_back({each.fabric, MemoryKind::host, MemoryKind::host, each.transports});
   return out;
 }
 

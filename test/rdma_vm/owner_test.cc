@@ -4,13 +4,14 @@
 #include <filesystem>
 #include <fstream>
 
-#include "test/conformance/ucx_transports.h"
+#include "test/conformance/plugin_cases.h"
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
 #include "test/support/target.h"
 
 // What only a device can show: that an owner's CPU takes no part, what crosses the wire, and what becomes of a transfer
-// whose owner dies under it. Runs where KVFERRY_TEST_UCX_TLS and KVFERRY_TEST_HOST name a device (test/rdma_vm/guest).
+// whose owner dies under it. Runs where KVFERRY_TEST_UCX_TLS or KVFERRY_TEST_OFI_PROVIDER, and KVFERRY_TEST_HOST, name
+// a device (test/rdma_vm/guest).
 
 namespace kvferry::test {
 namespace {
@@ -35,23 +36,25 @@ uint64_t packets_sent() {
 class RdmaOwner : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!has_rdma_device()) GTEST_SKIP() << "KVFERRY_TEST_UCX_TLS names no transport of a device";
-    ASSERT_EQ(why_no_fabric("ucx"), "");
+    if (!has_rdma_device()) GTEST_SKIP() << "no variable names what drives a device";
+    ASSERT_EQ(why_no_fabric(tested().fabric), "");
     EngineConfig config;
-    config.fabrics = {"ucx"};
+    config.fabrics = {tested().fabric};
     config.heartbeat = seconds(30);  // a stopped owner is no dead one here
     config.logger = make_null_logger();
-    use_transports(config, ucx_transports()[0]);
+    use_transports(config, tested().fabric, tested().transports);
     engine_ = must(Engine::create(std::move(config)));
     memory_.assign(kBytes, std::byte{1});
     region_ = must(engine_->register_memory(memory_.data(), kBytes, MemoryKind::host, kPrivate));
   }
+  static const PluginCase& tested() { return plugin_cases()[0]; }
   static Target start_target(int heartbeat_ms = 30000) {
     Target::Options options;
-    options.fabric = "ucx";
+    options.fabric = tested().fabric;
     options.bytes = kBytes;
     options.heartbeat_ms = heartbeat_ms;
-    options.environment = {{"KVFERRY_UCX_TLS", ucx_transports()[0]}, {"KVFERRY_RDMA_HOST", rdma_host()}};
+    options.environment = {{transports_variable(tested().fabric), tested().transports},
+                           {"KVFERRY_RDMA_HOST", rdma_host()}};
     return Target::start(options);
   }
   TransferRequest request(const Target& target, Operation operation, uint64_t offset, uint64_t length) {
@@ -67,7 +70,7 @@ class RdmaOwner : public ::testing::Test {
   }
   void expect_moved(const Outcome& outcome, uint64_t length) {
     ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string() << "\n" << engine_->describe();
-    EXPECT_EQ(outcome.fabric, "ucx");
+    EXPECT_EQ(outcome.fabric, tested().fabric);
     EXPECT_EQ(outcome.bytes_done, length);
   }
   // The connection stands and the region's key is imported.

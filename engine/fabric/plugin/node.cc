@@ -7,7 +7,7 @@ namespace {
 
 constexpr Duration kTurn = std::chrono::microseconds(500);  // of progress, before others have theirs (I7)
 constexpr size_t kMaxKeyBytes = 1024;                       // I6: of a region, here and in each peer's table
-constexpr size_t kMaxAddressBytes = 80;                     // "[v6]:port"
+constexpr size_t kMaxAddressBytes = 160;                    // "[v6]:port", or what else a library calls its own
 
 }  // namespace
 
@@ -41,14 +41,14 @@ Status Node::start(const std::vector<FabricSetting>& settings, const std::string
   std::vector<kvf_setting> ours;
   for (const FabricSetting& setting : settings)
     if (setting.fabric == table_.name) ours.push_back({setting.name.c_str(), setting.value.c_str()});
-  const kvf_open_params params{ours.data(), ours.size(), client_};
+  const kvf_open_params params{ours.data(), ours.size(), client_, host.c_str()};
   const auto not_viable = [this](const Why& why) {
     return Error{ErrorCode::unsupported, fmt::format("fabric \"{}\" is not viable here", table_.name), why.str()};
   };
   Why why;
   if (table_.open(&host_, &params, &fabric_, &facts_, why.text()) != KVF_OK) return not_viable(why);
   char address[kMaxAddressBytes] = "";
-  if (table_.listen(fabric_, host.c_str(), {address, sizeof address}, why.text()) != KVF_OK) return not_viable(why);
+  if (table_.listen(fabric_, {address, sizeof address}, why.text()) != KVF_OK) return not_viable(why);
   address_ = address;
   wake_fd_ = table_.wake_fd(fabric_);
   KVF_RETURN_IF_ERROR(loop_.watch(wake_fd_, EPOLLIN, this));

@@ -47,6 +47,7 @@ class Node final : public RegionMapper, private FdHandler {
   const kvf_fabric_table& table() const { return table_; }
   kvf_fabric* handle() const { return fabric_; }
   bool enforces_keys() const { return facts_.enforces_keys != 0; }
+  uint64_t longest_operation() const { return facts_.longest_operation; }
   const std::string& address() const { return address_; }
   uint64_t client() const { return client_; }
   Guests& guests() { return guests_; }

@@ -3,7 +3,7 @@
 #include <chrono>
 #include <memory>
 
-#include "engine/fabric/ucx/address.h"
+#include "engine/fabric/plugin_kit.h"
 
 namespace kvferry::ucx {
 namespace {
@@ -58,14 +58,14 @@ int32_t start(kvf_endpoint* endpoint, uint64_t operation, kvf_memory* memory, co
 }  // namespace
 
 int32_t connect(kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_endpoint** out, kvf_text why) {
-  const SocketAddress to = SocketAddress::parse(address);
+  const auto to = plugin_kit::SocketAddress::parse(address);
   if (!to.ok()) return say(why, "not a numeric address", UCS_ERR_INVALID_ADDR, KVF_FAILED);
   auto made = std::make_unique<kvf_endpoint>(kvf_endpoint{fabric, endpoint, nullptr, 0});
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_ERR_HANDLER |
                       UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
   params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER | UCP_EP_PARAMS_FLAGS_SEND_CLIENT_ID;
-  params.sockaddr = to.ucs();
+  params.sockaddr = {to.get(), to.size()};
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler.arg = made.get();
   params.err_handler.cb = [](void* self, ucp_ep_h, ucs_status_t status) {

@@ -5,10 +5,11 @@
 #include <cstdio>
 #include <cstring>
 
-#include "engine/fabric/ucx/address.h"
+#include "engine/fabric/plugin_kit.h"
 #include "engine/fabric/ucx/process.h"
 #include "engine/fabric/ucx/settings.h"
 
+using kvferry::plugin_kit::SocketAddress;
 using kvferry::ucx::say;
 
 namespace {
@@ -20,10 +21,7 @@ constexpr uint32_t kGuestPatienceMs = 100;
 namespace kvferry::ucx {
 
 int32_t say(kvf_text why, std::string_view what, ucs_status_t status, int32_t result) {
-  if (why.size > 0)
-    std::snprintf(why.data, why.size, "%.*s: %s", static_cast<int>(what.size()), what.data(),
-                  ucs_status_string(status));
-  return result;
+  return plugin_kit::say(why, std::string(what) + ": " + ucs_status_string(status), result);
 }
 
 }  // namespace kvferry::ucx
@@ -61,6 +59,8 @@ int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kv
   std::snprintf(facts.description, sizeof facts.description, "UCX %s, transports %s", ucp_get_version_string(),
                 settings.transports().c_str());
   facts.enforces_keys = settings.only_rdma() ? 1 : 0;
+  facts.longest_operation = UINT64_MAX;  // UCX cuts by itself
+  made->host_name_ = params.host;
   made->shared_memory_ = settings.uses_shared_memory();
   *out = made.release();
   return KVF_OK;
@@ -124,23 +124,23 @@ bool kvf_fabric::close_endpoint(ucp_ep_h ep, uint32_t patience_ms) {
 
 // ---- peers that connect
 
-int32_t kvf_fabric::listen(const char* host, kvf_text address, kvf_text why) {
-  const auto wanted = kvferry::ucx::SocketAddress::parse(host, 0);
+int32_t kvf_fabric::listen(kvf_text address, kvf_text why) {
+  const auto wanted = SocketAddress::parse(host_name_, 0);
   if (!wanted.ok()) return say(why, "not a numeric address to listen on", UCS_ERR_INVALID_ADDR, KVF_FAILED);
   ucp_listener_params_t params{};
   params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
-  params.sockaddr = wanted.ucs();
+  params.sockaddr = {wanted.get(), wanted.size()};
   params.conn_handler.arg = this;
   params.conn_handler.cb = [](ucp_conn_request_h request, void* self) {
     static_cast<kvf_fabric*>(self)->requests_.push_back(request);
   };
   if (const ucs_status_t status = ucp_listener_create(worker_, &params, &listener_); status != UCS_OK)
-    return say(why, std::string("cannot listen on ") + host, status, KVF_FAILED);
+    return say(why, "cannot listen on " + host_name_, status, KVF_FAILED);
   ucp_listener_attr_t attributes{};
   attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
   if (const ucs_status_t status = ucp_listener_query(listener_, &attributes); status != UCS_OK)
     return say(why, "cannot tell where UCX listens", status, KVF_FAILED);
-  const std::string text = kvferry::ucx::to_text(attributes.sockaddr);
+  const std::string text = SocketAddress(&attributes.sockaddr, sizeof attributes.sockaddr).to_text();
   if (text.size() >= address.size) return say(why, "address too long", UCS_ERR_BUFFER_TOO_SMALL, KVF_FAILED);
   std::memcpy(address.data, text.c_str(), text.size() + 1);
   return KVF_OK;

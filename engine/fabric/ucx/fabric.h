@@ -42,7 +42,7 @@ struct kvf_fabric {
   int wake_fd() const { return wake_fd_; }
   int32_t arm();
   uint32_t progress();
-  int32_t listen(const char* host, kvf_text address, kvf_text why);
+  int32_t listen(kvf_text address, kvf_text why);
   // Ends that client's connection. True: nothing that came by it is applied any more.
   bool fence(uint64_t client);
 
@@ -70,6 +70,7 @@ struct kvf_fabric {
   bool dismiss(std::unique_ptr<Guest> guest);
 
   const kvf_host host_;
+  std::string host_name_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   ucp_listener_h listener_ = nullptr;

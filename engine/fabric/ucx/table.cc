@@ -1,6 +1,6 @@
 #include <cstring>
-#include <exception>
 
+#include "engine/fabric/plugin_kit.h"
 #include "engine/fabric/ucx/endpoint.h"
 #include "engine/fabric/ucx/fabric.h"
 
@@ -9,22 +9,14 @@
 namespace kvferry::ucx {
 namespace {
 
-// Only memory that ran out throws here.
-template <class Call>
-int32_t guarded(kvf_text why, Call call) {
-  try {
-    return call();
-  } catch (const std::exception& error) {
-    return say(why, error.what(), UCS_ERR_NO_MEMORY, KVF_FAILED);
-  }
-}
+using plugin_kit::guarded;
 
 int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** out, kvf_facts* facts, kvf_text why) {
   return guarded(why, [&] { return kvf_fabric::open(*host, *params, out, *facts, why); });
 }
 
-int32_t listen(kvf_fabric* fabric, const char* host, kvf_text address, kvf_text why) {
-  return guarded(why, [&] { return fabric->listen(host, address, why); });
+int32_t listen(kvf_fabric* fabric, kvf_text address, kvf_text why) {
+  return guarded(why, [&] { return fabric->listen(address, why); });
 }
 
 int32_t map(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why) {

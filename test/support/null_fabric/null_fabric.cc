@@ -35,6 +35,7 @@ int32_t open(const kvf_host* host, const kvf_open_params*, kvf_fabric** out, kvf
   *out = new kvf_fabric{*host, kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)), {}, {}};
   std::snprintf(facts->description, sizeof facts->description, "nothing moves");
   facts->enforces_keys = 1;
+  facts->longest_operation = UINT64_MAX;
   return KVF_OK;
 }
 
@@ -54,7 +55,7 @@ const kvf_fabric_table kTable = {
     [](kvf_fabric* fabric) { return int32_t{fabric->wake.get()}; },
     [](kvf_fabric* fabric) { return int32_t{fabric->pending.empty() ? KVF_OK : KVF_BUSY}; },
     progress,
-    [](kvf_fabric*, const char*, kvf_text address, kvf_text) {
+    [](kvf_fabric*, kvf_text address, kvf_text) {
       std::snprintf(address.data, address.size, "127.0.0.1:1");
       return int32_t{KVF_OK};
     },

@@ -1,0 +1,138 @@
+#include "engine/fabric/ofi/process.h"
+
+#include <rdma/fabric.h>
+#include <rdma/fi_ext.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "engine/fabric/ofi/handle.h"
+
+namespace kvferry::ofi {
+namespace {
+
+// What holds unless the user says otherwise by KVFERRY_OFI_...
+const std::map<std::string, std::string>& defaults() {
+  static const std::map<std::string, std::string> values = {
+      // A cache would keep registrations that were taken back, and serve peers by them.
+      {"MR_CACHE_MAX_COUNT", "0"},
+      // Of peers that one endpoint has, from which ofi_rxm reckons its queues: more than software devices can hold.
+      {"UNIVERSE_SIZE", "64"},
+      // Of the messages that ofi_rxm keeps room for at each endpoint, the same at both ends; ours are short.
+      {"OFI_RXM_BUFFER_SIZE", "512"},
+      // Microseconds in which ofi_rxm looks after connections only once; until then it would keep the loop from sleep.
+      {"OFI_RXM_CM_PROGRESS_INTERVAL", "0"},
+  };
+  return values;
+}
+
+// Variables of the process's environment, for as long as this lives.
+class Environment {
+ public:
+  explicit Environment(const std::map<std::string, std::string>& values) {
+    for (const auto& [name, value] : values) {
+      const std::string full = "FI_" + name;
+      const char* before = ::getenv(full.c_str());
+      before_.emplace_back(full, before != nullptr ? std::optional<std::string>(before) : std::nullopt);
+      ::setenv(full.c_str(), value.c_str(), 1);
+    }
+  }
+  ~Environment() {
+    for (const auto& [name, value] : before_) {
+      if (value)
+        ::setenv(name.c_str(), value->c_str(), 1);
+      else
+        ::unsetenv(name.c_str());
+    }
+  }
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+ private:
+  std::vector<std::pair<std::string, std::optional<std::string>>> before_;
+};
+
+thread_local std::string complaint;
+
+// Warnings become part of our own errors; other lines are not asked for.
+int enabled(const fi_provider*, fi_log_level level, fi_log_subsys, uint64_t) {
+  return level == FI_LOG_WARN;
+}
+int ready(const fi_provider*, fi_log_level level, fi_log_subsys, uint64_t, uint64_t*) {
+  return level == FI_LOG_WARN;
+}
+void on_line(const fi_provider*, fi_log_level, fi_log_subsys, const char*, int, const char* text) {
+  complaint = text;
+  while (!complaint.empty() && complaint.back() == '\n') complaint.pop_back();
+}
+
+// For the rest of the process, unless somebody else has done so, or the user wants to see libfabric's own lines.
+void take_lines() {
+  static fi_ops_log operations{sizeof(fi_ops_log), enabled, ready, on_line};
+  static fid_logging lines{};
+  lines.ops = &operations;
+  static_cast<void>(fi_import_log(FI_VERSION(1, 17), 0, &lines));
+}
+
+// What libraries of some providers (PSM) do to the whole process when they are loaded.
+class SignalHandlers {
+ public:
+  static SignalHandlers& of_process() {
+    static SignalHandlers all;
+    return all;
+  }
+  void keep() {
+    for (int signal = 1; signal < kSignals; ++signal) ::sigaction(signal, nullptr, &kept_[signal]);
+  }
+  void restore() const {
+    for (int signal = 1; signal < kSignals; ++signal) ::sigaction(signal, &kept_[signal], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals = 32;
+  struct sigaction kept_[kSignals] = {};
+};
+
+}  // namespace
+
+void keep_signal_handlers() {
+  SignalHandlers::of_process().keep();
+}
+
+int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_text why) {
+  static std::mutex mutex;
+  static std::map<std::string, std::string> in_force;
+  auto wanted = variables;
+  wanted.insert(defaults().begin(), defaults().end());
+  const std::lock_guard lock(mutex);
+  if (!in_force.empty()) {
+    for (const auto& [name, value] : wanted) {
+      const auto found = in_force.find(name);
+      if (found == in_force.end() || found->second != value)
+        return plugin_kit::say(why,
+                               "libfabric has begun in this process, with FI_" + name +
+                                   (found == in_force.end() ? " not set" : "=" + found->second) + " instead of " +
+                                   value,
+                               KVF_FAILED);
+    }
+    return KVF_OK;
+  }
+  const Environment environment(wanted);
+  fi_info* found = nullptr;
+  if (fi_getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, nullptr, &found) == 0) fi_freeinfo(found);
+  SignalHandlers::of_process().restore();
+  if (variables.count("LOG_LEVEL") == 0) take_lines();
+  in_force = std::move(wanted);
+  return KVF_OK;
+}
+
+std::string take_complaint() {
+  const std::string text = std::exchange(complaint, {});
+  return text.empty() ? text : " (" + text + ")";
+}
+
+}  // namespace kvferry::ofi

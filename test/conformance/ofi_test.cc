@@ -1,0 +1,81 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "test/conformance/plugin_config.h"
+#include "test/conformance/process_state.h"
+#include "test/support/engines.h"
+#include "test/support/trial.h"
+
+// What the fabric ofi says where it cannot be used, and what it leaves alone in the process.
+
+namespace kvferry::test {
+namespace {
+
+// Those of libfabric's variables that the plug-in sets while it loads the library.
+std::vector<std::string> variables() {
+  std::vector<std::string> out;
+  for (const char* name : {"FI_UNIVERSE_SIZE", "FI_MR_CACHE_MAX_COUNT", "FI_OFI_RXM_BUFFER_SIZE"})
+    if (Environment::of_process().get(name)) out.emplace_back(name);
+  return out;
+}
+const std::vector<std::string> kVariablesAtStart = variables();
+
+class OfiPlugin : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = why_no_fabric("ofi"); !why.empty()) GTEST_SKIP() << why;
+    if (tested_ == nullptr) GTEST_SKIP() << "another fabric's device is under test";
+  }
+  const PluginCase* const tested_ = case_of("ofi");
+};
+
+TEST_F(OfiPlugin, WithoutItsDeviceSaysWhichProviderFoundNone) {
+  if (std::filesystem::exists("/sys/class/infiniband") && !std::filesystem::is_empty("/sys/class/infiniband"))
+    GTEST_SKIP() << "this machine has an RDMA device";
+  const std::string why = why_not(plugin_config({"ofi", ""}));
+  EXPECT_NE(why.find("fabric \"ofi\" is not viable here"), std::string::npos) << why;
+  EXPECT_NE(why.find("finds no device for the provider \"verbs;ofi_rxm\" at 127.0.0.1"), std::string::npos) << why;
+}
+
+TEST_F(OfiPlugin, OfAProviderThatDoesNotExistNamesIt) {
+  const std::string why = why_not(plugin_config({"ofi", "smoke-signals"}));
+  EXPECT_NE(why.find("finds no device for the provider \"smoke-signals\""), std::string::npos) << why;
+}
+
+// Queues in shared memory, which nobody can sleep on: two engines of one host have the fabric local.
+TEST_F(OfiPlugin, OfAProviderWhoseQueuesWakeNobodyIsRefused) {
+  const std::string why = why_not(plugin_config({"ofi", "shm"}));
+  EXPECT_NE(why.find("shm: cannot make a queue that wakes a sleeping process"), std::string::npos) << why;
+}
+
+// Its keys are secrets that pass in the clear, and the owner's CPU compares them.
+TEST_F(OfiPlugin, ThatChecksNoKeysIsRefusedWherePeersMustProveWhoTheyAre) {
+  EngineConfig config = plugin_config({"ofi", "tcp"});
+  config.auth = auth_of(AuthMode::psk);
+  EXPECT_NE(why_not(config).find("check no keys"), std::string::npos) << why_not(config);
+}
+
+TEST_F(OfiPlugin, LeavesTheProcessAlone) {
+  const auto engine = must(Engine::create(plugin_config(*tested_)));
+  std::vector<std::byte> memory(100000);
+  const Region region = must(engine->register_memory(memory.data(), memory.size(), MemoryKind::host, kRemoteRead));
+  const ProcessState now;
+  for (const auto& [call, code] : now.calls) EXPECT_EQ(code, kAtStart.calls.at(call)) << call;
+  EXPECT_EQ(now.on_segv, kAtStart.on_segv);
+  EXPECT_EQ(variables(), kVariablesAtStart) << "settings of libfabric's stay in the environment";
+}
+
+// libfabric reads its settings once a process: a second engine with others would not have what it asks for.
+TEST_F(OfiPlugin, SaysThatLibfabricHasBegunWithOtherSettings) {
+  const auto engine = must(Engine::create(plugin_config(*tested_)));
+  EngineConfig config = plugin_config(*tested_);
+  config.fabric_settings.push_back({"ofi", "UNIVERSE_SIZE", "128"});
+  const std::string why = why_not(config);
+  EXPECT_NE(why.find("has begun in this process, with FI_UNIVERSE_SIZE=64 instead of 128"), std::string::npos) << why;
+}
+
+}  // namespace
+}  // namespace kvferry::test
