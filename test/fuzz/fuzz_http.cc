@@ -29,6 +29,7 @@ void expect_same(std::string_view text, const Headers& headers) {
   namespace beast = boost::beast;
   beast::http::parser<is_request, beast::http::empty_body> parser;
   parser.header_limit(UINT32_MAX);
+  parser.body_limit(boost::none);  // nobody reads the body here
   beast::error_code error;
   parser.put(boost::asio::const_buffer(text.data(), text.size()), error);
   if (error == beast::http::error::bad_value) return;  // it also reads what is in Connection and Upgrade
@@ -52,7 +53,11 @@ void check_response(std::string_view text) {
   const auto head = parse_response_head(text.substr(0, *end), false);
   if (!head.ok()) return;
   expect(head->status >= 100 && head->status < 1000);
-  expect_same<false>(text.substr(0, *end), head->headers);
+  // Beast insists on the space before a reason that is not there.
+  constexpr size_t kReason = std::string_view("HTTP/1.1 200").size();
+  std::string same(text.substr(0, *end));
+  if (same.compare(kReason, 2, "\r\n") == 0) same.insert(kReason, " ");
+  expect_same<false>(same, head->headers);
 }
 
 void check_request(std::string_view text) {
