@@ -3,6 +3,8 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <charconv>
+#include <map>
+#include <optional>
 #include <span>
 
 #include "http/client.h"
@@ -93,6 +95,16 @@ double metric_sum(std::string_view page, std::string_view name) {
   return sum;
 }
 
+// What the backends counted from one time to the other; none where no backend could be read at both.
+std::optional<double> growth(const std::map<std::string, double>& before, const std::map<std::string, double>& after) {
+  std::optional<double> sum;
+  for (const auto& [name, count] : after) {
+    const auto earlier = before.find(name);
+    if (earlier != before.end()) sum = sum.value_or(0) + count - earlier->second;
+  }
+  return sum;
+}
+
 }  // namespace
 
 asio::awaitable<void> Proxy::Core::run_canary() {
@@ -101,41 +113,42 @@ asio::awaitable<void> Proxy::Core::run_canary() {
     timer.expires_after(config.canary_interval);
     const auto [stopped] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
     if (stopped || draining) co_return;
-    const double computed_before = co_await total_of(Role::prefill, kPromptMetrics);
-    const double moved_before = co_await total_of(Role::decode, kMovedMetrics);
+    const Counts computed_before = co_await counts_of(Role::prefill, kPromptMetrics);
+    const Counts moved_before = co_await counts_of(Role::decode, kMovedMetrics);
     const bool answered = co_await send_canary();
     if (draining) co_return;
-    if (!answered) {
+    const auto computed = growth(computed_before, co_await counts_of(Role::prefill, kPromptMetrics));
+    const auto moved = growth(moved_before, co_await counts_of(Role::decode, kMovedMetrics));
+    if (!answered || !computed || !moved) {
       metrics.canary_failed.add();
-      log->warning("canary: its request failed");
+      log->warning("canary: {}", answered ? "the backends' metrics cannot be read" : "its request failed");
       continue;
     }
-    const double computed_after = co_await total_of(Role::prefill, kPromptMetrics);
-    const double moved_after = co_await total_of(Role::decode, kMovedMetrics);
-    const double computed = computed_after - computed_before, moved = moved_after - moved_before;
-    const bool good = computed > 0 && moved > 0;
+    const bool good = *computed > 0 && *moved > 0;
     (good ? metrics.canary_moved : metrics.canary_not_moved).add();
     if (!good) {
       log->warning(
           "canary: no KV moved ({} prompt tokens computed by prefillers, {} tokens or bytes fetched by decoders); is "
           "the connector set up on both sides?",
-          computed, moved);
+          *computed, *moved);
     }
   }
 }
 
-// These metrics over all backends of a role.
-asio::awaitable<double> Proxy::Core::total_of(Role role, std::span<const std::string_view> names) {
-  double total = 0;
+// These metrics of each backend of a role that shows its metrics.
+asio::awaitable<Proxy::Core::Counts> Proxy::Core::counts_of(Role role, std::span<const std::string_view> names) {
+  Counts counts;
   const std::vector<std::shared_ptr<Backend>> all = backends.of(role);
   for (const auto& backend : all) {
     http::Fetch scrape;
     scrape.url = backend->url;
     scrape.target = "/metrics";
     const auto page = co_await http::fetch(loop, deadlines, std::move(scrape));
-    for (const std::string_view name : names) total += page.ok() ? metric_sum(page->body, name) : 0;
+    if (!page.ok() || page->head.status != 200) continue;
+    double& count = counts[backend->name];
+    for (const std::string_view name : names) count += metric_sum(page->body, name);
   }
-  co_return total;
+  co_return counts;
 }
 
 asio::awaitable<bool> Proxy::Core::send_canary() {

@@ -2,6 +2,7 @@
 
 #include <boost/asio/steady_timer.hpp>
 #include <functional>
+#include <map>
 #include <span>
 
 #include "http/server.h"
@@ -39,7 +40,8 @@ struct Proxy::Core {
   // proxy/canary.cc
   boost::asio::awaitable<void> run_canary();
   boost::asio::awaitable<bool> send_canary();
-  boost::asio::awaitable<double> total_of(Role role, std::span<const std::string_view> metrics);
+  using Counts = std::map<std::string, double>;  // by backend
+  boost::asio::awaitable<Counts> counts_of(Role role, std::span<const std::string_view> metrics);
 
   boost::asio::awaitable<void> finish(std::function<void()> done);
 

@@ -90,6 +90,7 @@ asio::awaitable<void> MockServer::serve(http::Request& request, http::ResponseWr
   }
   if (request.path() == "/metrics") {
     http::Response response;
+    response.status = shows_metrics ? 200 : 404;
     response.body = metrics_page();
     (void)co_await writer.send(std::move(response));
     co_return;

@@ -66,6 +66,7 @@ class MockServer {
   size_t clients_lost = 0;  // requests whose client closed its connection
   size_t events_sent = 0;
   std::vector<std::string> pinged;  // transfer ids of release pings
+  bool shows_metrics = true;
   bool moves_kv = true;             // what its /metrics says of requests with a remote prefill
 
  private:

@@ -232,6 +232,13 @@ TEST_F(Canary, SeesThatItsRequestFails) {
   EXPECT_TRUE(tells("failed"));
 }
 
+TEST_F(Canary, DoesNotJudgeWhatItCannotRead) {
+  decoder.shows_metrics = false;
+  EXPECT_TRUE(tells("failed"));
+  EXPECT_TRUE(line_of("moved").ends_with(" 0"));
+  EXPECT_TRUE(line_of("not_moved").ends_with(" 0"));
+}
+
 TEST_F(Canary, OneThatIsUnderWayEndsWithTheProxy) {
   decoder.behaviour.delay = 60s;
   start();
