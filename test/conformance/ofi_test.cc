@@ -77,5 +77,11 @@ TEST_F(OfiPlugin, SaysThatLibfabricHasBegunWithOtherSettings) {
   EXPECT_NE(why.find("has begun in this process, with FI_UNIVERSE_SIZE=64 instead of 128"), std::string::npos) << why;
 }
 
+TEST_F(OfiPlugin, SaysWhichSettingsLibfabricDoesNotKnow) {
+  EngineConfig config = plugin_config(*tested_);
+  config.fabric_settings.push_back({"ofi", "UNIVERSAL_SIZE", "128"});
+  EXPECT_NE(why_not(config).find("libfabric knows no FI_UNIVERSAL_SIZE"), std::string::npos) << why_not(config);
+}
+
 }  // namespace
 }  // namespace kvferry::test

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -55,6 +56,20 @@ class Environment {
  private:
   std::vector<std::pair<std::string, std::optional<std::string>>> before_;
 };
+
+// Names that libfabric and its providers would ignore: it has begun, so they have told theirs.
+int32_t refuse_unknown(const std::map<std::string, std::string>& variables, kvf_text why) {
+  fi_param* known = nullptr;
+  int count = 0;
+  if (fi_getparams(&known, &count) != 0) return KVF_OK;
+  std::set<std::string, std::less<>> names;
+  for (int i = 0; i < count; ++i) names.emplace(known[i].name);
+  fi_freeparams(known);
+  for (const auto& [name, value] : variables)
+    if (names.count("FI_" + name) == 0)
+      return plugin_kit::say(why, "libfabric knows no FI_" + name + " (`fi_info -e` lists what it knows)", KVF_FAILED);
+  return KVF_OK;
+}
 
 thread_local std::string complaint;
 
@@ -110,6 +125,7 @@ int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_t
   wanted.insert(defaults().begin(), defaults().end());
   const std::lock_guard lock(mutex);
   if (!in_force.empty()) {
+    if (refuse_unknown(variables, why) != KVF_OK) return KVF_FAILED;
     for (const auto& [name, value] : wanted) {
       const auto found = in_force.find(name);
       if (found == in_force.end() || found->second != value)
@@ -127,7 +143,7 @@ int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_t
   SignalHandlers::of_process().restore();
   if (variables.count("LOG_LEVEL") == 0) take_lines();
   in_force = std::move(wanted);
-  return KVF_OK;
+  return refuse_unknown(variables, why);
 }
 
 std::string take_complaint() {
