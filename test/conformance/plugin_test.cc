@@ -141,6 +141,8 @@ TEST_P(Plugin, LeavesToTcpWhatItCannotReach) {
   options.fabric = fabric() + ",tcp";
   if (fabric() == "ucx")
     options.environment["KVFERRY_UCX_TLS"] = "sysv,self";  // of which the initiator has none
+  else if (has_rdma_device())
+    options.environment["KVFERRY_OFI_PROVIDER"] = "tcp";  // where the initiator's device finds nobody
   else
     options.environment["KVFERRY_RDMA_HOST"] = "::1";  // whose family the initiator has no socket of
   Target target = Target::start(options);

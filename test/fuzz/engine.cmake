@@ -1,5 +1,7 @@
 kvferry_fuzzer(engine_acceptor SOURCES engine_acceptor_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_lane SOURCES engine_lane_fuzz.cc LINKS kvferry_engine)
+kvferry_fuzzer(engine_ofi_name SOURCES engine_ofi_name_fuzz.cc ${PROJECT_SOURCE_DIR}/engine/fabric/ofi/name.cc
+  LINKS kvferry_common)
 kvferry_fuzzer(engine_secure SOURCES engine_secure_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_spans SOURCES engine_spans_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_owner_session SOURCES engine_owner_session_fuzz.cc LINKS kvferry_engine)

@@ -23,7 +23,8 @@ TEST(OfiName, OfAnotherKindIsCarriedAsItsBytes) {
 }
 
 TEST(OfiName, ThatIsNoneIsEmpty) {
-  for (const char* text : {"", "10.0.0.7", "10.0.0.7:", "10.0.0.7:0", "10.0.0.7:65536", "host:80", "x6g", "xZZ"})
+  for (const char* text : {"", "10.0.0.7", "10.0.0.7:", "10.0.0.7:0", "10.0.0.7:65536", "host:80", "x6g", "xZZ",
+                           "x02001bbc0a0000070000000000000000"})
     EXPECT_TRUE(Name::parse(text).empty()) << text;
 }
 
@@ -43,6 +44,7 @@ TEST(OfiName, ThatIsCutOffIsNoSocket) {
   bytes.pop_back();
   EXPECT_FALSE(Name(bytes).is_socket());
   EXPECT_FALSE(Name(std::vector<uint8_t>{0x02}).is_socket());
+  EXPECT_EQ(Name({0x02, 0x00}).at_host_of(Name::parse("10.0.0.7:9")).bytes().size(), 2U);
   EXPECT_FALSE(Name().is_wildcard());
 }
 

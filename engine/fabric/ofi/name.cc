@@ -41,7 +41,8 @@ Name Name::parse(const std::string& text) {
     if (high == end || low == end) return {};
     bytes.push_back(static_cast<uint8_t>((high - kDigits) * 16 + (low - kDigits)));
   }
-  return Name(std::move(bytes));
+  Name out(std::move(bytes));
+  return out.is_socket() ? Name() : out;
 }
 
 std::string Name::to_text() const {
@@ -68,7 +69,7 @@ bool Name::is_wildcard() const {
 }
 
 Name Name::at_host_of(const Name& other) const {
-  if (!other.is_socket() || family_of(bytes_) != family_of(other.bytes_)) return *this;
+  if (!is_socket() || !other.is_socket() || family_of(bytes_) != family_of(other.bytes_)) return *this;
   const auto [at, size] = host_field(family_of(bytes_));
   Name out = *this;
   std::copy_n(other.bytes_.begin() + static_cast<std::ptrdiff_t>(at), size,
