@@ -67,7 +67,7 @@ class MockServer {
   size_t events_sent = 0;
   std::vector<std::string> pinged;  // transfer ids of release pings
   bool shows_metrics = true;
-  bool moves_kv = true;             // what its /metrics says of requests with a remote prefill
+  bool moves_kv = true;  // what its /metrics says of requests with a remote prefill
 
  private:
   boost::asio::awaitable<void> serve(http::Request& request, http::ResponseWriter& writer);
