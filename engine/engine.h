@@ -91,7 +91,8 @@ struct TransferRequest {
   // The one incarnation of the peer that the pairs' regions belong to: another one, which may use the same numbers for
   // other memory, is not touched, and the outcome is peer_lost (I5). 0: whichever there is.
   uint64_t incarnation = 0;
-  // An event of the local memory's kind (engine/memory/memory_kind.h): no byte moves before it is done. 0: none.
+  // An event of the local memory's kind (engine/memory/memory_kind.h): no byte moves before it is done. It lives until
+  // the outcome. 0: none.
   uint64_t event = 0;
 };
 

@@ -32,6 +32,9 @@ struct ParcelReadRequest {
   uint32_t first_token = 0;          // what lies before is here already
   uint32_t end_token = 0;            // 0: all that the parcel covers
   bool more = false;                 // this instance will claim the parcel again
+  // An event of the cache's memory kind (engine/memory/memory_kind.h), behind what still uses the blocks: the read
+  // begins once it is done. It lives until the outcome. 0: none.
+  EventId event = 0;
   Duration timeout = std::chrono::seconds(30);
 };
 

@@ -202,6 +202,7 @@ Result<ParcelReading> Parcels::start(ParcelReadRequest request, bool waiter_foll
   read.first_token = request.first_token;
   read.end_token = request.end_token;
   read.more = request.more;
+  read.event = request.event;
   read.deadline = after(engine_->clock->now(), request.timeout);
   Task task = [raw = engine_.get(), handle = reading.handle_, read = std::move(read)]() mutable {
     // The outcome may come before read() returns.

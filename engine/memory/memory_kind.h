@@ -81,7 +81,7 @@ class MemoryOps {
   virtual Result<bool> copy_done(CopyId copy) = 0;
 
   // Whether all work before the event is done. An Error: the device has failed, or it is no event of this kind. The
-  // event's maker keeps it until it is done.
+  // event's maker keeps it as long as somebody may ask.
   virtual Result<bool> event_done(EventId event) = 0;
 
   // Null: other processes cannot map this kind's memory, or reach it without that.

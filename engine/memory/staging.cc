@@ -82,15 +82,21 @@ void Staging::check_copies() {
   if (!copies_.empty()) poll_.arm(loop_.now() + kPollPeriod, [this] { check_copies(); });
 }
 
-void Staging::when(MemoryOps& ops, EventId event, CopyDone done) {
-  events_.push_back(Event{&ops, event, std::move(done), kPollPeriod, loop_.now()});
+Staging::Watch Staging::when(MemoryOps& ops, EventId event, CopyDone done) {
+  auto watch = std::make_shared<char>();
+  events_.push_back(Event{&ops, event, std::move(done), kPollPeriod, loop_.now(), watch});
   event_poll_.arm(loop_.now(), [this] { check_events(); });
+  return watch;
 }
 
 void Staging::check_events() {
   const TimePoint now = loop_.now();
   TimePoint next = kNever;
   for (auto event = events_.begin(); event != events_.end();) {
+    if (event->watch.expired()) {
+      event = events_.erase(event);
+      continue;
+    }
     if (event->next <= now) {
       const auto done = event->ops->event_done(event->id);
       if (!done || *done) {

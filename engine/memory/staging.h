@@ -49,9 +49,11 @@ class Staging {
   // Waits, without the loop, until no copy is in flight any more; the callbacks follow on the loop. For cancel (I4):
   // bounded by one chunk's copy.
   void drain();
-  // Calls `done` on the loop when all work before the event is done, or with the reason why that is not to be had.
-  // Polled too, more and more seldom: an event may be far off. Bounded by the parcels and transfers that wait (I6).
-  void when(MemoryOps& ops, EventId event, CopyDone done);
+  // Calls `done` on the loop when all work before the event is done, or with the reason why that is not to be had;
+  // never, and the event is not looked at any more, once the handle is dropped. Polled too, more and more seldom: an
+  // event may be far off. Bounded by the parcels and transfers that wait (I6).
+  using Watch = std::shared_ptr<void>;
+  [[nodiscard]] Watch when(MemoryOps& ops, EventId event, CopyDone done);
 
  private:
   struct Waiting {
@@ -77,6 +79,7 @@ class Staging {
     CopyDone done;
     Duration pause;  // until it is looked at again
     TimePoint next;
+    std::weak_ptr<void> watch;
   };
   void check_events();
 

@@ -209,10 +209,10 @@ Status ParcelOwner::publish(ParcelSpec spec) {
   if (filled) {
     grant_waiting(parcel);
   } else {
-    parts_.lanes.staging().when(*cache_ops_, spec.event,
-                                [this, alive = alive_, id = parcel.id, generation](const Status& status) {
-                                  if (*alive) on_filled(id, generation, status);
-                                });
+    parcel.filling = parts_.lanes.staging().when(
+        *cache_ops_, spec.event, [this, alive = alive_, id = parcel.id, generation](const Status& status) {
+          if (*alive) on_filled(id, generation, status);
+        });
   }
   update_gauges();
   return {};

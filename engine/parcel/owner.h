@@ -15,6 +15,7 @@
 #include "common/random.h"
 #include "engine/fabric/tcp/owner.h"
 #include "engine/memory/registry.h"
+#include "engine/memory/staging.h"
 #include "engine/parcel/digest_run.h"
 #include "engine/parcel/layout.h"
 #include "engine/parcel/parcel_types.h"
@@ -132,6 +133,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     TimePoint expires;
     bool digest = false;
     bool filled = true;  // the event that was published with it is done: claims are answered
+    Staging::Watch filling;
     bool release_wanted = false;
     // The reader group, once known.
     std::string group;

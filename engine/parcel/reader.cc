@@ -64,10 +64,29 @@ ParcelReader::ReadId ParcelReader::read(ParcelRead request, Done done) {
     give_up(read, ReadState::failed, names.error());
   } else if (Status status = pin_cache(*read); !status.ok()) {
     give_up(read, ReadState::failed, status.error());
-  } else if (!try_one_stream(read)) {
-    for (size_t index = 0; index < read->shares.size() && !read->over; ++index) start_share(read, index);
+  } else if (read->request.event != 0) {
+    begin_when_free(read);
+  } else {
+    begin(read);
   }
   return read->id;
+}
+
+void ParcelReader::begin_when_free(const ReadPtr& read) {
+  read->in_use = core_.lanes().staging().when(*read->ops, read->request.event,
+                                              [this, alive = alive_, weak = std::weak_ptr(read)](const Status& status) {
+                                                const ReadPtr held = weak.lock();
+                                                if (!*alive || held == nullptr || held->over) return;
+                                                if (!status.ok())
+                                                  return give_up(held, ReadState::failed, status.error());
+                                                begin(held);
+                                              });
+}
+
+void ParcelReader::begin(const ReadPtr& read) {
+  read->begun = true;
+  if (try_one_stream(read)) return;
+  for (size_t index = 0; index < read->shares.size() && !read->over; ++index) start_share(read, index);
 }
 
 void ParcelReader::cancel(ReadId id) {
@@ -108,7 +127,7 @@ void ParcelReader::on_answer(EngineCore::PeerIndex peer, const proto::Frame& fra
 void ParcelReader::on_session_ended(EngineCore::PeerIndex peer, const Error& why) {
   const auto reads = reads_;
   for (const auto& [id, read] : reads)
-    for (size_t index = 0; index < read->shares.size() && !read->over; ++index)
+    for (size_t index = 0; index < read->shares.size() && read->begun && !read->over; ++index)
       if (read->shares[index].peer == peer && !is_final(read->shares[index].state)) retry_share(read, index, why);
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/memory/registry.h"
+#include "engine/memory/staging.h"
 #include "engine/parcel/layout.h"
 #include "engine/parcel/pieced_read.h"
 #include "engine/parcel/reshard.h"
@@ -31,6 +32,7 @@ struct ParcelRead {
   uint32_t first_token = 0;                // what lies before is here already
   uint32_t end_token = 0;                  // 0: all that the parcel covers
   bool more = false;                       // this instance will claim the parcel again
+  EventId event = 0;                       // what still uses the blocks; 0: nothing
   TimePoint deadline = kNever;
 };
 
@@ -104,6 +106,8 @@ class ParcelReader {
     Done done;
     TimePoint began;
     std::vector<Share> shares;
+    Staging::Watch in_use;  // what still uses the blocks
+    bool begun = false;     // nothing does
     bool planned = false;
     bool over = false;
     uint64_t bytes = 0;
@@ -118,6 +122,8 @@ class ParcelReader {
   void on_answer(EngineCore::PeerIndex peer, const proto::Frame& frame);
   void on_session_ended(EngineCore::PeerIndex peer, const Error& why);
 
+  void begin_when_free(const ReadPtr& read);
+  void begin(const ReadPtr& read);
   void start_share(const ReadPtr& read, size_t index);
   void send_claim(const ReadPtr& read, Share& share);
   proto::Claim claim_of(const Read& read, const Share& share) const;

@@ -68,6 +68,7 @@ void ParcelReader::finish(const ReadPtr& read, ParcelOutcome outcome) {
   read->over = true;
   read->pins.clear();
   read->timer.reset();
+  read->in_use.reset();
   read->extension.reset();
   reads_.erase(read->id);
   const Done done = std::exchange(read->done, nullptr);

@@ -165,10 +165,10 @@ void Peer::fail_connecting(const Error& why, bool session_ended_by_peer) {
 void Peer::submit(const TaskPtr& task) {
   tasks_.insert(task);
   if (task->awaited != 0)
-    context_.staging.when(*task->job->local_ops, task->awaited,
-                          [this, weak = std::weak_ptr(task)](const Status& status) {
-                            if (const TaskPtr held = weak.lock()) on_event(held, status);
-                          });
+    task->watch = context_.staging.when(*task->job->local_ops, task->awaited,
+                                        [this, weak = std::weak_ptr(task)](const Status& status) {
+                                          if (const TaskPtr held = weak.lock()) on_event(held, status);
+                                        });
   task->timer = std::make_unique<Timer>(context_.loop);
   task->timer->arm(task->deadline, [this, task] { on_deadline(task); });
   if (session_ && session_->ready()) return begin(task);
@@ -301,6 +301,7 @@ Error Peer::explain(const TransferTask& task, const Error& why) const {
 
 void Peer::finish(const TaskPtr& task, Status status, RemoteQuiet remote) {
   task->timer.reset();
+  task->watch.reset();
   tasks_.erase(task);
   Outcome outcome;
   outcome.status = std::move(status);

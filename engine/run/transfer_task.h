@@ -6,6 +6,7 @@
 
 #include "common/metrics.h"
 #include "engine/fabric/fabric.h"
+#include "engine/memory/staging.h"
 #include "engine/run/completion.h"
 
 namespace kvferry {
@@ -46,6 +47,7 @@ struct TransferTask {
   TransferPhase phase = TransferPhase::waiting;
   Path* path = nullptr;    // while moving
   EventId awaited = 0;     // event of the local memory's kind, that it waits for
+  Staging::Watch watch;    // of that event
   bool redialled = false;  // a session ended under it and it waited for the next, once
   bool exposed = false;    // what a lost session carried of it may land until the next session has replaced that
   bool synced = false;     // the peer's region table was brought up to date for it once

@@ -364,6 +364,47 @@ TEST_P(ParcelEvent, AnUnknownEventIsRefusedAndTheBlocksStayTheCallers) {
   EXPECT_FALSE(owner_->parcels->status("t1"));
 }
 
+TEST_P(ParcelEvent, AReadBeginsOnlyAfterWhatStillUsesItsBlocks) {
+  publish(spec("t1", {6}));
+  ASSERT_EQ(read(request("t1", {9})).state,
+            ReadState::accepted);  // the way is known: nothing but the event is waited for
+  publish(spec("t2", {6}));
+  ParcelReadRequest later = request("t2", {4});
+  later.event = device_->create_event();
+  const ParcelReading reading = must(reader_->parcels->read(later));
+  publish(spec("t3", {7}));
+  EXPECT_EQ(read(request("t3", {5})).state, ReadState::accepted);
+  EXPECT_FALSE(reading.poll());
+  const std::vector<std::byte> before = reader_->block(4);
+  EXPECT_FALSE(before == owner_->block(6));
+  device_->signal(later.event);
+  EXPECT_EQ(reading.wait().state, ReadState::accepted);
+  EXPECT_TRUE(owner_->block(6) == reader_->block(4));
+}
+
+TEST_P(ParcelEvent, AReadWhoseEventFailsLeavesItsBlocksAlone) {
+  publish(spec("t1", {6}));
+  ParcelReadRequest later = request("t1", {4});
+  later.event = device_->create_event();
+  const ParcelReading reading = must(reader_->parcels->read(later));
+  device_->destroy_event(later.event);
+  EXPECT_EQ(reading.wait().state, ReadState::failed);
+  EXPECT_FALSE(owner_->block(6) == reader_->block(4));
+  EXPECT_EQ(read(request("t1", {4})).state, ReadState::accepted);
+}
+
+TEST_P(ParcelEvent, ACancelledReadDoesNotWaitForItsEvent) {
+  publish(spec("t1", {6}));
+  ParcelReadRequest later = request("t1", {4});
+  later.event = device_->create_event();
+  const ParcelReading reading = must(reader_->parcels->read(later));
+  reading.cancel();
+  EXPECT_EQ(reading.wait().state, ReadState::cancelled);
+  device_->signal(later.event);
+  EXPECT_EQ(read(request("t1", {5})).state, ReadState::accepted);
+  EXPECT_FALSE(owner_->block(6) == reader_->block(4));
+}
+
 TEST_P(ParcelEvent, ATransferWaitsForItsEvent) {
   const Region target =
       must(owner_->engine->register_memory(spare_.data(), spare_.size(), MemoryKind::host, kRemoteReadWrite));

@@ -1,4 +1,4 @@
-"""Plants each bug of mutants/*.patch in a copy of the file that it changes, and looks whether 200 seeds find it.
+"""Plants each bug of mutants/*.patch in a copy of the file that it changes, and looks whether 1000 seeds find it.
 
 Only that file is compiled again, as the build at hand compiles it; the rest is linked from there. A patch's first line
 says what it breaks, its second which kind of simulation must see it.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = sorted((ROOT / "test/simulator/mutants").glob("*.patch"))
-SEEDS = "1..200"
+SEEDS = "1..1000"
 
 
 def changed_file(patch: Path) -> str:

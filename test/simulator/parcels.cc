@@ -184,6 +184,21 @@ EventId Parcels::fill_later(const RequestPtr& request, size_t rank) {
   return event;
 }
 
+// What used the blocks before, and writes them until its event: bytes that came earlier are gone then.
+EventId Parcels::free_later(const ReadingPtr& reading) {
+  const EventId event = reading->engine->device().create_event();
+  const bool failing = world_.chance(10);
+  reading->in_use = true;
+  world_.timeline().in(world_.draw(milliseconds(0), milliseconds(800)), [this, reading, event, failing] {
+    SimEngine& engine = *reading->engine;
+    if (!engine.running() || engine.life() != reading->life) return;
+    if (!reading->outcome) machines_[engine.host()].cache->poison(reading->blocks);
+    reading->in_use = failing;
+    engine.device().signal(event, failing);
+  });
+  return event;
+}
+
 void Parcels::read_all(const RequestPtr& request, size_t instance, bool again) {
   if (resting_ && !request->must_work) return;
   const bool more = !again && world_.chance(10);
@@ -230,6 +245,7 @@ Parcels::ReadingPtr Parcels::read(const RequestPtr& request, size_t instance, si
   asked.first_token = reading->first;
   asked.end_token = world_.chance(70) || request->must_work ? request->tokens : 0;
   asked.more = more;
+  if (!request->must_work && options_.events > 0 && world_.chance(options_.events)) asked.event = free_later(reading);
   asked.deadline = reading->deadline =
       engine.loop().now() +
       (request->must_work ? seconds(15) : world_.draw(milliseconds(world_.chance(20) ? 1 : 200), milliseconds(15000)));
@@ -240,14 +256,15 @@ Parcels::ReadingPtr Parcels::read(const RequestPtr& request, size_t instance, si
   ++request->readings;
   request->last_deadline = std::max(request->last_deadline, world_.now() + (reading->deadline - engine.loop().now()));
   machine.readings.emplace(serial, reading);
-  reading->id = engine.parcel_reader().read(std::move(asked),
-                                            [this, weak = std::weak_ptr(reading)](const ParcelOutcome& outcome) {
-                                              const ReadingPtr held = weak.lock();
-                                              if (!held || held->done) return;
-                                              if (held->outcome)
-                                                return world_.fail("a read of {} ended twice", held->request->id);
-                                              held->outcome = outcome;
-                                            });
+  reading->id = engine.parcel_reader().read(
+      std::move(asked), [this, weak = std::weak_ptr(reading)](const ParcelOutcome& outcome) {
+        const ReadingPtr held = weak.lock();
+        if (!held || held->done) return;
+        if (held->outcome) return world_.fail("a read of {} ended twice", held->request->id);
+        if (held->in_use && outcome.state == ReadState::accepted)
+          return world_.fail("a read of {} ended well before its event", held->request->id);
+        held->outcome = outcome;
+      });
   return reading;
 }
 

@@ -89,6 +89,7 @@ class Parcels final : public Workload {
     TimePoint deadline;
     ParcelReader::ReadId id = 0;
     std::optional<ParcelOutcome> outcome;
+    bool in_use = false;  // its event is not done, or has failed
     bool done = false;
   };
   using ReadingPtr = std::shared_ptr<Reading>;
@@ -105,6 +106,7 @@ class Parcels final : public Workload {
   void publish(const RequestPtr& request);
   void publish_share(const RequestPtr& request, size_t rank);
   EventId fill_later(const RequestPtr& request, size_t rank);
+  EventId free_later(const ReadingPtr& reading);
   void read_all(const RequestPtr& request, size_t instance, bool again);
   ReadingPtr read(const RequestPtr& request, size_t instance, size_t rank, bool more);
   void cancel_one();

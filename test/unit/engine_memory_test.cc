@@ -4,8 +4,11 @@
 #include <thread>
 
 #include "common/random.h"
+#include "engine/memory/fake_device.h"
 #include "engine/memory/region_table.h"
 #include "engine/memory/registry.h"
+#include "engine/memory/staging.h"
+#include "test/support/manual_loop.h"
 
 namespace kvferry {
 namespace {
@@ -118,6 +121,27 @@ TEST(RegionTableTest, FindsByIdAndAddress) {
   EXPECT_EQ(table->find_address(5001, UINT64_MAX), nullptr);
   const std::vector<RegionId> removed = {9};
   EXPECT_EQ(RegionTable::next(*table, {}, removed)->regions().size(), 1u);
+}
+
+// An event whose transfer is over may be destroyed: it is not looked at any more.
+TEST(StagingTest, LooksAtAnEventUntilTheHandleIsDropped) {
+  test::ManualLoop loop;
+  FakeDevice device;
+  Staging staging(loop, 1 << 20);
+  int kept = 0, dropped = 0;
+  const EventId first = device.create_event(), second = device.create_event();
+  const Staging::Watch watch =
+      staging.when(device, first, [&](const Status& status) { kept += status.ok() ? 1 : 100; });
+  Staging::Watch over = staging.when(device, second, [&](const Status&) { ++dropped; });
+  loop.advance(std::chrono::seconds(1));
+  over.reset();
+  device.destroy_event(second);
+  loop.advance(std::chrono::seconds(1));
+  EXPECT_EQ(kept, 0);
+  device.signal(first);
+  loop.advance(std::chrono::seconds(1));
+  EXPECT_EQ(kept, 1);
+  EXPECT_EQ(dropped, 0);
 }
 
 TEST(GateTest, WordsHoldTheirGenerationUntilClosed) {

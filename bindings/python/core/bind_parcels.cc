@@ -31,16 +31,16 @@ std::vector<BlockList> to_blocks(nb::handle given) {
 }
 
 void publish(const PyParcels& self, std::string transfer_id, nb::handle blocks, uint64_t tokens,
-             std::string fingerprint, double lease, bool digest) {
-  ParcelSpec spec{std::move(transfer_id), to_blocks(blocks),  tokens,
-                  std::move(fingerprint), to_duration(lease), digest};
+             std::string fingerprint, double lease, bool digest, uint64_t event) {
+  ParcelSpec spec{
+      std::move(transfer_id), to_blocks(blocks), tokens, std::move(fingerprint), to_duration(lease), digest, event};
   Parcels& parcels = self.get();
   check(without_gil([&] { return parcels.publish(std::move(spec)); }));
 }
 
 ParcelReading read(const PyParcels& self, std::string transfer_id, std::vector<PeerRef> owners, nb::handle blocks,
                    std::string fingerprint, std::string group, std::string expected_instance, uint32_t first_token,
-                   uint32_t end_token, bool more, double timeout) {
+                   uint32_t end_token, bool more, double timeout, uint64_t event) {
   ParcelReadRequest request;
   request.transfer_id = std::move(transfer_id);
   request.expected_instance_id = std::move(expected_instance);
@@ -52,6 +52,7 @@ ParcelReading read(const PyParcels& self, std::string transfer_id, std::vector<P
   request.end_token = end_token;
   request.more = more;
   request.timeout = to_duration(timeout);
+  request.event = event;
   Parcels& parcels = self.get();
   return take(without_gil([&] { return parcels.read(std::move(request)); }));
 }
@@ -148,12 +149,13 @@ void bind_owner(nb::class_<PyParcels>& parcels) {
           },
           "transfer_id"_a, "It will not come after all: claims that wait are told so.")
       .def("publish", &publish, "transfer_id"_a, "blocks"_a, nb::kw_only(), "tokens"_a, "fingerprint"_a = "",
-           "lease"_a = 480.0, "digest"_a = false,
+           "lease"_a = 480.0, "digest"_a = false, "event"_a = 0,
            nb::sig("def publish(self, transfer_id: str, blocks: collections.abc.Sequence[kvferry.types.Integers], *, "
-                   "tokens: int, fingerprint: str = \"\", lease: float = 480.0, digest: bool = False) -> None"),
+                   "tokens: int, fingerprint: str = \"\", lease: float = 480.0, digest: bool = False, event: int = 0) "
+                   "-> None"),
            "`blocks`: for each KV group, the ids of the blocks that hold the tokens from 0 on; NO_BLOCK where a window "
            "has dropped one. From here until take_released() names it, the blocks belong to the parcel; when this "
-           "raises they never did.")
+           "raises they never did. `event`: of the GPU (a cudaEvent_t), after which the blocks are written.")
       .def(
           "release",
           [](const PyParcels& self, const std::string& transfer_id, bool force) {
@@ -181,13 +183,16 @@ void bind_reader(nb::class_<PyParcels>& parcels) {
       .def(
           "read", &read, "transfer_id"_a, "owners"_a, "blocks"_a, nb::kw_only(), "fingerprint"_a = "", "group"_a = "",
           "expected_instance"_a = "", "first_token"_a = 0, "end_token"_a = 0, "more"_a = false, "timeout"_a = 30.0,
+          "event"_a = 0,
           nb::sig("def read(self, transfer_id: str, owners: collections.abc.Sequence[Peer], blocks: "
                   "collections.abc.Sequence[kvferry.types.Integers], *, fingerprint: str = \"\", group: str = \"\", "
                   "expected_instance: str = \"\", first_token: int = 0, end_token: int = 0, more: bool = False, "
-                  "timeout: float = 30.0) -> ParcelReading"),
+                  "timeout: float = 30.0, event: int = 0) -> ParcelReading"),
           "Starts to read a parcel into blocks of this engine's cache. `owners`: every rank that owners_to_settle "
           "names; `group`: this reader's instance; `first_token`: what lies before is here already; `end_token` 0: all "
-          "that the parcel covers; `more`: this instance will claim the parcel again.")
+          "that the parcel covers; `more`: this instance will claim the parcel again; `event`: of the GPU (a "
+          "cudaEvent_t), "
+          "after which nothing else uses the blocks: the read begins then.")
       .def(
           "release_at",
           [](const PyParcels& self, const PeerRef& owner, const std::string& transfer_id, bool force, double timeout) {
