@@ -3,43 +3,14 @@
 Prints what has arrived, as JSON.
 """
 
-import ctypes
 import json
-import os
 import random
 
+from gpu import Gpu
 from mooncake.engine import TransferEngine
 
 BYTES = 1 << 20
 BLOCK = 4096
-
-
-class Gpu:
-    """The first one, by the driver's own calls; `call` fails unless they succeed."""
-
-    def __init__(self) -> None:
-        self._driver = ctypes.CDLL(os.environ["KVFERRY_CUDA_DRIVER"])
-        self.call("cuInit", 0)
-        context = ctypes.c_void_p()
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
-        self.call("cuCtxPushCurrent_v2", context)
-
-    def call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._driver, name)(*arguments)
-        assert status == 0, f"{name}: {status}"
-
-    def allocate(self, length: int) -> int:
-        address = ctypes.c_uint64()
-        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(length))
-        return address.value
-
-    def store(self, address: int, data: bytes) -> None:
-        self.call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), data, ctypes.c_size_t(len(data)))
-
-    def load(self, address: int, length: int) -> bytes:
-        into = ctypes.create_string_buffer(length)
-        self.call("cuMemcpyDtoH_v2", into, ctypes.c_uint64(address), ctypes.c_size_t(length))
-        return into.raw
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import unittest
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from fakes import (
@@ -178,6 +179,8 @@ class Agreement(unittest.TestCase):
             of(kv=cache(full(block_size=32))),
             of(kv=KVCacheConfig(8, [], described.kv_cache_groups, kv_cache_layout="LBNHC")),
         ]
+        with patch("kvferry.vllm.fingerprint.current_platform", SimpleNamespace(device_type="cuda")):
+            seen.append(of())
         self.assertEqual(len(set(seen)), len(seen))
 
     def test_where_a_model_was_found_does_not(self) -> None:

@@ -94,7 +94,7 @@ def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
 def run_units() -> dict[str, Any]:
     """The connector's two sides without servers."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "unittest", "connector_test", "workers_test"]
+    command = [sys.executable, "-m", "unittest", "connector_test", "workers_test", "gpu_test"]
     ran = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=600, check=False)
     count = re.search(r"^Ran (\d+) tests", ran.stderr, re.MULTILINE)
     told = {"seconds": round(time.monotonic() - began, 1), "tests": int(count[1]) if count else 0}

@@ -68,6 +68,9 @@ void bind_regions(nb::module_& module) {
       .def_prop_ro("id", [](const PyRegion& self) { return self.info().id; })
       .def_prop_ro("address", [](const PyRegion& self) { return self.info().base; })
       .def_prop_ro("length", [](const PyRegion& self) { return self.info().length; })
+      .def_prop_ro(
+          "kind", [](const PyRegion& self) { return std::string(to_string(self.info().kind)); },
+          "Whose memory it is: host or cuda.")
       .def(
           "span",
           [](const PyRegion& self, uint64_t offset, std::optional<uint64_t> length) {

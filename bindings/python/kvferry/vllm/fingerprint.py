@@ -7,6 +7,8 @@ import json
 from array import array
 from typing import TYPE_CHECKING, Any
 
+from vllm.platforms import current_platform
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -47,6 +49,7 @@ class Fingerprints:
             "model": identity,
             "cache": str(config.cache_config.cache_dtype),
             "order": inner_order(cache.kv_cache_layout),
+            "device": current_platform.device_type,  # whose kernels order the inside of a block
             "blocks": [group.kv_cache_spec.block_size for group in cache.transfer_groups],
             "speculation": None if speculation is None else str(speculation.method),
         }

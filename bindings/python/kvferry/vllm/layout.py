@@ -17,6 +17,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, Slid
 
 import kvferry
 from kvferry.vllm.checks import Unsupported, member_specs
+from kvferry.vllm.device import memory_kind
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -59,13 +60,15 @@ class _Storages:
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
         if address not in self.by_address:
-            self.by_address[address] = self._register(address, storage.nbytes())
+            region = self._register(address, storage.nbytes())
+            if region.kind != memory_kind(tensor.device):
+                raise Unsupported(f"a KV cache on {tensor.device}, whose memory the engine takes for {region.kind}")
+            self.by_address[address] = region
         return self.by_address[address]
 
 
 def _row_bytes(tensor: torch.Tensor, layer: str) -> int:
-    if tensor.device.type != "cpu":
-        raise Unsupported(f"KV caches on {tensor.device.type}: this build moves host memory only")
+    memory_kind(tensor.device)
     if tensor.dim() != 4 or tensor.stride(3) != 1:
         raise Unsupported(f"the KV cache of layer {layer}: {tuple(tensor.shape)}, strides {tensor.stride()}")
     return int(tensor.shape[3] * tensor.element_size())

@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransfe
 
 import kvferry
 from kvferry.vllm.checks import check_cache, check_config
+from kvferry.vllm.device import work_so_far
 from kvferry.vllm.layout import CacheLayout, describe
 from kvferry.vllm.metadata import KVFerryMetadata, Load, Publication, Source
 from kvferry.vllm.peers import Prefiller, Prefillers
@@ -38,6 +39,8 @@ class _Loading:
     load: Load
     owners: Future[Prefiller]
     began: float
+    in_use: torch.cuda.Event | None
+    """Behind what may still use the blocks; none for the host's memory. Kept until the read has ended."""
     reading: kvferry.ParcelReading | None = None
     cancelled: bool = False
 
@@ -60,6 +63,13 @@ class Worker:
         name = f"{settings.instance}/{rank.dp_rank}.{rank.pp_rank}.{rank.tp_rank}"
         self._engine = kvferry.Engine(settings.listen, engine_id=name, protocol=settings.protocol)
         self._layout: CacheLayout = describe(self._config, self._cache, tensors, rank, self._engine.register_address)
+        self._device = next(iter(tensors.values())).device
+        if self._device.type != "cpu":
+            logger.warning(
+                "KV caches on %s: so far kvferry has moved GPU memory in tests without a GPU only (docs/gpu.md); "
+                "kvferry_digest has the bytes of each read compared",
+                self._device,
+            )
         self._parcels = kvferry.Parcels(self._engine)
         self._parcels.set_cache(settings.instance, self._layout.layout)
         if settings.producer:
@@ -93,9 +103,10 @@ class Worker:
             self._prefillers.find(bootstrap, engine_id)
         for source in meta.released:
             self._release(source, self._prefillers.find(source.bootstrap, source.engine_id))
+        in_use = work_so_far(self._device) if meta.loads else None
         for load in meta.loads:
             owners = self._prefillers.find(load.source.bootstrap, load.source.engine_id)
-            self._loading[load.request_id] = _Loading(load, owners, time.monotonic())
+            self._loading[load.request_id] = _Loading(load, owners, time.monotonic(), in_use)
         for request_id in meta.cancelled:
             self._cancel(request_id)
         self._go_on()
@@ -190,6 +201,7 @@ class Worker:
                 end_token=load.end_token,
                 more=load.more,
                 timeout=self._settings.read_timeout,
+                event=loading.in_use.cuda_event if loading.in_use else 0,
             )
         except kvferry.Error as error:
             self._fail_load(request_id, loading, str(error))
