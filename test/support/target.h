@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/types.h"
+#include "test/support/ports.h"
 #include "test/support/process.h"
 #include "test/support/sanitized.h"
 
@@ -24,7 +25,7 @@ class Target {
  public:
   struct Options {
     std::string id = "p0";
-    std::string listen = "127.0.0.1:0";
+    std::string listen = "127.0.0.1:" + std::to_string(own_port());  // its successor's, too
     std::string fabric = "tcp";
     size_t bytes = size_t{64} << 20;
     int heartbeat_ms = 200 * kSlower;
@@ -41,7 +42,7 @@ class Target {
     auto spawned = Process::spawn(target_program(), process);
     KVF_CHECK(spawned.ok());
     Target target(std::move(*spawned), options);
-    auto line = target.process_.read_line(std::chrono::seconds(30));
+    auto line = target.process_.read_line(kAnswerLimit);
     if (!line.ok()) ADD_FAILURE() << line.error().to_string();
     std::istringstream words(line.ok() ? *line : "");
     std::string ready;
@@ -72,7 +73,7 @@ class Target {
     if (const Status status = process_.write(line + "\n"); !status.ok()) ADD_FAILURE() << status.error().to_string();
   }
   std::string answer() {
-    auto got = process_.read_line(std::chrono::seconds(30));
+    auto got = process_.read_line(kAnswerLimit);
     return got.ok() ? *got : "no answer: " + got.error().to_string();
   }
 
@@ -91,6 +92,7 @@ class Target {
   }
 
  private:
+  static constexpr Duration kAnswerLimit = std::chrono::seconds(60);  // for one that never answers
   Target(Process process, Options options) : process_(std::move(process)), options_(std::move(options)) {}
   Process process_;
   Options options_;
