@@ -59,7 +59,7 @@ class RdmaOwner : public ::testing::Test {
     made.peer = must(engine_->peer(target.address()));
     made.operation = operation;
     made.pairs = {{memory_.data(), target.region(), offset, length}};
-    made.timeout = seconds(30);
+    made.timeout = seconds(120);
     return made;
   }
   Outcome move(const Target& target, Operation operation, uint64_t offset, uint64_t length) {
@@ -118,7 +118,7 @@ TEST_F(RdmaOwner, IsAskedForNothingOutsideOfItsRegion) {
 TEST_F(RdmaOwner, IsAskedForNothingInARegionThatIsGone) {
   Target target = start_target();
   ASSERT_NO_FATAL_FAILURE(expect_connected(target));
-  ASSERT_EQ(target.ask("unregister 5000"), "ok");
+  ASSERT_EQ(target.ask("unregister 60000"), "ok");
   const Outcome outcome = move(target, Operation::read, 0, 1000);
   ASSERT_FALSE(outcome.status.ok());
   EXPECT_EQ(outcome.status.error().code, ErrorCode::not_found) << outcome.status.error().to_string();
@@ -140,7 +140,7 @@ TEST_F(RdmaOwner, IsKilledUnderAReadAndAWrite) {
     ASSERT_TRUE(eventually([&] { return packets_sent() - before > 200; }));
     ASSERT_FALSE(transfer.done());
     ASSERT_TRUE(target.process().kill().ok());
-    const auto outcome = transfer.wait_for(seconds(30));
+    const auto outcome = transfer.wait_for(seconds(60));
     ASSERT_TRUE(outcome.has_value()) << engine_->describe();
     ASSERT_FALSE(outcome->status.ok());
     EXPECT_LT(outcome->bytes_done, kBytes);
