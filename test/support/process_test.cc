@@ -15,7 +15,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr Duration kLong = seconds(20);
+constexpr Duration kLong = seconds(60);
 constexpr Duration kShort = milliseconds(30);
 
 Process start(const std::string& what, ProcessOptions options = {}) {

@@ -41,7 +41,7 @@ class Target {
     auto spawned = Process::spawn(target_program(), process);
     KVF_CHECK(spawned.ok());
     Target target(std::move(*spawned), options);
-    auto line = target.process_.read_line(std::chrono::seconds(30));
+    auto line = target.process_.read_line(std::chrono::seconds(60));
     if (!line.ok()) ADD_FAILURE() << line.error().to_string();
     std::istringstream words(line.ok() ? *line : "");
     std::string ready;
@@ -72,7 +72,7 @@ class Target {
     if (const Status status = process_.write(line + "\n"); !status.ok()) ADD_FAILURE() << status.error().to_string();
   }
   std::string answer() {
-    auto got = process_.read_line(std::chrono::seconds(30));
+    auto got = process_.read_line(std::chrono::seconds(60));
     return got.ok() ? *got : "no answer: " + got.error().to_string();
   }
 
