@@ -23,7 +23,7 @@ class Stopwatch {
     cpu_set_t all;
     CPU_ZERO(&all);
     ::sched_getaffinity(0, sizeof all, &all);
-    for (int cpu = 0; cpu < CPU_SETSIZE && watchers_.size() < kMostWatchers; ++cpu) {
+    for (size_t cpu = 0; cpu < CPU_SETSIZE && watchers_.size() < kMostWatchers; ++cpu) {
       if (!CPU_ISSET(cpu, &all)) continue;
       Watcher& self = watchers_.emplace_back();
       self.thread = std::thread([this, cpu, &self] { watch(cpu, self); });
@@ -59,7 +59,7 @@ class Stopwatch {
     std::atomic<TimePoint> looked{TimePoint()};
   };
 
-  void watch(int cpu, Watcher& self) {
+  void watch(size_t cpu, Watcher& self) {
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(cpu, &one);
