@@ -12,7 +12,7 @@
 #include "common/random.h"
 #include "engine/engine.h"
 #include "test/support/eventually.h"
-#include "test/support/standstill.h"
+#include "test/support/stopwatch.h"
 #include "test/support/target.h"
 
 namespace kvferry::test {
@@ -104,7 +104,7 @@ class Soak {
     for (const auto& [transfer, deadline, stood] : live_) {
       const TimePoint began = clock_.now();
       ++(transfer.wait().status.ok() ? ok_ : failed_);
-      const Duration share = milliseconds(1500) + standstill_.total() - stood;
+      const Duration share = milliseconds(1500) + stopwatch_.stood_still() - stood;
       late_ += clock_.now() > std::max(began, deadline) + share;
     }
     live_.clear();
@@ -123,7 +123,7 @@ class Soak {
     if (below(4) == 0) request.notify = Notification{"soak", std::string(below(2000), 'n')};
     const Duration timeout = request.timeout;
     if (request.pairs.empty()) return;
-    const Duration stood = standstill_.total();
+    const Duration stood = stopwatch_.seen_standing_still();
     const TimePoint began = clock_.now();
     auto submitted = engine_->submit(std::move(request));
     if (!submitted.ok()) return;
@@ -161,7 +161,7 @@ class Soak {
   };
 
   const SystemClock clock_;
-  const Standstill standstill_;
+  const Stopwatch stopwatch_;
   const std::string fabric_;
   std::mt19937_64 random_;
   std::vector<std::byte> memory_;

@@ -13,10 +13,10 @@
 
 namespace kvferry::test {
 
-// A connected TCP socket to this host, whose reads and writes give up after a minute; invalid when refused.
+// A connected TCP socket to this host, whose reads and writes give up after forty seconds; invalid when refused.
 inline UniqueFd dial(uint16_t port, const char* host = "127.0.0.1") {
   UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const timeval limit{60, 0};
+  const timeval limit{40, 0};
   ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   sockaddr_in address{};

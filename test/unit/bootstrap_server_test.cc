@@ -6,8 +6,8 @@
 
 #include "bootstrap/bootstrap.h"
 #include "test/support/eventually.h"
+#include "test/support/free_port.h"
 #include "test/support/http_call.h"
-#include "test/support/ports.h"
 
 namespace kvferry::bootstrap {
 namespace {
@@ -252,7 +252,7 @@ TEST(BootstrapServer, ATakenPortNamesItsHolder) {
 TEST(BootstrapServer, ListensOnTheGivenAddressOnly) {
   ServerSettings with = settings();
   with.host = "127.0.0.2";
-  with.port = test::own_port();
+  with.port = test::free_ports(1);
   const auto server = start(with);
   EXPECT_EQ(call(server->port(), "GET", "/health", "", "", "127.0.0.2").status, 200);
   EXPECT_EQ(call(server->port(), "GET", "/health").status, 0);  // 127.0.0.1: nobody
@@ -294,7 +294,7 @@ TEST(BootstrapClient, SeesARestartedWorkerWithinASecond) {
 
 TEST(BootstrapClient, WorkersComeBackAfterTheServersRestart) {
   ServerSettings at = settings();
-  at.port = test::own_port();
+  at.port = test::free_ports(1);
   auto base = start(at);
   ServerSettings one = settings();
   one.keeps_directory = false;

@@ -136,7 +136,7 @@ TEST_F(LinkTest, DelaysEachWay) {
   const Duration one_way = round_trip();
   EXPECT_GE(one_way, milliseconds(30));
   command("delay 0");
-  // The fastest of many, on a machine that may be busy or stand still.
+  // The fastest of many, on a machine that may be busy.
   Duration fastest = seconds(1);
   for (int i = 0; i < 1000 && fastest >= milliseconds(30); ++i) fastest = std::min(fastest, round_trip());
   EXPECT_LT(fastest, milliseconds(30));
@@ -180,13 +180,11 @@ TEST_F(LinkTest, LosesTheAskedShareOfDatagrams) {
 TEST_F(LinkTest, LimitsTheRate) {
   connect_both();
   command("rate 2M");
-  // The fastest of many: the machine may stand still in any.
+  // Never faster, and as fast as that in one of a few, on a machine that may be busy.
   double fastest = 0;
-  for (int i = 0; i < 20 && fastest <= 0.5; ++i) {
-    const double megabytes_per_second = 0.25 / kvferry::seconds(stream(256 << 10));
-    EXPECT_LT(megabytes_per_second, 2.1);
-    fastest = std::max(fastest, megabytes_per_second);
-  }
+  for (int i = 0; i < 40 && fastest <= 0.5; ++i)
+    fastest = std::max(fastest, 0.25 / kvferry::seconds(stream(256 << 10)));
+  EXPECT_LT(fastest, 2.1);
   EXPECT_GT(fastest, 0.5);
 }
 
@@ -195,8 +193,9 @@ TEST_F(LinkTest, CarriesNothingWhileCutAndGoesOnAfterwards) {
   round_trip();
   command("cut");
   ASSERT_EQ(::send(client_.get(), "x", 1, 0), 1);
-  ASSERT_TRUE(eventually([&] { return link_->stats()->cut > 0; }));
   EXPECT_FALSE(readable(server_, 300));
+  // It answers commands before it looks at packets.
+  EXPECT_TRUE(eventually([&] { return link_->stats()->cut > 0; }));
   command("heal");
   EXPECT_TRUE(readable(server_, kLongMs)) << "TCP sends the byte again";
 }
