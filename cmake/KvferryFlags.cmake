@@ -77,8 +77,9 @@ function(kvferry_program name)
   endif()
 endfunction()
 
-# One test binary; LABEL sorts it into a stage of scripts/test, TIMEOUT bounds each of its cases. ONE_THREAD: it computes
-# much and has no second thread, so ThreadSanitizer would take minutes and see nothing.
+# One test binary; LABEL sorts it into a stage of scripts/test, TIMEOUT bounds each of its cases, with two minutes on top
+# in which the machine may stand still. ONE_THREAD: it computes much and has no second thread, so ThreadSanitizer would
+# take minutes and see nothing.
 function(kvferry_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "WHOLE;ONE_THREAD" "LABEL;TIMEOUT" "SOURCES;LINKS")
   if(arg_ONE_THREAD AND KVFERRY_SANITIZE MATCHES thread)
@@ -93,6 +94,7 @@ function(kvferry_test name)
   if(KVFERRY_SANITIZE)
     math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 4")
   endif()
+  math(EXPR arg_TIMEOUT "${arg_TIMEOUT} + 120")
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE kvferry_flags ${arg_LINKS} GTest::gtest GTest::gmock GTest::gtest_main)
   kvferry_unite(${name})
@@ -102,7 +104,7 @@ function(kvferry_test name)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
   else()
-    gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
+    gtest_discover_tests(${name} DISCOVERY_TIMEOUT 300 PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT})
   endif()
 endfunction()
 

@@ -26,6 +26,19 @@ run_strictly() {
   set -e
 }
 
+# persist COMMAND...: what asks a package index or a mirror, up to three times. They stall now and then, and so does this
+# machine, which ends their connections; and apt's lists have one writer at a time.
+persist() {
+  local tries=1
+  until "$@"; do
+    [[ $tries -lt 3 ]] || return 1
+    echo "$(basename "$script"): $1 failed, again in 10 s" >&2
+    tries=$((tries + 1))
+    sleep 10
+  done
+}
+export PIP_DEFAULT_TIMEOUT=60 PIP_RETRIES=5
+
 # Runs a command with fixed addresses: g++ 12's and clang 14's sanitizers fail now and then on kernels that randomise
 # more bits of an address than they expect. Plain where the personality may not be changed.
 with_fixed_addresses() {

@@ -1,13 +1,14 @@
 #include <gtest/gtest.h>
 
 #include "test/support/engines.h"
+#include "test/support/free_port.h"
 
 // Spans of a peer by its addresses, and what a restart of the peer does to them (I5).
 
 namespace kvferry::test {
 namespace {
 
-constexpr auto kPatience = std::chrono::seconds(10);
+constexpr auto kPatience = std::chrono::seconds(40);
 
 class Addresses : public ::testing::TestWithParam<const char*> {
  protected:
@@ -16,6 +17,8 @@ class Addresses : public ::testing::TestWithParam<const char*> {
     config.engine_id = name;
     config.listen = listen;
     config.fabrics = {GetParam()};
+    config.missed_heartbeats = 60;
+    config.connect_timeout = kPatience;
     return must(Engine::create(config));
   }
   static uint64_t at(const std::vector<std::byte>& memory, size_t offset) {
@@ -69,9 +72,9 @@ TEST_P(Addresses, RegisteredBeforeSyncAreKnownAfterIt) {
 }
 
 TEST_P(Addresses, OfAnEarlierIncarnationMoveNothing) {
+  const std::string address = free_address();  // the next life is there, too
   auto initiator = make_engine("initiator");
-  auto owner = make_engine("owner");
-  const std::string address = owner->address();
+  auto owner = make_engine("owner", address);
   std::vector<std::byte> local(64), before(64), after(64);
   const Region mine = must(initiator->register_memory(local.data(), local.size(), MemoryKind::host, kPrivate));
   Region theirs = must(owner->register_memory(before.data(), before.size(), MemoryKind::host, kRemoteReadWrite));

@@ -7,6 +7,7 @@
 #include "test/conformance/conformance.h"
 #include "test/support/eventually.h"
 #include "test/support/silent_port.h"
+#include "test/support/stopwatch.h"
 
 // How a transfer ends and how one learns of it: wait, poll, callback, completion_fd; timeout, cancel, unregister.
 
@@ -86,13 +87,15 @@ TEST_P(Completions, MayStartTheNextTransferInACallback) {
 TEST_P(Completions, RefuseToWaitInACallback) {
   const Transfer other = must(initiator_->submit(to_silence(seconds(30))));
   std::promise<std::vector<Status>> asked;
-  const Transfer first = must(initiator_->submit(to_silence(milliseconds(50))));
+  // One that ends when told to, and not before the callback is there.
+  const Transfer first = must(initiator_->submit(to_silence(seconds(30))));
   first.on_done([&](const Outcome&) {
     const Outcome sync = initiator_->transfer(request(Operation::read, {pair(0, 0, 10)}));
     const Outcome told = initiator_->notify_and_wait(peer_, {"n", "x"});
     asked.set_value(
         {other.wait().status, sync.status, told.status, must(initiator_->peer(silent_.address())).connect(seconds(1))});
   });
+  first.cancel();
   auto future = asked.get_future();
   ASSERT_EQ(future.wait_for(seconds(30)), std::future_status::ready);
   for (const Status& status : future.get()) {
@@ -126,7 +129,7 @@ TEST_P(Completions, WakeAnEventLoop) {
   std::vector<uint64_t> got;
   while (got.size() < wanted.size()) {
     pollfd event{fd, POLLIN, 0};
-    ASSERT_EQ(::poll(&event, 1, 20000), 1) << got.size() << " of " << wanted.size();
+    ASSERT_EQ(::poll(&event, 1, 40000), 1) << got.size() << " of " << wanted.size();
     for (const uint64_t id : initiator_->take_completed()) got.push_back(id);
   }
   std::sort(got.begin(), got.end());
@@ -138,27 +141,36 @@ TEST_P(Completions, WakeAnEventLoop) {
 
 TEST_P(Completions, ComeByTheDeadlineOfEachTransfer) {
   const SystemClock clock;
+  const Stopwatch watch;
   std::vector<Transfer> all;
   const TimePoint begin = clock.now();
   for (const int limit : {300, 100, 200}) all.push_back(must(initiator_->submit(to_silence(milliseconds(limit)))));
   const Outcome second = all[1].wait();
   EXPECT_GE(clock.now() - begin, milliseconds(100));
-  EXPECT_LT(clock.now() - begin, seconds(2));
+  EXPECT_LT(watch.elapsed(), seconds(2));
   ASSERT_FALSE(second.status.ok());
   EXPECT_EQ(second.status.error().code, ErrorCode::deadline_exceeded);
   EXPECT_EQ(second.remote, RemoteQuiet::quiet);  // nothing had begun
   EXPECT_NE(second.status.error().to_string().find(silent_.address()), std::string::npos);
-  EXPECT_NE(second.status.error().to_string().find("failed after 0.1 s"), std::string::npos)
-      << second.status.error().to_string();
+  const std::string said = second.status.error().to_string();
+  const size_t after = said.find("failed after ");
+  ASSERT_NE(after, std::string::npos) << said;
+  EXPECT_GE(std::stod(said.substr(after + 13)), 0.1) << said;
   EXPECT_FALSE(all[0].wait().status.ok());
   EXPECT_FALSE(all[2].wait().status.ok());
-  EXPECT_LT(clock.now() - begin, seconds(3));
+  EXPECT_LT(watch.elapsed(), seconds(3));
 }
 
 TEST_P(Completions, GiveUpWaitingButNotTheTransfer) {
+  const SystemClock clock;
+  const TimePoint began = clock.now();
   const Transfer transfer = must(initiator_->submit(to_silence(milliseconds(400))));
-  EXPECT_FALSE(transfer.wait_for(milliseconds(20)).has_value());
-  EXPECT_FALSE(transfer.done());
+  const bool gave_up = !transfer.wait_for(milliseconds(20)).has_value();
+  const bool ended = transfer.done();
+  if (clock.now() - began < milliseconds(400)) {  // else this thread has slept over the deadline
+    EXPECT_TRUE(gave_up);
+    EXPECT_FALSE(ended);
+  }
   const auto outcome = transfer.wait_for(seconds(30));
   ASSERT_TRUE(outcome.has_value());
   EXPECT_EQ(outcome->status.error().code, ErrorCode::deadline_exceeded);
@@ -167,7 +179,7 @@ TEST_P(Completions, GiveUpWaitingButNotTheTransfer) {
 TEST_P(Completions, FollowACancelThatComesBeforeAnythingMoved) {
   const Transfer transfer = must(initiator_->submit(to_silence(seconds(60))));
   transfer.cancel();
-  const auto outcome = transfer.wait_for(seconds(5));
+  const auto outcome = transfer.wait_for(seconds(30));
   ASSERT_TRUE(outcome.has_value());
   EXPECT_EQ(outcome->status.error().code, ErrorCode::cancelled);
   EXPECT_EQ(outcome->remote, RemoteQuiet::quiet);
@@ -185,7 +197,7 @@ TEST_P(Completions, FollowACancelAtAnyMoment) {
     while (clock.now() < until) std::this_thread::yield();
     transfer.cancel();
     const auto ours = operation == Operation::read ? local_->load() : std::vector<std::byte>();
-    const auto outcome = transfer.wait_for(seconds(5));
+    const auto outcome = transfer.wait_for(seconds(30));
     ASSERT_TRUE(outcome.has_value());
     if (operation == Operation::read) {
       ASSERT_TRUE(local_->holds(ours)) << "a cancelled read wrote on";
@@ -210,9 +222,9 @@ TEST_P(Completions, FollowTheUnregisteringOfTheLocalRegion) {
   for (int round = 0; round < 30 || (ended == 0 && round < 1000); ++round) {
     const Operation operation = kBoth[round % 2];
     const Transfer transfer = must(initiator_->submit(request(operation, {pair(0, 0, kBytes)})));
-    ASSERT_TRUE(local_region_.unregister().ok());
+    ASSERT_TRUE(local_region_.unregister(seconds(30)).ok());
     const auto ours = local_->load();
-    const auto outcome = transfer.wait_for(seconds(5));
+    const auto outcome = transfer.wait_for(seconds(30));
     ASSERT_TRUE(outcome.has_value());
     ASSERT_TRUE(local_->holds(ours));
     if (!outcome->status.ok()) {
@@ -235,10 +247,10 @@ TEST_P(Completions, FollowTheUnregisteringOfTheRemoteRegion) {
     const SystemClock clock;
     const TimePoint until = clock.now() + std::chrono::microseconds(round % 30 * 50);
     while (clock.now() < until) std::this_thread::yield();
-    ASSERT_TRUE(remote_region_.unregister().ok());
+    ASSERT_TRUE(remote_region_.unregister(seconds(30)).ok());
     const auto theirs = remote_->load();
     for (const Transfer& transfer : all) {
-      const auto outcome = transfer.wait_for(seconds(20));
+      const auto outcome = transfer.wait_for(seconds(30));
       ASSERT_TRUE(outcome.has_value());
       if (outcome->status.ok()) continue;
       ++ended;
@@ -258,7 +270,7 @@ TEST_P(Completions, EndAllTransfersWithTheEngine) {
   initiator_.reset();
   for (const Transfer& transfer : all) EXPECT_TRUE(transfer.done());
   EXPECT_FALSE(all[0].poll()->status.ok());
-  EXPECT_TRUE(local_region_.unregister().ok());
+  EXPECT_TRUE(local_region_.unregister(seconds(30)).ok());
   EXPECT_FALSE(peer_.connect(seconds(1)).ok());
 }
 

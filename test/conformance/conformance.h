@@ -109,6 +109,8 @@ class Conformance : public ::testing::TestWithParam<Case> {
     config.loopback = hub_;
     use_transports(config, GetParam().fabric, GetParam().transports);
     config.cuda_driver = "no-such-driver.so";  // but for the cases that bring one
+    config.missed_heartbeats = 60;             // nobody dies here: a machine may stand still for a while
+    config.connect_timeout = std::chrono::seconds(30);
     if (adjust) adjust(config);
     auto engine = Engine::create(config, {device_->ops()});
     if (!engine.ok()) ADD_FAILURE() << engine.error().to_string();

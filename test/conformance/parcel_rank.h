@@ -37,6 +37,8 @@ struct Rank {
     config.fabrics = options.fabrics;
     config.loopback = options.hub;
     config.heartbeat = std::chrono::milliseconds(has_rdma_device() ? 1000 : 100);
+    config.missed_heartbeats = 600;  // nobody dies here: a machine may stand still for a while
+    config.connect_timeout = std::chrono::seconds(30);
     config.staging_bytes = options.staging_bytes;
     use_transports(config, options.fabrics.front(), options.transports);
     std::vector<std::shared_ptr<MemoryOps>> kinds;

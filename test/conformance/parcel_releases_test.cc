@@ -95,7 +95,7 @@ class ParcelReleases : public ::testing::TestWithParam<const char*> {
     out.group_instance_id = "decoder";
     out.fingerprint = "model";
     out.blocks = {{0, {9}}};
-    out.timeout = std::chrono::seconds(20);
+    out.timeout = std::chrono::seconds(40);
     return out;
   }
   void publish(const ParcelSpec& spec) {

@@ -64,7 +64,7 @@ class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
     out.fingerprint = "model-a";
     out.end_token = static_cast<uint32_t>(blocks.size() * 16);
     out.blocks = {{0, std::move(blocks)}};
-    out.timeout = std::chrono::seconds(10);
+    out.timeout = std::chrono::seconds(40);
     return out;
   }
   ParcelReadOutcome read(ParcelReadRequest request) { return reader_->parcels->read_and_wait(std::move(request)); }
@@ -410,7 +410,7 @@ TEST_P(ParcelEvent, ATransferWaitsForItsEvent) {
       must(owner_->engine->register_memory(spare_.data(), spare_.size(), MemoryKind::host, kRemoteReadWrite));
   Engine& engine = *reader_->engine;
   const PeerRef peer = must(engine.peer(owner_->engine->address()));
-  ASSERT_TRUE(peer.connect(std::chrono::seconds(5)).ok());
+  ASSERT_TRUE(peer.connect(std::chrono::seconds(30)).ok());
   TransferRequest request{peer, Operation::write,       {{reader_->cache.base(), target.id(), 0, 4096}}, {}, {},
                           0,    device_->create_event()};
   const Transfer transfer = must(engine.submit(request));

@@ -12,6 +12,7 @@
 #include "test/support/eventually.h"
 #include "test/support/sanitized.h"
 #include "test/support/silent_port.h"
+#include "test/support/stopwatch.h"
 #include "test/support/target.h"
 
 // What every plug-in's fabric does besides moving bytes: how it says why it is not there, and what becomes of transfers
@@ -64,7 +65,7 @@ class Plugin : public ::testing::TestWithParam<PluginCase> {
     return options;
   }
   Target start_target() { return Target::start(target_options()); }
-  void start_initiator(const std::vector<std::string>& others = {}, Duration connect_timeout = seconds(5)) {
+  void start_initiator(const std::vector<std::string>& others = {}, Duration connect_timeout = seconds(20)) {
     region_ = Region();
     EngineConfig config = plugin_config(GetParam());
     config.fabrics.insert(config.fabrics.end(), others.begin(), others.end());
@@ -146,7 +147,7 @@ TEST_P(Plugin, LeavesToTcpWhatItCannotReach) {
   else
     options.environment["KVFERRY_RDMA_HOST"] = "::1";  // whose family the initiator has no socket of
   Target target = Target::start(options);
-  start_initiator({"tcp"}, seconds(1));
+  start_initiator({"tcp"}, seconds(3));
   ASSERT_EQ(target.ask("fill 7"), "ok");
   for (int round = 0; round < 3; ++round) {
     const Outcome outcome = move(target, round % 2 ? Operation::write : Operation::read);
@@ -181,8 +182,13 @@ TEST_P(Plugin, EndsTransfersWhenTheOwnerDiesAndServesItsSuccessor) {
   start_initiator();
   ASSERT_TRUE(move(target, Operation::read).status.ok());
   std::vector<Transfer> all;
-  for (int i = 0; i < 20; ++i)
+  for (int i = 0; i < 30; ++i) {
     all.push_back(must(engine_->submit(request(target, i % 2 ? Operation::read : Operation::write, seconds(30)))));
+    // Some are under way, or over where this thread was slow; those behind find an owner that cannot serve them.
+    if (i == 19) {
+      ASSERT_TRUE(target.process().stop().ok());
+    }
+  }
   ASSERT_TRUE(target.process().kill().ok());
   int failed = 0;
   for (const Transfer& transfer : all) {
@@ -206,16 +212,15 @@ TEST_P(Plugin, EndsTransfersWhenTheOwnerDiesAndServesItsSuccessor) {
 // I3, I4: a stopped owner of an emulated fabric answers nothing; the outcome comes by the deadline all the same.
 TEST_P(Plugin, ComesToItsDeadlineWhenTheOwnerIsStopped) {
   if (has_rdma_device()) GTEST_SKIP() << "a device serves for it (test/rdma_vm/owner_test.cc)";
-  const SystemClock clock;
   for (const Operation operation : {Operation::read, Operation::write}) {
     Target target = start_target();
     start_initiator();
     ASSERT_TRUE(move(target, Operation::read).status.ok());
     ASSERT_TRUE(target.process().stop().ok());
-    const TimePoint begin = clock.now();
+    const Stopwatch watch;
     const Outcome outcome = engine_->transfer(request(target, operation, milliseconds(400)));
     ASSERT_FALSE(outcome.status.ok());
-    EXPECT_LT(clock.now() - begin, seconds(4 * kSlower));
+    EXPECT_LT(watch.elapsed(), seconds(4 * kSlower));
     EXPECT_EQ(outcome.remote, operation == Operation::write ? RemoteQuiet::unknown : RemoteQuiet::quiet);
     EXPECT_TRUE(region_.unregister().ok()) << "our own memory is quiet";
   }
@@ -252,7 +257,9 @@ TEST_P(Plugin, RegistersAThousandRegionsInLessThan50Milliseconds) {
   std::vector<std::byte> memory(kRegions * kLength);
   start_initiator();
   auto spent = std::chrono::steady_clock::duration::max();
-  for (int round = 0; round < 3; ++round) {  // the best of them: others may have the cores meanwhile
+  // In a guest without hardware support everything takes longer, and so it does under a sanitizer.
+  const auto limit = milliseconds(kSanitized ? 2000 : 50) * plugin_slower();
+  for (int round = 0; round < 30 && spent >= limit; ++round) {  // the best: others may have the cores meanwhile
     std::vector<Region> regions;
     const auto began = std::chrono::steady_clock::now();
     for (size_t i = 0; i < kRegions; ++i)
@@ -261,8 +268,7 @@ TEST_P(Plugin, RegistersAThousandRegionsInLessThan50Milliseconds) {
     spent = std::min(spent, std::chrono::steady_clock::now() - began);
   }
   std::printf("%.1f ms over %s\n", std::chrono::duration<double>(spent).count() * 1e3, GetParam().transports);
-  // In a guest without hardware support everything takes longer, and so it does under a sanitizer.
-  EXPECT_LT(spent, milliseconds(kSanitized ? 2000 : 50) * plugin_slower());
+  EXPECT_LT(spent, limit);
 }
 
 // I6, no polling: what waits for nothing costs nothing. 100 wake-ups a second, of 50 us at most, are half a percent of
@@ -283,19 +289,24 @@ TEST_P(Plugin, CostsNothingWhileIdle) {
   const SilentPort port;
   TransferRequest silent = request(target, Operation::read, seconds(4));
   silent.peer = must(engine_->peer(port.address()));
-  const auto before = used();
-  const uint64_t woken = wake_ups(::getpid());
-  const auto target_before = target.process().cpu_time();
-  const uint64_t target_woken = wake_ups(target.process().pid());
-  EXPECT_FALSE(engine_->transfer(std::move(silent)).status.ok());
-  const auto here = used() - before;
+  Duration here = limit, there = limit;
+  uint64_t woken_here = kWakeUps, woken_there = kWakeUps;
+  // The best of a few: a processor's stand-still counts for who was on it.
+  for (int round = 0; round < 5 && (here >= limit || there >= limit); ++round) {
+    const Duration before = used();
+    const uint64_t woken = wake_ups(::getpid()), target_woken = wake_ups(target.process().pid());
+    const Duration target_before = must(target.process().cpu_time());
+    EXPECT_FALSE(engine_->transfer(silent).status.ok());
+    here = std::min<Duration>(here, used() - before);
+    there = std::min(there, must(target.process().cpu_time()) - target_before);
+    woken_here = std::min(woken_here, wake_ups(::getpid()) - woken);
+    woken_there = std::min(woken_there, wake_ups(target.process().pid()) - target_woken);
+  }
   EXPECT_LT(here, limit);
+  EXPECT_LT(there, limit);
+  EXPECT_LT(woken_here, kWakeUps);
+  EXPECT_LT(woken_there, kWakeUps);
   std::printf("%.1f ms of CPU in 4 s here\n", std::chrono::duration<double>(here).count() * 1e3);
-  EXPECT_LT(wake_ups(::getpid()) - woken, kWakeUps);
-  const auto target_after = target.process().cpu_time();
-  ASSERT_TRUE(target_before.ok() && target_after.ok());
-  EXPECT_LT(*target_after - *target_before, limit);
-  EXPECT_LT(wake_ups(target.process().pid()) - target_woken, kWakeUps);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Plugin, ::testing::ValuesIn(plugin_cases()),

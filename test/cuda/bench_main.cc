@@ -97,6 +97,7 @@ void transfers(const Plan& plan, CudaDevice& device) {
     config.engine_id = name;
     config.fabrics = {"tcp"};
     config.cuda_driver = cuda_driver();
+    config.missed_heartbeats = 60;  // a machine that stands still ends no session
     engines.push_back(std::move(Engine::create(config)).value());
     memory.push_back(device.allocate(2 * plan.bytes));
     regions.push_back(

@@ -105,6 +105,7 @@ TEST_P(CudaFailures, AtEachCallOfATransfer) {
     std::vector<std::shared_ptr<MemoryOps>> kinds{std::make_shared<CudaMemory>(options(GetParam()))};
     EngineConfig config;
     config.fabrics = {"tcp"};
+    config.missed_heartbeats = 60;  // a session that a stand-still ends would be taken up again, by more calls
     auto initiator = must(Engine::create(config, kinds));
     auto owner = must(Engine::create(config, kinds));
     kinds.clear();

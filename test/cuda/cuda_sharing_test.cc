@@ -24,7 +24,7 @@ class CudaSharing : public Cuda {
     auto spawned = Process::spawn(KVF_TEST_GPU_OWNER, {std::to_string(kBytes)});
     ASSERT_TRUE(spawned.ok());
     owner_.emplace(std::move(*spawned));
-    std::istringstream words(must(owner_->read_line_with("ready", seconds(30))));
+    std::istringstream words(must(owner_->read_line_with("ready", seconds(60))));
     std::string ready;
     words >> ready >> address_ >> regions_[0] >> regions_[1];
     make_reader({"local", "tcp"});
@@ -36,6 +36,7 @@ class CudaSharing : public Cuda {
     config.engine_id = "gpu-reader";
     config.fabrics = fabrics;
     config.heartbeat = std::chrono::milliseconds(200);
+    config.missed_heartbeats = 300;  // a machine that stands still is no dead peer
     reader_ = must(Engine::create(config, {std::make_shared<cuda::CudaMemory>(options())}));
     region_ = must(reader_->register_memory(memory_, kBytes, MemoryKind::cuda, kPrivate));
     peer_ = must(reader_->peer(address_));
@@ -51,7 +52,7 @@ class CudaSharing : public Cuda {
   }
   std::string tell(const std::string& line, const std::string& answer) {
     EXPECT_TRUE(owner_->write(line + "\n").ok());
-    return must(owner_->read_line_with(answer, seconds(30)));
+    return must(owner_->read_line_with(answer, seconds(60)));
   }
   uint64_t imported() const { return fake_->live().imported; }
 
@@ -124,14 +125,14 @@ TEST_F(CudaSharing, UnmapsWithItsEngine) {
 }
 
 TEST_F(CudaSharing, TakesTcpWhenMappingFails) {
-  ASSERT_TRUE(peer_.connect(seconds(20)).ok());
-  ASSERT_TRUE(peer_.sync(seconds(20)).ok());
+  ASSERT_TRUE(peer_.connect(seconds(60)).ok());
+  ASSERT_TRUE(peer_.sync(seconds(60)).ok());
   // The calls until the mapping are a few; one of them is cuIpcOpenMemHandle.
   bool fell_back = false;
   for (uint64_t nth = 1; nth < 12; ++nth) {
     make_reader({"local", "tcp"});
-    ASSERT_TRUE(peer_.connect(seconds(20)).ok());
-    ASSERT_TRUE(peer_.sync(seconds(20)).ok());
+    ASSERT_TRUE(peer_.connect(seconds(60)).ok());
+    ASSERT_TRUE(peer_.sync(seconds(60)).ok());
     fake_->fail_at(nth);
     const Outcome outcome = move(Operation::read, {{memory_, regions_[0], 0, 100}});
     fake_->fail_at(0);
@@ -149,7 +150,7 @@ TEST_F(CudaSharing, RefusesAKeyThatPromisesMoreThanItsMemoryHolds) {
   ASSERT_TRUE(kind.check(memory_, kBytes).ok());
   std::string key;
   for (const RegionInfo& region : [&] {
-         EXPECT_TRUE(peer_.connect(seconds(20)).ok());
+         EXPECT_TRUE(peer_.connect(seconds(60)).ok());
          return peer_.regions();
        }())
     if (region.id == regions_[1]) key = *find_key(region, "local");

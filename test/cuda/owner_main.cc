@@ -22,6 +22,7 @@ int run(size_t bytes) {
   config.engine_id = "gpu-owner";
   config.fabrics = {"local", "tcp"};
   config.heartbeat = std::chrono::milliseconds(200);
+  config.missed_heartbeats = 300;  // a machine that stands still is no dead peer
   auto engine = must(Engine::create(config, {device.ops()}));
   std::vector<Region> regions;
   for (const size_t half : {size_t{0}, bytes / 2})
@@ -36,7 +37,7 @@ int run(size_t bytes) {
       for (const std::byte byte : held) sum = sum * 31 + static_cast<uint64_t>(byte);
       std::cout << "sum " << sum << std::endl;
     } else {
-      const Status status = regions[line == "unregister 0" ? 0 : 1].unregister();
+      const Status status = regions[line == "unregister 0" ? 0 : 1].unregister(std::chrono::seconds(60));
       std::cout << "unregistered " << (status.ok() ? "ok" : status.error().to_string()) << std::endl;
     }
   }

@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <charconv>
 #include <string>
 #include <string_view>
@@ -12,10 +13,10 @@
 
 namespace kvferry::test {
 
-// A connected TCP socket to this host, whose reads and writes give up after ten seconds; invalid when refused.
+// A connected TCP socket to this host, whose reads and writes give up after forty seconds; invalid when refused.
 inline UniqueFd dial(uint16_t port, const char* host = "127.0.0.1") {
   UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const timeval limit{10, 0};
+  const timeval limit{40, 0};
   ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   sockaddr_in address{};
@@ -40,7 +41,12 @@ inline bool send_all(int fd, std::string_view bytes) {
 inline std::string receive_all(int fd) {
   std::string all;
   char block[4096];
-  for (ssize_t got = 0; (got = ::recv(fd, block, sizeof block, 0)) > 0;) all.append(block, static_cast<size_t>(got));
+  while (true) {
+    const ssize_t got = ::recv(fd, block, sizeof block, 0);
+    if (got < 0 && errno == EINTR) continue;  // stopped and continued
+    if (got <= 0) break;
+    all.append(block, static_cast<size_t>(got));
+  }
   return all;
 }
 

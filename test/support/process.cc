@@ -21,7 +21,7 @@
 namespace kvferry::test {
 namespace {
 
-constexpr Duration kReapLimit = std::chrono::seconds(10);
+constexpr Duration kReapLimit = std::chrono::seconds(60);
 
 TimePoint now() {
   return SystemClock().now();

@@ -5,9 +5,13 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <optional>
 #include <string>
 #include <utility>
+
+#include "test/support/eventually.h"
+#include "test/support/stopwatch.h"
 
 namespace kvferry::test {
 namespace {
@@ -15,7 +19,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr Duration kLong = seconds(20);
+constexpr Duration kLong = seconds(60);
 constexpr Duration kShort = milliseconds(30);
 
 Process start(const std::string& what, ProcessOptions options = {}) {
@@ -108,6 +112,32 @@ TEST(Process, ReadsCpuTimeMemoryAndHandles) {
   EXPECT_GE(*child.threads(), 1u);
   child.close_stdin();
   EXPECT_EQ(child.wait(kLong)->exit_status, 0);
+}
+
+// For a child that is stopped, it is the machine that stands still.
+TEST(Stopwatch, TakesOffTheTimeInWhichItCouldNotLook) {
+  Process child = start("watch");
+  ASSERT_TRUE(child.write("\n").ok());
+  ASSERT_TRUE(child.read_line(kLong).ok());
+  ASSERT_TRUE(child.stop().ok());
+  const SystemClock clock;
+  const TimePoint until = clock.now() + milliseconds(400);
+  ASSERT_TRUE(eventually([&] { return clock.now() > until; }));
+  ASSERT_TRUE(child.resume().ok());
+  ASSERT_TRUE(child.write("\n").ok());
+  const auto said = child.read_line(kLong);
+  ASSERT_TRUE(said.ok()) << said.error().to_string();
+  long passed = 0, worked = 0;
+  ASSERT_EQ(std::sscanf(said->c_str(), "%ld %ld", &passed, &worked), 2) << *said;
+  EXPECT_GE(passed, 400);
+  EXPECT_GE(worked, 0);
+  EXPECT_LE(worked, passed - 390);
+}
+
+TEST(Stopwatch, GoesOnWhileTheMachineWorks) {
+  const Stopwatch watch;
+  // Nearly all of the time, on a machine that may be busy: it must not have been taken off.
+  EXPECT_TRUE(eventually([&] { return watch.elapsed() >= milliseconds(100); }));
 }
 
 TEST(Process, ReadsStderrWhenAsked) {

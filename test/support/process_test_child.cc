@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "test/support/stopwatch.h"
+
 namespace {
 
 // Prints the lines of stdin back.
@@ -31,12 +33,27 @@ int burn() {
   return std::getchar() == EOF ? memory[1] - 1 : 1;
 }
 
+// Says after each line how many milliseconds have passed, and how many of them the machine worked, as it seems from
+// here.
+int watch() {
+  const kvferry::SystemClock clock;
+  const kvferry::TimePoint began = clock.now();
+  const kvferry::test::Stopwatch stopwatch;
+  for (int byte = std::getchar(); byte != EOF; byte = std::getchar()) {
+    const auto worked = stopwatch.elapsed() / std::chrono::milliseconds(1);
+    std::printf("%ld %ld\n", (clock.now() - began) / std::chrono::milliseconds(1), worked);
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
   const std::string what = count > 1 ? words[1] : "";
   if (what == "echo") return echo();
   if (what == "burn") return burn();
+  if (what == "watch") return watch();
   if (what == "half") std::fputs("no end of line", stdout);
   if (what == "errors") std::fputs("on stderr\n", stderr);
   if (what == "stall") ::pause();

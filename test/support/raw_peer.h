@@ -20,7 +20,7 @@
 
 namespace kvferry::test {
 
-// One connection with blocking calls and a limit of 20 s on each.
+// One connection with blocking calls and a limit of 40 s on each.
 class RawConnection {
  public:
   explicit RawConnection(UniqueFd fd) : fd_(std::move(fd)) {}
@@ -103,7 +103,7 @@ class RawConnection {
  private:
   bool wait_readable() const {
     pollfd event{fd_.get(), POLLIN, 0};
-    return ::poll(&event, 1, 20000) == 1;
+    return ::poll(&event, 1, 40000) == 1;
   }
   UniqueFd fd_;
 };
@@ -122,10 +122,10 @@ class RawListener {
     address_ = "127.0.0.1:" + std::to_string(ntohs(at.sin_port));
   }
   const std::string& address() const { return address_; }
-  // Waits for a connection; an empty descriptor after 20 s without one or after stop().
+  // Waits for a connection; an empty descriptor after 40 s without one or after stop().
   UniqueFd accept() {
     pollfd event{fd_.get(), POLLIN, 0};
-    if (::poll(&event, 1, 20000) != 1) return {};
+    if (::poll(&event, 1, 40000) != 1) return {};
     return UniqueFd(::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   }
   void stop() { ::shutdown(fd_.get(), SHUT_RDWR); }

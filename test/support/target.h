@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/types.h"
+#include "test/support/free_port.h"
 #include "test/support/process.h"
 #include "test/support/sanitized.h"
 
@@ -24,24 +25,26 @@ class Target {
  public:
   struct Options {
     std::string id = "p0";
-    std::string listen = "127.0.0.1:0";
+    std::string listen;  // empty: a free port of this host, which its successor can have, too
     std::string fabric = "tcp";
     size_t bytes = size_t{64} << 20;
     int heartbeat_ms = 200 * kSlower;
+    int missed_heartbeats = 100;  // a machine that stands still for seconds ends no session
     int network_namespace = -1;
     std::map<std::string, std::string> environment;  // settings of its engine
   };
 
   static Target start(const Options& options) {
     ProcessOptions process;
-    process.arguments = {options.id, options.listen, options.fabric, std::to_string(options.bytes),
-                         std::to_string(options.heartbeat_ms)};
+    process.arguments = {options.id, options.listen.empty() ? free_address() : options.listen, options.fabric,
+                         std::to_string(options.bytes), std::to_string(options.heartbeat_ms)};
     process.environment = options.environment;
+    process.environment["KVFERRY_MISSED_HEARTBEATS"] = std::to_string(options.missed_heartbeats);
     process.network_namespace = options.network_namespace;
     auto spawned = Process::spawn(target_program(), process);
     KVF_CHECK(spawned.ok());
     Target target(std::move(*spawned), options);
-    auto line = target.process_.read_line(std::chrono::seconds(30));
+    auto line = target.process_.read_line(std::chrono::seconds(60));
     if (!line.ok()) ADD_FAILURE() << line.error().to_string();
     std::istringstream words(line.ok() ? *line : "");
     std::string ready;
@@ -72,7 +75,7 @@ class Target {
     if (const Status status = process_.write(line + "\n"); !status.ok()) ADD_FAILURE() << status.error().to_string();
   }
   std::string answer() {
-    auto got = process_.read_line(std::chrono::seconds(30));
+    auto got = process_.read_line(std::chrono::seconds(60));
     return got.ok() ? *got : "no answer: " + got.error().to_string();
   }
 

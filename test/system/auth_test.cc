@@ -75,7 +75,7 @@ class SecureRaw {
   static UniqueFd dial(const std::string& address) {
     const auto raw = to_socket_address(must(parse_address(address, false)));
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const timeval limit{20, 0};
+    const timeval limit{40, 0};
     ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     KVF_CHECK(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&raw->storage), raw->length) == 0);
     return fd;
@@ -93,13 +93,12 @@ proto::Frame psk_hello(const std::string& name) {
 }
 
 // The reason why the first engine cannot talk to the second.
-Error refusal(const EngineConfig& initiator, const EngineConfig& owner, Duration within = seconds(3)) {
+Error refusal(const EngineConfig& initiator, const EngineConfig& owner) {
   const auto second = must(Engine::create(owner));
   const auto first = must(Engine::create(initiator));
-  const SystemClock clock;
-  const TimePoint began = clock.now();
-  const Status status = must(first->peer(second->address())).connect(seconds(10));
-  EXPECT_LT(clock.now() - began, within);
+  const Stopwatch watch;
+  const Status status = must(first->peer(second->address())).connect(seconds(30));
+  EXPECT_LT(watch.elapsed(), seconds(3) * kSlower);
   EXPECT_FALSE(status.ok());
   EXPECT_TRUE(eventually([&] { return second->metrics().find("kvferry_complaints_total{") != std::string::npos; }));
   return status.ok() ? Error{} : status.error();
@@ -173,9 +172,9 @@ TEST(AuthTest, TheSecretIsNowhereToBeSeen) {
   const auto lines = std::make_shared<Lines>();
   const auto owner = must(Engine::create(config_of("b", auth, lines)));
   const auto initiator = must(Engine::create(config_of("a", auth, lines)));
-  ASSERT_TRUE(must(initiator->peer(owner->address())).connect(seconds(10)).ok());
+  ASSERT_TRUE(must(initiator->peer(owner->address())).connect(seconds(30)).ok());
   const auto stranger = must(Engine::create(config_of("c", auth_of(AuthMode::psk), lines)));
-  EXPECT_FALSE(must(stranger->peer(owner->address())).connect(seconds(10)).ok());
+  EXPECT_FALSE(must(stranger->peer(owner->address())).connect(seconds(30)).ok());
   std::string said = lines->text();
   for (const Engine* engine : {owner.get(), initiator.get(), stranger.get()})
     said += engine->describe() + engine->metrics();
@@ -193,16 +192,16 @@ TEST(AuthTest, KeysAreExchangedWithoutARestart) {
   ahead.psk_file = keys->path("later");
   const auto initiator = must(Engine::create(config_of("a", ahead)));
   const PeerRef peer = must(initiator->peer(owner->address()));
-  EXPECT_TRUE(eventually([&] { return peer.connect(seconds(5)).ok(); }));
+  EXPECT_TRUE(eventually([&] { return peer.connect(seconds(30)).ok(); }));
 
   // Certificates: the one in use runs out, and another takes its place.
   ASSERT_TRUE(keys->sign("worn", {"engine.trial", -7200, -3600, false}).ok());
   const auto served = must(Engine::create(config_of("d", keys->mtls_with("worn"))));
   const auto caller = must(Engine::create(config_of("c", must(keys->mtls()))));
   const PeerRef worn = must(caller->peer(served->address()));
-  EXPECT_THAT(worn.connect(seconds(5)).error().to_string(), HasSubstr("expired"));
+  EXPECT_THAT(worn.connect(seconds(30)).error().to_string(), HasSubstr("expired"));
   ASSERT_TRUE(keys->sign("worn", {}).ok());
-  EXPECT_TRUE(eventually([&] { return worn.connect(seconds(5)).ok(); }));
+  EXPECT_TRUE(eventually([&] { return worn.connect(seconds(30)).ok(); }));
 }
 
 // A shared secret does not tell its holders apart: an engine must notice that it is led to itself.
@@ -226,10 +225,10 @@ TEST(AuthTest, AnEngineThatIsLedToItselfBySomebodyElseRefuses) {
     to.shut();
     down.join();
   });
-  const Status status = must(engine->peer(between.address())).connect(seconds(5));
+  const Status status = must(engine->peer(between.address())).connect(seconds(30));
   ASSERT_FALSE(status.ok());
   EXPECT_THAT(status.error().to_string(), HasSubstr("this engine itself"));
-  EXPECT_TRUE(must(engine->peer(engine->address())).connect(seconds(5)).ok()) << "its own address is meant";
+  EXPECT_TRUE(must(engine->peer(engine->address())).connect(seconds(30)).ok()) << "its own address is meant";
   between.stop();
   relay.join();
 }
@@ -291,14 +290,15 @@ TEST_F(Locked, ASlowHandshakeEnds) {
   client_hello += std::string(400, '\x17');
   const SystemClock clock;
   const TimePoint began = clock.now();
+  const Stopwatch watch;
   size_t sent = 0;
   EXPECT_TRUE(eventually([&] {
     const bool closed = clock.now() - began > milliseconds(25) * static_cast<int>(sent) &&
                         (sent >= client_hello.size() || !slow.send(client_hello.substr(sent++, 1)));
     return closed;
   }));
-  EXPECT_LT(clock.now() - began, seconds(8));
-  EXPECT_LT(honest_.longest_wait(20), seconds(1));
+  EXPECT_LT(watch.elapsed(), seconds(8));
+  EXPECT_LT(honest_.longest_wait(20), Bystanders::kBearable);
 }
 
 // 10,000 connections that say nothing at all: those who were there and those who come go on, memory does not.
@@ -317,12 +317,12 @@ TEST_F(Locked, TenThousandThatSayNothing) {
   }
   honest_.expect_work();
   const auto late = must(Engine::create(config_of("late", auth_of(AuthMode::psk))));
-  EXPECT_TRUE(must(late->peer(honest_.owner().address())).connect(seconds(5)).ok()) << "a newcomer";
+  EXPECT_TRUE(must(late->peer(honest_.owner().address())).connect(seconds(30)).ok()) << "a newcomer";
   const Duration longest = *std::max_element(waits.begin(), waits.end());
   const uint64_t grown = resident_bytes() - before;
   std::printf("%zu silent connections: the longest of 100 round trips of others took %.1f ms, memory grew %.1f MiB\n",
               count, static_cast<double>(longest.count()) / 1e6, static_cast<double>(grown) / 1048576);
-  EXPECT_LT(longest, seconds(1));
+  EXPECT_LT(longest, Bystanders::kBearable);
   EXPECT_LT(grown, uint64_t{kSanitized ? 512 : 96} << 20);
   EXPECT_TRUE(silent.front().is_closed());
   EXPECT_TRUE(eventually([&] {
@@ -345,7 +345,7 @@ TEST_F(Locked, AHerdOfNewcomersDoesNotHoldUpTheOthers) {
   std::printf("24 newcomers: the longest of 50 round trips of another peer took %.1f ms\n",
               static_cast<double>(longest.count()) / 1e6);
   EXPECT_EQ(connected.load(), 24);
-  EXPECT_LT(longest, seconds(1));
+  EXPECT_LT(longest, Bystanders::kBearable);
 }
 
 // ---- strict

@@ -10,6 +10,7 @@
 #include "test/support/http_call.h"
 #include "test/support/process.h"
 #include "test/support/sanitized.h"
+#include "test/support/stopwatch.h"
 
 namespace kvferry::test {
 namespace {
@@ -19,6 +20,8 @@ using std::chrono::seconds;
 
 constexpr size_t kIdle = 5000;
 constexpr uint64_t kBytesEach = kSanitized ? 48 << 10 : 8 << 10;  // an idle connection may cost this much
+
+constexpr Duration kBearable = milliseconds(500) * kSlower;
 
 const std::string kWorker = R"({"engine_id":"e1","dp_rank":0,"tp_rank":0,"pp_rank":0,"addr":"tcp://10.0.0.2:41234"})";
 const std::string kTable = R"({"0":{"engine_id":"e1","worker_addr":{"0":{"0":"tcp://10.0.0.2:41234"}}}})";
@@ -31,7 +34,7 @@ class BootstrapAbuse : public testing::Test {
                                                 .environment = {},
                                                 .merge_stderr = true})
                      .value()) {
-    const std::string line = process_.read_line_with("listening on", seconds(20)).value();
+    const std::string line = process_.read_line_with("listening on", seconds(60)).value();
     port_ = static_cast<uint16_t>(std::stoi(line.substr(line.rfind(':') + 1)));
     rlimit limit{};
     ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -41,16 +44,19 @@ class BootstrapAbuse : public testing::Test {
   }
   ~BootstrapAbuse() override {
     EXPECT_TRUE(process_.signal(SIGTERM).ok());
-    EXPECT_EQ(process_.wait(seconds(20)).value().exit_status, 0);
+    EXPECT_EQ(process_.wait(seconds(60)).value().exit_status, 0);
   }
 
-  // The slowest of some queries on connections of their own.
+  // The slowest of some queries on connections of their own, as far as the machine did not stand still.
   Duration slowest_query(int times) {
+    const Stopwatch watch;
     Duration slowest{0};
     for (int i = 0; i < times; ++i) {
+      const Duration before = watch.seen_standing_still();
       const TimePoint began = clock_.now();
       EXPECT_EQ(call(port_, "GET", "/query").body, kTable);
-      slowest = std::max(slowest, clock_.now() - began);
+      const Duration took = clock_.now() - began;
+      if (took > slowest) slowest = std::max(slowest, took - (watch.stood_still() - before));
     }
     return slowest;
   }
@@ -74,11 +80,11 @@ TEST_F(BootstrapAbuse, ThousandsOfIdleConnectionsCostLittleAndHarmNobody) {
   RecordProperty("bytes_each", static_cast<int>(each));
   RecordProperty("slowest_query_us", static_cast<int>(slowest / std::chrono::microseconds(1)));
   EXPECT_LT(each, kBytesEach);
-  EXPECT_LT(slowest, milliseconds(500));
+  EXPECT_LT(slowest, kBearable);
 }
 
 TEST_F(BootstrapAbuse, RequestsThatTrickleInAreEndedInTime) {
-  const TimePoint began = clock_.now();
+  const Stopwatch watch;
   std::vector<UniqueFd> slow;
   for (int i = 0; i < 400; ++i) {
     slow.push_back(dial(port_));
@@ -87,13 +93,13 @@ TEST_F(BootstrapAbuse, RequestsThatTrickleInAreEndedInTime) {
         send_all(slow.back().get(), head ? "GET /query HTTP/1.1\r\nHost: x\r\nX-Slow:"
                                          : "POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: 8000\r\n\r\n{"));
   }
-  EXPECT_LT(slowest_query(50), milliseconds(500));
+  EXPECT_LT(slowest_query(50), kBearable);
   for (const UniqueFd& fd : slow) {
     const Answer answer = parse_answer(receive_all(fd.get()));
     ASSERT_EQ(answer.status, 408);
     ASSERT_TRUE(answer.body.starts_with(R"({"error":)")) << answer.body;
   }
-  EXPECT_LT(clock_.now() - began, seconds(8));
+  EXPECT_LT(watch.elapsed(), seconds(8) * kSlower);
 }
 
 TEST_F(BootstrapAbuse, LargeBodiesAreRefusedUnread) {
@@ -110,7 +116,7 @@ TEST_F(BootstrapAbuse, LargeBodiesAreRefusedUnread) {
   send_all(fd.get(), "POST /register HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nA00000\r\n" + body);
   EXPECT_EQ(parse_answer(receive_all(fd.get())).status, 413);
   EXPECT_LT(process_.resident_bytes().value(), before + (8 << 20));
-  EXPECT_LT(slowest_query(50), milliseconds(500));
+  EXPECT_LT(slowest_query(50), kBearable);
 }
 
 TEST_F(BootstrapAbuse, TheFullTableRefusesAndStaysSmall) {

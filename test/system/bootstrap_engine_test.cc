@@ -4,6 +4,7 @@
 #include "engine/session/preface.h"
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
+#include "test/support/free_port.h"
 #include "test/support/http_call.h"
 #include "test/support/raw_peer.h"
 
@@ -31,6 +32,7 @@ struct Rank {
     config.engine_id = name;
     config.fabrics = {"tcp"};
     config.heartbeat = seconds(10);  // a hand-made reader sends none
+    config.connect_timeout = seconds(30);
     engine = must(Engine::create(config));
     region = must(engine->register_memory(cache.base(), cache.size(), MemoryKind::host, kPrivate));
     KvGroup group;
@@ -84,19 +86,9 @@ ServerSettings quick() {
   settings.port = 0;
   settings.logger = make_null_logger();
   settings.worker_heartbeat = milliseconds(100);
-  settings.worker_ttl = milliseconds(1000);
-  settings.release_limit = milliseconds(1000);
+  settings.worker_ttl = seconds(60);  // a machine that stands still makes no worker forgotten
+  settings.release_limit = seconds(20);
   return settings;
-}
-
-// A port with `count` free ones behind it, as far as one can know.
-uint16_t free_base(uint16_t count) {
-  for (uint16_t base = 21000; base < 31000; base = static_cast<uint16_t>(base + count)) {
-    bool taken = false;
-    for (uint16_t i = 0; i < count; ++i) taken = taken || test::dial(static_cast<uint16_t>(base + i)).valid();
-    if (!taken) return base;
-  }
-  return 0;
 }
 
 void serve(Rank& rank, uint16_t base) {
@@ -117,7 +109,7 @@ class HeldClaim {
     claim.mutable_claim()->mutable_group()->set_tp_size(1);
     claim.mutable_claim()->mutable_group()->set_pp_size(1);
     claim.mutable_claim()->set_fingerprint("f");
-    claim.mutable_claim()->set_remaining_ms(5000);
+    claim.mutable_claim()->set_remaining_ms(60000);
     EXPECT_TRUE(connection_.send_frame(claim));
     const proto::Frame ticket = connection_.receive_frame(proto::Frame::kTicket);
     EXPECT_EQ(ticket.ticket().code(), 0u) << ticket.ticket().message();
@@ -142,7 +134,7 @@ TEST(BootstrapEngine, AWorkerTellsItsEnginesIdentityLayoutAndRegions) {
   Rank rank("worker");
   std::vector<std::byte> open_bytes(4096);
   const Region open = must(rank.engine->register_memory(open_bytes.data(), 4096, MemoryKind::host, kRemoteRead));
-  serve(rank, free_base(1));
+  serve(rank, test::free_ports(1));
   const auto client = must(BlockingClient::create({}));
   const auto info = must(client->worker("http://127.0.0.1:" + std::to_string(rank.server->port())));
   EXPECT_EQ(info->engine_id, "worker");
@@ -167,7 +159,7 @@ TEST(BootstrapEngine, AWorkerTellsItsEnginesIdentityLayoutAndRegions) {
 
 TEST(BootstrapEngine, AParcelIsSeenAsItLivesAndEnds) {
   Rank rank("worker");
-  serve(rank, free_base(1));
+  serve(rank, test::free_ports(1));
   const uint16_t port = rank.server->port();
   EXPECT_EQ(call(port, "GET", "/v1/parcels/t1").status, 404);
   ASSERT_TRUE(rank.parcels->announce("t1").ok());
@@ -185,7 +177,7 @@ TEST(BootstrapEngine, AParcelIsSeenAsItLivesAndEnds) {
 
 TEST(BootstrapEngine, AnUnforcedDeleteWaitsForTheReaderInTheMiddle) {
   Rank rank("worker");
-  serve(rank, free_base(1));
+  serve(rank, test::free_ports(1));
   rank.publish("t1");
   HeldClaim reader(*rank.engine, "t1");
   for (const char* target : {"/v1/parcels/t1", "/v1/parcels/t1?scope=rank"}) {
@@ -200,7 +192,7 @@ TEST(BootstrapEngine, AnUnforcedDeleteWaitsForTheReaderInTheMiddle) {
 
 TEST(BootstrapEngine, AForcedDeleteMakesTheReaderInTheMiddleStale) {
   Rank rank("worker");
-  serve(rank, free_base(1));
+  serve(rank, test::free_ports(1));
   rank.publish("t1");
   HeldClaim reader(*rank.engine, "t1");
   const Answer answer = call(rank.server->port(), "DELETE", "/v1/parcels/t1?force=1");
@@ -212,7 +204,7 @@ TEST(BootstrapEngine, AForcedDeleteMakesTheReaderInTheMiddleStale) {
 
 TEST(BootstrapEngine, ADeleteBeforePublishRefusesTheLaterOne) {
   Rank rank("worker");
-  serve(rank, free_base(1));
+  serve(rank, test::free_ports(1));
   EXPECT_EQ(call(rank.server->port(), "DELETE", "/v1/parcels/t1?scope=rank").body, R"({"status":"unknown"})");
   EXPECT_EQ(call(rank.server->port(), "DELETE", "/v1/parcels/t1?scope=rank").body, R"({"status":"released"})");
   rank.publish("t1");
@@ -221,7 +213,7 @@ TEST(BootstrapEngine, ADeleteBeforePublishRefusesTheLaterOne) {
 
 TEST(BootstrapEngine, ADeleteAtTheBaseReachesEveryRankAndNamesThoseThatWait) {
   Rank first("rank0", 0, 2), second("rank1", 1, 2);
-  const uint16_t base = free_base(2);
+  const uint16_t base = test::free_ports(2);
   serve(first, base);
   serve(second, base);
   ASSERT_TRUE(eventually([&] {
@@ -252,7 +244,7 @@ TEST(BootstrapEngine, ADeleteAtTheBaseReachesEveryRankAndNamesThoseThatWait) {
 TEST(BootstrapEngine, ARealReaderIsRefusedWhenItsParcelIsTakenAway) {
   Rank owner("owner"), reader("reader");
   owner.cache.store(test::pattern(owner.cache.size(), 1));
-  serve(owner, free_base(1));
+  serve(owner, test::free_ports(1));
   const PeerRef peer = must(reader.engine->peer(owner.engine->address()));
   bool refused = false;
   for (int i = 0; i < 50 && !refused; ++i) {

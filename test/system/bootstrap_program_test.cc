@@ -28,7 +28,7 @@ class BootstrapProgram : public ::testing::Test {
     options.merge_stderr = true;
     auto spawned = Process::spawn(KVF_BOOTSTRAP, options);
     KVF_CHECK(spawned.ok());
-    if (!spawned->read_line_with("listening on", seconds(20)).ok()) return false;
+    if (!spawned->read_line_with("listening on", seconds(60)).ok()) return false;
     process_.emplace(std::move(*spawned));
     port_ = port;
     return true;

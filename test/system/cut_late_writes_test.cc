@@ -47,13 +47,13 @@ Queues queues(const Link& link, Side side) {
 
 class LateWritesBehindACut : public OnALink<::testing::Test> {
  protected:
-  void start(int heartbeat_ms) {
+  void start(int heartbeat_ms, int missed_heartbeats) {
     {
       const Inside left(*link_, Side::left);
       std::ofstream("/proc/sys/net/ipv4/tcp_rmem") << "4096 4194304 8388608";
     }
-    initiator_.emplace("tcp", kBytes, AuthConfig(), milliseconds(heartbeat_ms));
-    target_.emplace(start_target(kBytes, heartbeat_ms));
+    initiator_.emplace("tcp", kBytes, AuthConfig(), milliseconds(heartbeat_ms), missed_heartbeats + 1);
+    target_.emplace(start_target(kBytes, heartbeat_ms, missed_heartbeats));
   }
   // A write is given up while the target, in the middle of it, is stopped and cannot be reached; the target's memory
   // then.
@@ -91,7 +91,7 @@ class LateWritesBehindACut : public OnALink<::testing::Test> {
 // The reset is lost; the fence on the session arrives, for a session says things again, and a kernel that hears of a
 // connection that it no longer has resets it once more: whichever comes first.
 TEST_F(LateWritesBehindACut, AreStoppedWhenTheNetworkComesBack) {
-  start(10000);
+  start(10000, 3);
   for (uint8_t value = 1; value <= kRounds && !HasFailure(); ++value) {
     const std::vector<std::byte> then = give_up_behind_a_cut(value);
     shape("heal");
@@ -106,7 +106,7 @@ TEST_F(LateWritesBehindACut, AreStoppedWhenTheNetworkComesBack) {
 
 // Neither arrives: a target that was stopped for longer than the heartbeats allow trusts nothing that it was sent.
 TEST_F(LateWritesBehindACut, AreStoppedByTheTargetsOwnClockWhenNothingArrives) {
-  start(200);
+  start(200, 3);
   const SystemClock clock;
   for (uint8_t value = 1; value <= kRounds && !HasFailure(); ++value) {
     const std::vector<std::byte> then = give_up_behind_a_cut(value);

@@ -51,7 +51,7 @@ class LimitsTest : public ::testing::Test {
   void expect_service(const std::string& what) {
     std::printf("%s: the longest of the others' round trips took %.1f ms\n", what.c_str(),
                 static_cast<double>(longest_.count()) / 1e6);
-    EXPECT_LT(longest_, seconds(1));
+    EXPECT_LT(longest_, Bystanders::kBearable);
     honest_->expect_work();
   }
   void expect_named(const std::string& words, const std::string& who) {
@@ -84,7 +84,10 @@ TEST_F(LimitsTest, SessionsOfOneHostAreLimitedAndNamed) {
 }
 
 TEST_F(LimitsTest, TenThousandSessionsLeaveTheOthersTheirs) {
-  start([](EngineConfig& config) { config.max_sessions_per_host = 500; });
+  start([](EngineConfig& config) {
+    config.max_sessions_per_host = 500;
+    config.missed_heartbeats = 10;  // silence frees places
+  });
   const uint64_t before = resident_bytes();
   std::vector<RawConnection> sessions;
   uint64_t most = 0;
@@ -116,7 +119,7 @@ TEST_F(LimitsTest, ConnectionsOfOneHostAreLimitedAndNamed) {
   expect_named("three quarters of max_connections (100)", kAttacker);
   note_wait();
   const auto late = must(Engine::create(Bystanders::config("late")));
-  EXPECT_TRUE(must(late->peer(owner().address())).connect(seconds(5)).ok()) << "a newcomer from another host";
+  EXPECT_TRUE(must(late->peer(owner().address())).connect(seconds(30)).ok()) << "a newcomer from another host";
   silent.clear();
   EXPECT_TRUE(eventually([&] {
     RawConnection again = attack();
@@ -170,7 +173,11 @@ TEST_F(LimitsTest, ASessionThatNeverReadsIsGivenUpAndNamed) {
 
 // It says that it lives, and takes nothing of what it has asked for.
 TEST_F(LimitsTest, ALaneThatIsNeverReadEndsTheSessionAndIsNamed) {
-  start([](EngineConfig& config) { config.heartbeat = std::chrono::milliseconds(100); });
+  // It is ended after ten times its patience, of which a machine that stands still for a while does not use up one.
+  start([](EngineConfig& config) {
+    config.heartbeat = std::chrono::milliseconds(100);
+    config.missed_heartbeats = 15;
+  });
   RawConnection session = attack();
   ASSERT_TRUE(session.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
   const proto::Welcome welcome = session.receive_frame(proto::Frame::kWelcome).welcome();
@@ -185,10 +192,12 @@ TEST_F(LimitsTest, ALaneThatIsNeverReadEndsTheSessionAndIsNamed) {
   proto::Frame alive;
   alive.mutable_heartbeat();
   const auto asked = std::chrono::steady_clock::now();
-  EXPECT_TRUE(eventually([&] {
-    note_wait();
-    return !session.send(RawConnection::encode(alive));
-  }));
+  EXPECT_TRUE(eventually(
+      [&] {
+        note_wait();
+        return !session.send(RawConnection::encode(alive));
+      },
+      seconds(90)));
   EXPECT_GT(std::chrono::steady_clock::now() - asked, seconds(2)) << "ended for another reason";
   expect_named("does not read its lane", "\"deaf\"");
   expect_service("a lane that is never read");

@@ -54,7 +54,11 @@ class StoppedTargets : public ::testing::TestWithParam<Way> {
     options.environment = environment_of(auth_of(GetParam().auth));
     target_.emplace(Target::start(options));
     ASSERT_EQ(target_->ask("fill 7"), "ok");
-    for (int i = 0; i < 5; ++i) typical_ = std::max(typical_, time_of_one());
+    // The median: one of them may have met a machine that stood still, and no stop would then come in time.
+    std::vector<Duration> times;
+    for (int i = 0; i < 5; ++i) times.push_back(time_of_one());
+    std::sort(times.begin(), times.end());
+    typical_ = times[2];
   }
   static bool is_write() { return GetParam().operation == Operation::write; }
 

@@ -78,14 +78,16 @@ TEST_F(LyingInitiator, StrangersOfEveryKind) {
     EXPECT_TRUE(stranger.is_closed()) << words.substr(0, 10);
   }
   honest_.expect_work();
-  EXPECT_THAT(honest_.owner().metrics(), ::testing::HasSubstr("kvferry_strangers_total 6"));
+  EXPECT_TRUE(eventually([&] {
+    return honest_.owner().metrics().find("kvferry_strangers_total 6\n") != std::string::npos;
+  })) << honest_.owner().metrics();
 }
 
 TEST_F(LyingInitiator, ScannersThatSayNothingDelayNobodyAndAreSentAway) {
   std::vector<RawConnection> scanners;
   for (int i = 0; i < 300; ++i) scanners.push_back(RawConnection::dial(honest_.owner().address()));
   for (int i = 0; i < 50; ++i) scanners.back().send("KVF");
-  EXPECT_LT(honest_.longest_wait(100), seconds(1));
+  EXPECT_LT(honest_.longest_wait(100), Bystanders::kBearable);
   honest_.expect_work();
   EXPECT_TRUE(scanners.front().is_closed());
   EXPECT_TRUE(scanners.back().is_closed());
@@ -100,12 +102,12 @@ TEST_F(LyingInitiator, AFloodOfStrangersDelaysNobody) {
   };
   const std::string port = address.substr(address.rfind(':') + 1);
   Process flood = must(Process::spawn(KVF_STRANGER, std::vector<std::string>{"flood", port}));
-  ASSERT_TRUE(flood.read_line_with("flooding", seconds(20)).ok());
+  ASSERT_TRUE(flood.read_line_with("flooding", seconds(60)).ok());
   const uint64_t before = strangers();
   int rounds = 0;
   EXPECT_TRUE(eventually([&] {
     honest_.expect_work();
-    EXPECT_LT(honest_.longest_wait(5), seconds(1));
+    EXPECT_LT(honest_.longest_wait(5), Bystanders::kBearable);
     return ++rounds >= 20 && strangers() > before + 50;
   }));
   EXPECT_FALSE(flood.wait(milliseconds(0)).ok()) << "the flood has ended";
@@ -197,8 +199,16 @@ TEST_F(LyingInitiator, SessionFramesThatAreTooLongBrokenOrOutOfPlace) {
   expect_session_ends(oversized);
   expect_session_ends(std::string("\x05\0\0\0\xff\xff\xff\xff\xff", 9));
   expect_session_ends(RawConnection::encode(hello()));  // twice
-  // A truncated frame, then nothing: the heartbeats end it.
-  expect_session_ends(RawConnection::encode(hello()).substr(0, 9));
+}
+
+TEST_F(LyingInitiator, ASessionThatFallsSilentInTheMiddleOfAFrameIsEndedByTheHeartbeats) {
+  Bystanders impatient({}, [](EngineConfig& config) { config.missed_heartbeats = 10; });
+  RawConnection silent = RawConnection::dial(impatient.owner().address());
+  ASSERT_TRUE(silent.send(encode_session_preface() + RawConnection::encode(hello())));
+  EXPECT_TRUE(silent.receive_frame(proto::Frame::kWelcome).has_welcome());
+  ASSERT_TRUE(silent.send(RawConnection::encode(hello()).substr(0, 9)));
+  EXPECT_TRUE(silent.is_closed());
+  impatient.expect_work();
 }
 
 TEST_F(LyingInitiator, FramesOfTheFutureAreIgnored) {
@@ -297,17 +307,16 @@ TEST_F(LyingInitiator, AWriteThatNeverEndsHoldsUpNobody) {
   ASSERT_TRUE(
       lane.send(lane_frame(header(tcp::FrameType::write, 100000), span_table(honest_.region().id(), 0, 100000)) +
                 std::string(50000, 'h')));
-  EXPECT_LT(honest_.longest_wait(50), seconds(1));
+  EXPECT_LT(honest_.longest_wait(50), Bystanders::kBearable);
   std::vector<std::byte> more(100000);
   Region region = must(honest_.owner().register_memory(more.data(), more.size(), MemoryKind::host, kRemoteReadWrite));
   RawConnection second = open_lane(session, 2);
   ASSERT_TRUE(second.send(lane_frame(header(tcp::FrameType::write, 100000), span_table(region.id(), 0, 100000)) +
                           std::string(50000, 'h')));
   EXPECT_TRUE(eventually([&] { return peek(&more[49999]) == std::byte{'h'}; }));
-  const SystemClock clock;
-  const TimePoint began = clock.now();
-  EXPECT_TRUE(region.unregister(seconds(5)).ok());
-  EXPECT_LT(clock.now() - began, seconds(1));
+  const Stopwatch watch;
+  EXPECT_TRUE(region.unregister(seconds(30)).ok());
+  EXPECT_LT(watch.elapsed(), seconds(1));
   second.send(std::string(50000, 'h'));
   EXPECT_EQ(second.receive(tcp::Header::kBytes).size(), tcp::Header::kBytes);  // not_found
   EXPECT_EQ(more[50000], std::byte{0});
@@ -321,7 +330,7 @@ TEST_F(LyingInitiator, AReaderThatNeverReadsHoldsUpNobody) {
   for (int i = 0; i < 2000; ++i)
     asks += lane_frame(header(tcp::FrameType::read), span_table(honest_.region().id(), 0, Bystanders::kBytes));
   lane.send(asks.substr(0, size_t{64} << 10));
-  EXPECT_LT(honest_.longest_wait(50), seconds(1));
+  EXPECT_LT(honest_.longest_wait(50), Bystanders::kBearable);
   honest_.expect_work();
 }
 
@@ -356,7 +365,7 @@ TEST_F(LyingInitiator, FloodsOfSmallFrames) {
     flood += RawConnection::encode(fence) + RawConnection::encode(attach);
   }
   session.connection.send(flood);
-  EXPECT_LT(honest_.longest_wait(50), seconds(1));
+  EXPECT_LT(honest_.longest_wait(50), Bystanders::kBearable);
   honest_.expect_work();
 }
 

@@ -48,11 +48,12 @@ class OnALink : public Base {
   void heal() {
     for (const char* command : {"cut", "rate 0", "delay 0ms", "loss 0", "duplicate 0", "heal"}) shape(command);
   }
-  Target start_target(size_t bytes, int heartbeat_ms) {
+  Target start_target(size_t bytes, int heartbeat_ms, int missed_heartbeats = kPatient) {
     Target::Options options;
     options.listen = Link::address(Side::left) + ":7100";
     options.bytes = bytes;
     options.heartbeat_ms = heartbeat_ms;
+    options.missed_heartbeats = missed_heartbeats;
     options.network_namespace = link_->network_namespace(Side::left);
     return Target::start(options);
   }

@@ -11,7 +11,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::ContainsRegex;
-using ::testing::HasSubstr;
 
 constexpr size_t kBytes = size_t{8} << 20;
 constexpr int kHeartbeat = 300;  // ms; the target allows 3 of them, the initiator 4
@@ -22,9 +21,15 @@ class NetworkFaults : public OnALink<::testing::TestWithParam<Operation>> {
   void SetUp() override {
     OnALink::SetUp();
     if (IsSkipped()) return;
-    initiator_.emplace("tcp", kBytes, AuthConfig(), milliseconds(kHeartbeat));
-    target_.emplace(start_target(kBytes, kHeartbeat));
+    start(4, 3);
   }
+  void start(int our_misses, int their_misses) {
+    target_.reset();
+    initiator_.emplace("tcp", kBytes, AuthConfig(), milliseconds(kHeartbeat), our_misses);
+    target_.emplace(start_target(kBytes, kHeartbeat, their_misses));
+  }
+  // Where the heartbeats are not what ends a transfer: neither does a machine that stands still.
+  void be_patient() { start(kPatient, kPatient); }
   static bool is_write() { return GetParam() == Operation::write; }
 
   bool landed(uint64_t offset) {
@@ -45,16 +50,15 @@ class NetworkFaults : public OnALink<::testing::TestWithParam<Operation>> {
   // Runs `fault` when a quarter of a transfer has landed, until it has hit one that then fails in its middle.
   template <class Fault>
   Outcome hit(Duration timeout, Duration limit, Fault fault) {
-    const SystemClock clock;
     for (int attempt = 0; attempt < 10; ++attempt) {
       shape("rate 40M");
-      const TimePoint began = clock.now();
+      const Stopwatch whole;
       const Transfer transfer = begin(timeout);
       fault();
-      const TimePoint hit_at = clock.now();
+      const Stopwatch since_the_hit;
       const Outcome outcome = transfer.wait();
-      EXPECT_LT(clock.now() - began, timeout + kSlack);
-      EXPECT_LT(clock.now() - hit_at, limit + kSlack) << text_of(outcome);
+      EXPECT_LT(whole.elapsed(), timeout + kSlack);
+      EXPECT_LT(since_the_hit.elapsed(), limit + kSlack) << text_of(outcome);
       if (in_the_middle(outcome, kBytes) && !outcome.status.ok()) return outcome;
       heal();
     }
@@ -72,7 +76,7 @@ class NetworkFaults : public OnALink<::testing::TestWithParam<Operation>> {
     // Who hears nothing first ends the session, and may still be heard by the other.
     EXPECT_THAT(text_of(outcome),
                 ContainsRegex("^transfer to peer \"p0\" \\(10\\.77\\.0\\.1:7100\\) failed after [0-9]+\\.[0-9] s: (no "
-                              "heartbeat for [1-9]\\.[0-9] s|connection closed by the other side.*); fabric tcp; "
+                              "heartbeat for [1-9][0-9]*\\.[0-9] s|connection closed by the other side.*); fabric tcp; "
                               "[0-9]+ of 256 spans done"));
   }
 
@@ -82,11 +86,11 @@ class NetworkFaults : public OnALink<::testing::TestWithParam<Operation>> {
 };
 
 TEST_P(NetworkFaults, LossDelayAndDuplicatesCostOnlyTime) {
+  be_patient();
+  expect_works(*initiator_, *target_);
   for (const char* command : {"delay 2ms", "loss 0.01", "duplicate 0.01"}) shape(command);
-  const Transfer transfer = begin(seconds(60));
-  ASSERT_FALSE(transfer.done());
   const uint64_t lost_before = stats().lost;
-  const Outcome outcome = transfer.wait();
+  const Outcome outcome = begin(seconds(60)).wait();
   ASSERT_TRUE(outcome.status.ok()) << text_of(outcome);
   EXPECT_GT(stats().lost, lost_before) << "nothing was lost in the middle";
   EXPECT_GT(stats().duplicated, 0u);
@@ -94,10 +98,12 @@ TEST_P(NetworkFaults, LossDelayAndDuplicatesCostOnlyTime) {
 }
 
 TEST_P(NetworkFaults, ALinkThatIsTooSlowEndsAtTheDeadline) {
+  be_patient();
   const Outcome outcome = hit(milliseconds(900), milliseconds(900), [&] { shape("rate 1M"); });
   EXPECT_EQ(outcome.status.error().code, ErrorCode::deadline_exceeded) << text_of(outcome);
-  EXPECT_THAT(text_of(outcome), ContainsRegex("failed after 0\\.9 s: (deadline exceeded|no heartbeat for 0\\.[0-9] s); "
-                                              "fabric tcp; [0-9]+ of 256 spans done"));
+  // Not before, and as soon as the machine was there.
+  EXPECT_THAT(text_of(outcome), ContainsRegex("failed after (0\\.9|[1-9][0-9]*\\.[0-9]) s: (deadline exceeded|no "
+                                              "heartbeat for [0-9]+\\.[0-9] s); fabric tcp; [0-9]+ of 256 spans done"));
   heal();
   expect_works(*initiator_, *target_);
 }
@@ -121,6 +127,7 @@ TEST_P(NetworkFaults, ACutOfWhatThePeerSendsFailsByTheHeartbeatsAndHeals) {
 }
 
 TEST_P(NetworkFaults, ADeadlineHoldsWhileTheLinkIsCut) {
+  be_patient();
   const Outcome outcome = hit(milliseconds(700), milliseconds(700), [&] { shape("cut"); });
   EXPECT_EQ(outcome.status.error().code, ErrorCode::deadline_exceeded) << text_of(outcome);
   EXPECT_EQ(outcome.remote, is_write() ? RemoteQuiet::unknown : RemoteQuiet::quiet);
@@ -129,20 +136,18 @@ TEST_P(NetworkFaults, ADeadlineHoldsWhileTheLinkIsCut) {
 }
 
 TEST_P(NetworkFaults, ACutThatHealsWithinTheHeartbeatsCostsOnlyTime) {
+  be_patient();
   bool in_the_middle_of_one = false;
   for (int attempt = 0; attempt < 10 && !in_the_middle_of_one; ++attempt) {
     shape("rate 40M");
-    const Transfer transfer = begin(seconds(20));
+    const Transfer transfer = begin(seconds(60));
     const uint64_t before = stats().cut;
     shape("cut");
     const bool over = transfer.done();
     EXPECT_TRUE(eventually([&] { return stats().cut > before; }));  // something was sent into the cut
     shape("heal");
     const Outcome outcome = transfer.wait();
-    if (!outcome.status.ok()) {  // this machine slept over the heartbeats
-      EXPECT_THAT(text_of(outcome), HasSubstr("no heartbeat for"));
-      continue;
-    }
+    ASSERT_TRUE(outcome.status.ok()) << text_of(outcome);
     expect_exact();
     in_the_middle_of_one = !over;
   }
@@ -162,7 +167,7 @@ TEST_P(NetworkFaults, APeerWhoseHostVanishedIsFoundAgainAsAnother) {
   EXPECT_EQ(outcome.status.error().code, ErrorCode::peer_lost) << text_of(outcome);
   // A lane may hear of the new host before the session does.
   const PeerRef peer = must(initiator_->engine().peer(target_->address()));
-  EXPECT_TRUE(eventually([&] { return peer.sync(seconds(1)).ok(); }));
+  EXPECT_TRUE(eventually([&] { return peer.sync(seconds(5)).ok(); }));
   const Outcome stale =
       initiator_->engine().transfer(initiator_->request(target_->address(), of_the_old, GetParam(), seconds(20), 4096));
   EXPECT_EQ(stale.status.error().code, ErrorCode::not_found) << text_of(stale);
@@ -189,9 +194,10 @@ TEST_P(NetworkFaults, AnOwnerIsFreeOfAnInitiatorThatVanished) {
     shape("rate 40M");
     const Transfer transfer = begin(seconds(20));
     shape("cut");
-    EXPECT_TRUE(eventually([&] { return target_->ask("describe").find("\"sessions\":0") != std::string::npos; },
-                           kPatience + kSlack));
-    EXPECT_EQ(target_->ask("unregister 1000"), "ok");
+    const Stopwatch watch;
+    EXPECT_TRUE(eventually([&] { return target_->ask("describe").find("\"sessions\":0") != std::string::npos; }));
+    EXPECT_LT(watch.elapsed(), kPatience + kSlack);
+    EXPECT_EQ(target_->ask("unregister 10000"), "ok");
     const std::vector<std::byte> memory = target_->memory();
     in_the_middle_of_one = in_the_middle(transfer.wait(), kBytes);
     heal();
@@ -214,13 +220,18 @@ class NetworkFaultsOfNotifications : public OnALink<::testing::Test> {
   void SetUp() override {
     OnALink::SetUp();
     if (IsSkipped()) return;
-    initiator_.emplace("tcp", 4096, AuthConfig(), milliseconds(kHeartbeat));
+    start(4, 3);
+  }
+  void start(int our_misses, int their_misses) {
+    owner_.reset();
+    initiator_.emplace("tcp", 4096, AuthConfig(), milliseconds(kHeartbeat), our_misses);
     EngineConfig config;
     config.engine_id = "owner";
     config.listen = Link::address(Side::left) + ":7100";
     config.allow_open = true;
     config.fabrics = {"tcp"};
     config.heartbeat = milliseconds(kHeartbeat);
+    config.missed_heartbeats = their_misses;
     config.logger = make_null_logger();
     const Inside left(*link_, Side::left);
     owner_ = must(Engine::create(config));
@@ -250,6 +261,7 @@ class NetworkFaultsOfNotifications : public OnALink<::testing::Test> {
 };
 
 TEST_F(NetworkFaultsOfNotifications, LossDelayAndDuplicatesLoseAndRepeatNone) {
+  start(kPatient, kPatient);
   for (const char* command : {"delay 2ms", "loss 0.02", "duplicate 0.02"}) shape(command);
   for (const Transfer& one : send(300, 3000, seconds(60))) EXPECT_EQ(text_of(one.wait()), "ok");
   EXPECT_GT(stats().lost, 0u);
@@ -261,22 +273,21 @@ TEST_F(NetworkFaultsOfNotifications, ACutFailsThoseThatAreNotAcknowledgedAndHeal
   bool in_the_middle_of_them = false;
   for (int attempt = 0; attempt < 10 && !in_the_middle_of_them; ++attempt) {
     shape("rate 20M");
-    const SystemClock clock;
     const std::vector<Transfer> all = send(60, 100000, seconds(20));
     EXPECT_TRUE(eventually([&] { return all[10].done(); }));
     shape("cut");
-    const TimePoint cut_at = clock.now();
+    const Stopwatch since_the_cut;
     int acknowledged = 0;
     std::string why;
     for (const Transfer& one : all) {
       const Outcome outcome = one.wait();
       outcome.status.ok() ? ++acknowledged : (why = text_of(outcome), 0);
     }
-    EXPECT_LT(clock.now() - cut_at, kPatience + kSlack);
+    EXPECT_LT(since_the_cut.elapsed(), kPatience + kSlack);
     in_the_middle_of_them = acknowledged > 0 && acknowledged < 60;
     if (in_the_middle_of_them) {
       EXPECT_THAT(why, ContainsRegex("notification to peer \"owner\" \\(10\\.77\\.0\\.1:7100\\) failed after "
-                                     "[0-9]+\\.[0-9] s: no heartbeat for [1-9]\\.[0-9] s"));
+                                     "[0-9]+\\.[0-9] s: no heartbeat for [1-9][0-9]*\\.[0-9] s"));
       EXPECT_GE(taken().size(), static_cast<size_t>(acknowledged));
     }
     heal();

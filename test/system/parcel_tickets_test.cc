@@ -15,7 +15,6 @@
 namespace kvferry::test {
 namespace {
 
-using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr uint32_t kBlocks = 8;
@@ -57,7 +56,7 @@ class Reader {
     claim.mutable_group()->set_tp_size(1);
     claim.mutable_group()->set_pp_size(1);
     claim.set_fingerprint("model");
-    claim.set_remaining_ms(1000);
+    claim.set_remaining_ms(30000);
     claim.set_selection(encode(selection));
     tcp::Header header;
     header.type = tcp::FrameType::fetch;
@@ -106,6 +105,7 @@ class ParcelTickets : public ::testing::Test {
     config.engine_id = "owner";
     config.fabrics = {"tcp"};
     config.strict = true;
+    config.missed_heartbeats = 60;  // readers by hand send none
     config.logger = make_null_logger();
     engine_ = must(Engine::create(config));
     region_ = must(engine_->register_memory(cache_.data(), kCacheBytes, MemoryKind::host, kPrivate));
@@ -175,8 +175,8 @@ TEST_F(ParcelTickets, OpenNothingToAnotherReader) {
 }
 
 TEST_F(ParcelTickets, OpenNothingBehindTheLease) {
-  publish(milliseconds(300));
   Reader honest = reader("honest");
+  publish(seconds(2));
   ASSERT_TRUE(honest.fetch(1, "g", kBlockTokens).granted);
   ASSERT_TRUE(must(engine_->completion_fd()) >= 0);
   while (parcels_->status("t")) static_cast<void>(parcels_->take_released());

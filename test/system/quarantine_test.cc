@@ -40,6 +40,7 @@ class Quarantine : public ::testing::Test {
     options.fabric = "local";
     options.bytes = kBytes;
     options.heartbeat_ms = heartbeat_ms_;
+    options.missed_heartbeats = 3;
     writer_.emplace(Target::start(options));
     ASSERT_EQ(writer_->ask("fill 7"), "ok");
     std::fill(memory_.begin(), memory_.end(), std::byte{0});  // whoever wrote before is dead
@@ -67,7 +68,6 @@ class Quarantine : public ::testing::Test {
   // Kills the writer in the middle of a copy, which shows in memory that it has filled in part; with a child of it that
   // lives on. Then the owner takes its memory back.
   void expect_killed_writer_holds_nothing(bool with_child) {
-    const SystemClock clock;
     bool in_the_middle = false;
     for (int attempt = 0; attempt < 30 && !in_the_middle; ++attempt) {
       pid_t child = 0;
@@ -79,9 +79,9 @@ class Quarantine : public ::testing::Test {
       ASSERT_TRUE(writer_->process().kill().ok());
       const std::vector<std::byte> left = look();
       in_the_middle = std::count(left.begin(), left.end(), left.front()) < static_cast<ptrdiff_t>(kBytes);
-      const TimePoint began = clock.now();
-      EXPECT_TRUE(region_.unregister(seconds(5)).ok());
-      EXPECT_LT(clock.now() - began, seconds(1));
+      const Stopwatch watch;
+      EXPECT_TRUE(region_.unregister(seconds(30)).ok());
+      EXPECT_LT(watch.elapsed(), seconds(1));
       if (child != 0) {
         EXPECT_EQ(::kill(child, SIGKILL), 0);
       }
@@ -125,10 +125,9 @@ TEST_F(Quarantine, AWriterKilledInTheMiddleWhoseForkedChildLivesHoldsNothing) {
 }
 
 TEST_F(Quarantine, ALiveWriterLeavesAtOnce) {
-  const SystemClock clock;
-  const TimePoint began = clock.now();
-  EXPECT_TRUE(region_.unregister(seconds(5)).ok());
-  EXPECT_LT(clock.now() - began, seconds(2));
+  const Stopwatch watch;
+  EXPECT_TRUE(region_.unregister(seconds(30)).ok());
+  EXPECT_LT(watch.elapsed(), seconds(2));
   memory_.assign(kBytes, std::byte{1});
   EXPECT_EQ(writer_->ask("notifications"), "0");  // it lives
   EXPECT_EQ(std::count(memory_.begin(), memory_.end(), std::byte{1}), static_cast<ptrdiff_t>(kBytes));
@@ -147,7 +146,7 @@ TEST_F(Quarantine, AStoppedWriterKeepsTheRangeUntilItIsQuiet) {
 
   ASSERT_TRUE(writer_->process().resume().ok());
   pollfd event{fd_, POLLIN, 0};
-  ASSERT_EQ(::poll(&event, 1, 20000), 1) << "quiet again was not told";
+  ASSERT_EQ(::poll(&event, 1, 40000), 1) << "quiet again was not told";
   EXPECT_THAT(owner_->take_completed(), ::testing::Contains(uint64_t{0}));
   EXPECT_THAT(owner_->describe(), ::testing::HasSubstr("\"quarantined\":[]"));
   EXPECT_TRUE(register_again().ok());

@@ -39,7 +39,7 @@ class SocketStreamTest : public ::testing::Test {
   }
   template <class Condition>
   bool turn_until(const Condition& condition) {
-    const TimePoint end = loop_->now() + seconds(10);
+    const TimePoint end = loop_->now() + seconds(60);
     while (!condition() && loop_->now() < end) loop_->run_once(loop_->now() + milliseconds(10), nothing_pending_);
     return condition();
   }

@@ -55,7 +55,7 @@ TEST(SimServingThreads, ClientsInManyThreadsGetTheirOwnAnswers) {
           if (update.end) done.set_value();
         });
         if (i % kEach == 4) server.serving().abort(id);
-        ASSERT_EQ(done.get_future().wait_for(std::chrono::seconds(50)), std::future_status::ready);
+        ASSERT_EQ(done.get_future().wait_for(std::chrono::seconds(120)), std::future_status::ready);
       }
     });
   }

@@ -23,7 +23,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr in_port_t kPort = 7100;
-constexpr int kLongMs = 20'000;
+constexpr int kLongMs = 60'000;
 
 // A TCP connection across a link: `client` on the left, `server` on the right.
 class LinkTest : public testing::Test {
@@ -136,9 +136,9 @@ TEST_F(LinkTest, DelaysEachWay) {
   const Duration one_way = round_trip();
   EXPECT_GE(one_way, milliseconds(30));
   command("delay 0");
-  // The fastest of a few, on a machine that may be busy.
+  // The fastest of many, on a machine that may be busy.
   Duration fastest = seconds(1);
-  for (int i = 0; i < 20; ++i) fastest = std::min(fastest, round_trip());
+  for (int i = 0; i < 1000 && fastest >= milliseconds(30); ++i) fastest = std::min(fastest, round_trip());
   EXPECT_LT(fastest, milliseconds(30));
 }
 
@@ -180,9 +180,12 @@ TEST_F(LinkTest, LosesTheAskedShareOfDatagrams) {
 TEST_F(LinkTest, LimitsTheRate) {
   connect_both();
   command("rate 2M");
-  const double megabytes_per_second = 1.0 / kvferry::seconds(stream(1 << 20));
-  EXPECT_LT(megabytes_per_second, 2.1);
-  EXPECT_GT(megabytes_per_second, 0.5);
+  // Never faster, and as fast as that in one of a few, on a machine that may be busy.
+  double fastest = 0;
+  for (int i = 0; i < 40 && fastest <= 0.5; ++i)
+    fastest = std::max(fastest, 0.25 / kvferry::seconds(stream(256 << 10)));
+  EXPECT_LT(fastest, 2.1);
+  EXPECT_GT(fastest, 0.5);
 }
 
 TEST_F(LinkTest, CarriesNothingWhileCutAndGoesOnAfterwards) {
@@ -191,7 +194,8 @@ TEST_F(LinkTest, CarriesNothingWhileCutAndGoesOnAfterwards) {
   command("cut");
   ASSERT_EQ(::send(client_.get(), "x", 1, 0), 1);
   EXPECT_FALSE(readable(server_, 300));
-  EXPECT_GT(link_->stats()->cut, 0u);
+  // It answers commands before it looks at packets.
+  EXPECT_TRUE(eventually([&] { return link_->stats()->cut > 0; }));
   command("heal");
   EXPECT_TRUE(readable(server_, kLongMs)) << "TCP sends the byte again";
 }
@@ -211,7 +215,7 @@ TEST_F(LinkTest, RunsProcessesOnEitherSide) {
   options.network_namespace = link_->network_namespace(Side::right);
   auto process = Process::spawn("/bin/sh", options);
   ASSERT_TRUE(process.ok());
-  const auto line = process->read_line_with("inet", seconds(20));
+  const auto line = process->read_line_with("inet", seconds(60));
   ASSERT_TRUE(line.ok()) << line.error().to_string();
   EXPECT_NE(line->find(Link::address(Side::right) + "/24"), std::string::npos) << *line;
 }

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "common/config.h"
+#include "test/support/free_port.h"
 #include "test/support/process.h"
 #include "test/support/sanitized.h"
 
@@ -19,7 +20,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 struct Actor {
-  std::string role, name, listen = "127.0.0.1:0", fabrics;
+  std::string role, name, listen = free_address(), fabrics;  // all its lives are there
   std::optional<Process> process;
   std::string address, instance;
   size_t expected = 0;  // ends that it owes
@@ -49,13 +50,12 @@ class ParcelChaos : public ::testing::Test {
     auto spawned = Process::spawn(KVF_PARCEL_ACTOR, options);
     ASSERT_TRUE(spawned.ok()) << spawned.error().to_string();
     actor.process.emplace(std::move(*spawned));
-    const auto line = actor.process->read_line(seconds(30));
+    const auto line = actor.process->read_line(seconds(60));
     ASSERT_TRUE(line.ok()) << line.error().to_string();
     std::istringstream words(*line);
     std::string ready;
     words >> ready >> actor.address >> actor.instance;
     ASSERT_EQ(ready, "ready") << *line;
-    actor.listen = actor.address;  // the next life is there, too
     actor.expected = 0;
     actor.stopped_until = {};
   }
@@ -63,7 +63,7 @@ class ParcelChaos : public ::testing::Test {
   std::optional<Facts> facts_of(Actor& actor) {
     if (!actor.process->write("facts\n").ok()) return std::nullopt;
     while (true) {
-      const auto line = actor.process->read_line(seconds(10));
+      const auto line = actor.process->read_line(seconds(60));
       if (!line.ok()) return std::nullopt;
       if (!line->starts_with("facts ")) {
         on_line(actor, *line);
@@ -166,13 +166,13 @@ class ParcelChaos : public ::testing::Test {
     for (Actor& reader : readers_)
       if (reader.stopped_until != TimePoint()) resume(reader);
     for (Actor& reader : readers_) {
-      for (const TimePoint until = clock_.now() + seconds(20); reader.expected > 0 && clock_.now() < until;)
+      for (const TimePoint until = clock_.now() + seconds(60); reader.expected > 0 && clock_.now() < until;)
         drain(reader, milliseconds(20));
       EXPECT_EQ(reader.expected, 0u) << reader.name << " owes outcomes";
     }
     for (Actor& owner : owners_) {
       Facts last;
-      const TimePoint until = clock_.now() + seconds(20);
+      const TimePoint until = clock_.now() + seconds(60);
       do {
         const auto facts = facts_of(owner);
         ASSERT_TRUE(facts) << owner.name << " has ended";
@@ -189,7 +189,7 @@ class ParcelChaos : public ::testing::Test {
     for (Actor& reader : readers_) ASSERT_TRUE(reader.process->kill().ok());
     for (Actor& owner : owners_) {
       Facts last;
-      const TimePoint until = clock_.now() + seconds(20);
+      const TimePoint until = clock_.now() + seconds(60);
       do {
         const auto facts = facts_of(owner);
         ASSERT_TRUE(facts);
@@ -218,7 +218,7 @@ TEST_F(ParcelChaos, NoAcceptedReadHoldsAnythingButItsParcelAndNothingLivesOn) {
   const auto wanted = Environment::of_process().size("KVFERRY_TEST_PARCELS", 10000);
   ASSERT_TRUE(wanted.ok());
   wanted_ = *wanted;
-  end_ = clock_.now() + seconds(30) + milliseconds(wanted_ * 20);
+  end_ = clock_.now() + seconds(30) + milliseconds(wanted_ * 20) * kSlower;
   for (const char* name : {"owner-a", "owner-b"}) add(owners_, "owner", name, "local,tcp");
   const std::pair<const char*, const char*> readers[] = {
       {"reader-a", "local"}, {"reader-b", "tcp"}, {"reader-c", "local,tcp"}, {"reader-d", "tcp"}};
@@ -243,7 +243,7 @@ TEST_F(ParcelChaos, NoAcceptedReadHoldsAnythingButItsParcelAndNothingLivesOn) {
   for (const auto& [state, count] : ends_) std::printf(" %s %zu", state.c_str(), count);
   std::printf("\n");
   // A reader that is stopped cannot end anything; one that runs has no excuse but the machine's.
-  EXPECT_LT(milliseconds(latest_), longest_pause_ + milliseconds(500 * kSlower)) << "after its deadline";
+  EXPECT_LT(milliseconds(latest_), longest_pause_ + milliseconds(2000 * kSlower)) << "after its deadline";
   EXPECT_GT(ends_["accepted"], published_ / 5);
   EXPECT_GT(ends_["stale"] + ends_["gone"], 0u);
   EXPECT_GT(ends_["conflict"], 0u);
