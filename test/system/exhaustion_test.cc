@@ -172,23 +172,30 @@ TEST_F(LimitsTest, AFrameOfFourGibibytesIsNamed) {
 // It asks, and never takes an answer.
 TEST_F(LimitsTest, ASessionThatNeverReadsIsGivenUpAndNamed) {
   start();
-  RawConnection liar = attack();
-  liar.read_little();
-  ASSERT_TRUE(liar.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
   proto::Frame wanted;
   wanted.mutable_lane_tokens_wanted();
   std::string asks;
   for (int i = 0; i < 1000; ++i) asks += RawConnection::encode(wanted);
   const uint64_t before = resident_bytes();
   uint64_t most = 0;
-  int bursts = 0;
-  for (; bursts < 2000 && liar.send(asks); ++bursts) {
-    if (bursts % 20 != 0) continue;
-    note_wait();
-    most = std::max(most, resident_bytes());
+  const auto said = [&](const char* words) { return lines_->text().find(words) != std::string::npos; };
+  for (int attempt = 0; attempt < 5 && !said("does not read its session"); ++attempt) {
+    const std::string name = "deaf" + std::to_string(attempt);
+    RawConnection liar = attack();
+    liar.read_little();
+    ASSERT_TRUE(liar.send(encode_session_preface() + RawConnection::encode(hello(name))));
+    int bursts = 0;
+    for (; bursts < 2000 && liar.send(asks); ++bursts) {
+      if (bursts % 20 != 0) continue;
+      note_wait();
+      most = std::max(most, resident_bytes());
+    }
+    EXPECT_LT(bursts, 2000);
+    EXPECT_TRUE(eventually([&] { return said(("\"" + name + "\" ended").c_str()); }));
+    // Where the machine stands still, the kernel may be first.
+    if (!said("Connection timed out")) break;
   }
-  EXPECT_LT(bursts, 2000);
-  expect_named("does not read its session", "\"deaf\"");
+  expect_named("does not read its session", "\"deaf");
   if (!kSanitized) {
     EXPECT_LT(most, before + (uint64_t{32} << 20));
   }
