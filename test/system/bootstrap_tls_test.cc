@@ -46,7 +46,7 @@ class BootstrapTls : public ::testing::Test {
     return made;
   }
   std::unique_ptr<BlockingClient> client(const std::string& ca_file) {
-    return must(BlockingClient::create({.token = "token", .timeout = std::chrono::seconds(30), .ca_file = ca_file}));
+    return must(BlockingClient::create({.token = "token", .timeout = std::chrono::seconds(10), .ca_file = ca_file}));
   }
   static std::string url_of(const Server& server, const char* scheme = "https") {
     return std::string(scheme) + "://127.0.0.1:" + std::to_string(server.port());

@@ -52,7 +52,7 @@ class Bystanders {
     config.fabrics = {"tcp"};
     config.heartbeat = std::chrono::milliseconds(300);
     config.missed_heartbeats = kPatient;
-    config.connect_timeout = std::chrono::seconds(30);
+    config.connect_timeout = std::chrono::seconds(10);
     config.logger = make_null_logger();
     return config;
   }
@@ -88,8 +88,11 @@ class Bystanders {
     for (int i = 0; i < count; ++i) {
       const Duration before = watch.seen_standing_still();
       const TimePoint began = clock.now();
-      EXPECT_TRUE(must(initiator_->notify(peer_, {"n", "x"})).wait().status.ok());
+      const Status status = must(initiator_->notify(peer_, {"n", "x"})).wait().status;
       const Duration took = clock.now() - began;
+      if (!status.ok()) {  // an impatient owner may take a machine that stands still for a death
+        EXPECT_GT(watch.stood_still() - before, std::chrono::milliseconds(200)) << status.error().to_string();
+      }
       if (took > longest) longest = std::max(longest, took - (watch.stood_still() - before));
       static_cast<void>(owner_->notifications());
     }

@@ -47,6 +47,30 @@ class LimitsTest : public ::testing::Test {
   Engine& owner() { return honest_->owner(); }
   RawConnection attack() { return RawConnection::dial(owner().address(), kAttacker); }
   void note_wait() { longest_ = std::max(longest_, honest_->longest_wait(5)); }
+  // A session that says that it lives, and takes nothing of what it has asked for. How long it was there.
+  Duration take_nothing_of_a_lane() {
+    RawConnection session = attack();
+    EXPECT_TRUE(session.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
+    const proto::Welcome welcome = session.receive_frame(proto::Frame::kWelcome).welcome();
+    if (welcome.lane_tokens().empty()) return {};
+    RawConnection lane = attack();
+    lane.read_little();
+    tcp::Header ask;
+    ask.type = tcp::FrameType::read;
+    std::string asks = encode_lane_preface({welcome.session_id(), welcome.lane_tokens(0), 1});
+    for (int i = 0; i < 100; ++i) asks += lane_frame(ask, span_table(honest_->region().id(), 0, Bystanders::kBytes));
+    EXPECT_TRUE(lane.send(asks));
+    proto::Frame alive;
+    alive.mutable_heartbeat();
+    const auto asked = std::chrono::steady_clock::now();
+    EXPECT_TRUE(eventually(
+        [&] {
+          note_wait();
+          return !session.send(RawConnection::encode(alive));
+        },
+        seconds(60)));
+    return std::chrono::steady_clock::now() - asked;
+  }
   // How the others fared meanwhile.
   void expect_service(const std::string& what) {
     std::printf("%s: the longest of the others' round trips took %.1f ms\n", what.c_str(),
@@ -148,23 +172,30 @@ TEST_F(LimitsTest, AFrameOfFourGibibytesIsNamed) {
 // It asks, and never takes an answer.
 TEST_F(LimitsTest, ASessionThatNeverReadsIsGivenUpAndNamed) {
   start();
-  RawConnection liar = attack();
-  liar.read_little();
-  ASSERT_TRUE(liar.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
   proto::Frame wanted;
   wanted.mutable_lane_tokens_wanted();
   std::string asks;
   for (int i = 0; i < 1000; ++i) asks += RawConnection::encode(wanted);
   const uint64_t before = resident_bytes();
   uint64_t most = 0;
-  int bursts = 0;
-  for (; bursts < 2000 && liar.send(asks); ++bursts) {
-    if (bursts % 20 != 0) continue;
-    note_wait();
-    most = std::max(most, resident_bytes());
+  const auto said = [&](const char* words) { return lines_->text().find(words) != std::string::npos; };
+  for (int attempt = 0; attempt < 5 && !said("does not read its session"); ++attempt) {
+    const std::string name = "deaf" + std::to_string(attempt);
+    RawConnection liar = attack();
+    liar.read_little();
+    ASSERT_TRUE(liar.send(encode_session_preface() + RawConnection::encode(hello(name))));
+    int bursts = 0;
+    for (; bursts < 2000 && liar.send(asks); ++bursts) {
+      if (bursts % 20 != 0) continue;
+      note_wait();
+      most = std::max(most, resident_bytes());
+    }
+    EXPECT_LT(bursts, 2000);
+    EXPECT_TRUE(eventually([&] { return said(("\"" + name + "\" ended").c_str()); }));
+    // Where the machine stands still, the kernel may be first.
+    if (!said("Connection timed out")) break;
   }
-  EXPECT_LT(bursts, 2000);
-  expect_named("does not read its session", "\"deaf\"");
+  expect_named("does not read its session", "\"deaf");
   if (!kSanitized) {
     EXPECT_LT(most, before + (uint64_t{32} << 20));
   }
@@ -173,32 +204,19 @@ TEST_F(LimitsTest, ASessionThatNeverReadsIsGivenUpAndNamed) {
 
 // It says that it lives, and takes nothing of what it has asked for.
 TEST_F(LimitsTest, ALaneThatIsNeverReadEndsTheSessionAndIsNamed) {
-  // It is ended after ten times its patience, of which a machine that stands still for a while does not use up one.
   start([](EngineConfig& config) {
     config.heartbeat = std::chrono::milliseconds(100);
-    config.missed_heartbeats = 15;
+    config.missed_heartbeats = 10;  // ten times that: before the kernel gives up the lane
   });
-  RawConnection session = attack();
-  ASSERT_TRUE(session.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
-  const proto::Welcome welcome = session.receive_frame(proto::Frame::kWelcome).welcome();
-  ASSERT_FALSE(welcome.lane_tokens().empty());
-  RawConnection lane = attack();
-  lane.read_little();
-  tcp::Header ask;
-  ask.type = tcp::FrameType::read;
-  std::string asks = encode_lane_preface({welcome.session_id(), welcome.lane_tokens(0), 1});
-  for (int i = 0; i < 100; ++i) asks += lane_frame(ask, span_table(honest_->region().id(), 0, Bystanders::kBytes));
-  ASSERT_TRUE(lane.send(asks));
-  proto::Frame alive;
-  alive.mutable_heartbeat();
-  const auto asked = std::chrono::steady_clock::now();
-  EXPECT_TRUE(eventually(
-      [&] {
-        note_wait();
-        return !session.send(RawConnection::encode(alive));
-      },
-      seconds(90)));
-  EXPECT_GT(std::chrono::steady_clock::now() - asked, seconds(2)) << "ended for another reason";
+  Duration there{0};
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const Stopwatch watch;
+    there = take_nothing_of_a_lane();
+    // Else the machine's silence may have ended it.
+    const bool named = lines_->text().find("does not read its lane") != std::string::npos;
+    if (named || watch.stood_still() < std::chrono::milliseconds(500)) break;
+  }
+  EXPECT_GT(there, seconds(2)) << "ended for another reason";
   expect_named("does not read its lane", "\"deaf\"");
   expect_service("a lane that is never read");
 }

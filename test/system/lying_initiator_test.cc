@@ -114,7 +114,8 @@ TEST_F(LyingInitiator, AFloodOfStrangersDelaysNobody) {
 }
 
 TEST_F(LyingInitiator, ASessionThatSaysNoHello) {
-  RawConnection silent = RawConnection::dial(honest_.owner().address());
+  Bystanders impatient({}, [](EngineConfig& config) { config.missed_heartbeats = 10; });
+  RawConnection silent = RawConnection::dial(impatient.owner().address());
   ASSERT_TRUE(silent.send(encode_session_preface()));
   EXPECT_TRUE(silent.is_closed());
 }

@@ -247,8 +247,10 @@ TEST_P(PeerFaults, ATransferBegunOnASessionThatThePeerHasEndedDialsAgain) {
   for (int attempt = 0; attempt < 20 && over; ++attempt) {
     over = false;
     must(initiator_.engine().submit(large)).on_done([&, here = std::this_thread::get_id()](const Outcome&) {
-      over = std::this_thread::get_id() == here;  // already: nothing would be held
-      if (over) return;
+      if (std::this_thread::get_id() == here) {  // over already: nothing would be held
+        over = true;
+        return;
+      }
       held.set_value();
       release.get_future().wait();
     });
