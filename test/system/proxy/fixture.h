@@ -112,9 +112,9 @@ class ProxySystem : public testing::Test {
 
   // The limit is for a broken test: longer than this machine ever stands still.
   template <class Condition>
-  bool until(Condition condition, Duration limit = 30s) {
+  bool until(Condition condition) {
     const SystemClock real;
-    const TimePoint end = real.now() + limit;
+    const TimePoint end = real.now() + 30s;
     while (!condition()) {
       if (real.now() >= end) return false;
       loop.restart();
