@@ -51,7 +51,7 @@ class Owner:
 
 
 def eventually(look: Callable[[], Any]) -> Any:  # noqa: ANN401
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (seen := look()):
         assert time.monotonic() < deadline
     return seen
@@ -87,7 +87,7 @@ class Reader:
     def read(self, owners: list[Owner], transfer_id: str = "x", **more: Any) -> kvferry.ParcelReading:  # noqa: ANN401
         peers = [self.engine.peer(owner.address) for owner in owners]
         told: dict[str, Any] = {"fingerprint": "f", "group": "decoder", "expected_instance": "prefiller"}
-        return self.parcels.read(transfer_id, peers, [MINE], **{"timeout": 10.0} | told | more)
+        return self.parcels.read(transfer_id, peers, [MINE], **{"timeout": 60.0} | told | more)
 
 
 def publish(owner: Owner, transfer_id: str = "x", **more: Any) -> Any:  # noqa: ANN401
@@ -153,7 +153,7 @@ def test_withdrawn_and_cancelled_reads_end_at_once(start_owner: Callable[..., Ow
     withdrawn, cancelled = reader.read([owner], "x"), reader.read([owner], "y")
     owner.ask("withdraw", transfer_id="x")
     with pytest.raises(kvferry.Error) as gone:
-        withdrawn.wait(5)
+        withdrawn.wait(30)
     assert gone.value.code == "gone"
     cancelled.cancel()
     outcome = cancelled.poll()
