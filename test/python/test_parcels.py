@@ -191,7 +191,7 @@ def test_heads_are_dealt_out_anew(
 
 def test_bootstrap_tells_the_workers_and_releases(start_owner: Callable[..., Owner], base_port: int) -> None:
     owners = [start_owner(2, rank) for rank in range(2)]
-    client = kvferry.BootstrapClient()
+    client = kvferry.BootstrapClient(timeout=30)
     base = f"http://127.0.0.1:{base_port}"
 
     def registered() -> list[kvferry.RegisteredWorker]:
@@ -203,7 +203,8 @@ def test_bootstrap_tells_the_workers_and_releases(start_owner: Callable[..., Own
     assert all(worker.engine_id == "prefiller" for worker in workers.values())
     for owner in owners:
         publish(owner)
-    assert client.release(base, "x", force=True) == "acknowledged"
+    # It is pending where not all ranks have answered within a second and a half.
+    assert eventually(lambda: client.release(base, "x", force=True) == "acknowledged")
     for owner in owners:
         assert owner.released() == [["x", "released"]]
 
@@ -228,11 +229,11 @@ def test_bootstrap_asks_for_its_token_and_speaks_tls(tmp_path: Path, base_port: 
         ca_file=str(authority),
     )
     base = f"https://127.0.0.1:{server.port}"
-    known = kvferry.BootstrapClient(token=f"@{token}", ca_file=str(authority))
+    known = kvferry.BootstrapClient(timeout=30, token=f"@{token}", ca_file=str(authority))
     assert eventually(lambda: known.workers(base))[0].http == base
     assert known.release(base, "x", force=True) == "acknowledged"
     with pytest.raises(kvferry.Error) as refused:
-        kvferry.BootstrapClient(ca_file=str(authority)).release(base, "x", force=True)
+        kvferry.BootstrapClient(timeout=30, ca_file=str(authority)).release(base, "x", force=True)
     assert refused.value.code == "permission_denied"
     with pytest.raises(kvferry.Error, match="trust"):
         kvferry.BootstrapClient().workers(base)
