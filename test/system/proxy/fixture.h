@@ -84,6 +84,7 @@ class ProxySystem : public testing::Test {
     config.access_log = "none";
     config.min_prompt_bytes = 0;
     config.health_interval = 50ms;
+    config.connect_timeout = 1min;  // two lost packets on a bad link are three seconds
     config.log_level = LogLevel::off;
   }
   ~ProxySystem() override { proxy.reset(); }

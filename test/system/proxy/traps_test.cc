@@ -124,7 +124,8 @@ TEST_F(Traps, Trap07ConnectionsThatABackendClosedAreNotUsedAgain) {
       size_t answers = 0;
       for (size_t at = 0; (at = asked->received().find(wanted, at)) != std::string::npos; ++at) ++answers;
       return answers == static_cast<size_t>(i);
-    })) << i;
+    })) << i
+        << ": " << asked->received().substr(asked->received().size() - std::min<size_t>(asked->received().size(), 700));
   }
   EXPECT_FALSE(asked->has("HTTP/1.1 5"));
 }
