@@ -185,7 +185,8 @@ TEST_F(ReleaseOnEveryPath, DrainLetsStreamsFinish) {
 class PrefillerRestarts : public ProxySystem {};
 
 TEST_F(PrefillerRestarts, TheDecoderGetsTheNewEngineId) {
-  config.upstream_idle = 1h;  // a connection that its prefiller has closed says that it was restarted
+  config.upstream_idle = 1h;    // a connection that its prefiller has closed says that it was restarted
+  config.health_interval = 1h;  // and no look at the bootstrap server is under way meanwhile
   start();
   EXPECT_EQ(ask(kPrompt)->status(), 200);
   prefiller.stop();

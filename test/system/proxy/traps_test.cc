@@ -156,13 +156,16 @@ TEST_F(Traps, Trap09AClientThatLeavesBeforeTheDecoderAnswersReleasesTheParcel) {
     auto asked = client();
     asked->send(request("/v1/completions", kPrompt));
     ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+    const std::string id = member_text(prefiller.seen.back().body, "transfer_id");
     const TimePoint left = clock.now();
     asked->leave();
-    ASSERT_TRUE(until([&] { return bootstrap.released.size() > i && decoder.clients_lost > i; }));
+    ASSERT_TRUE(until([&] {
+      const auto& released = bootstrap.released;  // one of them twice where its acknowledgement was late
+      return decoder.clients_lost > i && std::find(released.begin(), released.end(), id) != released.end();
+    }));
     quickest = std::min(quickest, clock.now() - left);
-    EXPECT_EQ(bootstrap.released[i], member_text(prefiller.seen.at(i).body, "transfer_id"));
-    EXPECT_TRUE(bootstrap.asked[i].ends_with("?force=1"));
   }
+  for (const std::string& target : bootstrap.asked) EXPECT_TRUE(target.ends_with("?force=1")) << target;
   EXPECT_LT(quickest, 300ms);
   EXPECT_TRUE(nothing_pinned());
 }
