@@ -18,6 +18,7 @@ namespace asio = boost::asio;
 constexpr size_t kSpareDescriptors = 200;  // listeners, probes, releases, logs
 constexpr Duration kDrainPoll = std::chrono::milliseconds(20);
 constexpr Duration kReleaseGrace = std::chrono::seconds(5);
+constexpr Duration kRunOut = std::chrono::seconds(60);  // of requests that were told to end
 
 // A client's connection takes one to a backend along.
 size_t connection_limit(const ProxyConfig& config) {
@@ -179,7 +180,7 @@ Proxy::~Proxy() {
   if (core_->end_canary) core_->end_canary();
   if (core_->admin) core_->admin->close();
   core_->loop.restart();
-  const TimePoint limit = after(core_->deadlines.now(), kReleaseGrace);
+  const TimePoint limit = after(core_->deadlines.now(), kRunOut);
   while (core_->admission.running() > 0 && core_->deadlines.now() < limit) core_->loop.run_one_for(kDrainPoll);
   KVF_CHECK(core_->admission.running() == 0);
 }

@@ -4,6 +4,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 #include "http/json.h"
 
@@ -50,11 +51,21 @@ std::string member_text(const std::string& json, const std::string& name) {
 }
 
 MockServer::MockServer(asio::io_context& loop, http::Deadlines& deadlines, uint16_t port, std::string host)
-    : loop_(loop), deadlines_(deadlines), port_(port), host_(std::move(host)) {
+    : loop_(loop), deadlines_(deadlines), port_(port), host_(std::move(host)), reserved_(loop) {
+  if (port == 0) reserve();
   start();
 }
 
 MockServer::~MockServer() = default;
+
+// The kernel gives a port that is bound to nobody else, and refuses connections to it as long as nobody listens.
+void MockServer::reserve() {
+  const asio::ip::tcp::endpoint anywhere(asio::ip::make_address(host_), 0);
+  reserved_.open(anywhere.protocol());
+  reserved_.set_option(asio::ip::tcp::acceptor::reuse_address(true));
+  reserved_.bind(anywhere);
+  port_ = reserved_.local_endpoint().port();
+}
 
 void MockServer::start() {
   server_ = listen(loop_, deadlines_, port_, host_,
@@ -68,11 +79,20 @@ void MockServer::stop() {
 
 asio::awaitable<void> MockServer::sleep(Duration span, http::ResponseWriter& writer) {
   if (span <= Duration(0) || writer.gone()) co_return;
-  asio::steady_timer timer(loop_);
-  timer.expires_after(span);
-  writer.on_gone([&timer] { timer.cancel(); });
-  co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
+  const auto timer = std::make_shared<asio::steady_timer>(loop_);
+  timer->expires_after(span);
+  if (span == kUntilWoken) asleep_.push_back(timer);
+  writer.on_gone([timer] { timer->cancel(); });
+  co_await timer->async_wait(asio::as_tuple(asio::use_awaitable));
   writer.on_gone(nullptr);
+}
+
+size_t MockServer::wake() {
+  size_t woken = 0;
+  for (const auto& one : std::exchange(asleep_, {})) {
+    if (const auto timer = one.lock()) woken += timer->cancel();
+  }
+  return woken;
 }
 
 asio::awaitable<void> MockServer::serve(http::Request& request, http::ResponseWriter& writer) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <functional>
 #include <map>
@@ -17,6 +18,9 @@ namespace kvferry::proxy::mock {
 // Stand-ins for vLLM servers: real sockets and real HTTP, no model. Used by the system tests and by the bench.
 
 enum class Body { sized, chunked, until_close };
+
+// A delay or pause that ends when the mock is told to wake().
+constexpr Duration kUntilWoken = std::chrono::hours(1);
 
 // How a mock answers; may be changed while it runs.
 struct Behaviour {
@@ -52,9 +56,11 @@ class MockServer {
 
   uint16_t port() const { return server_->port(); }
   std::string url() const { return "http://127.0.0.1:" + std::to_string(port()); }
-  // Closes its port and its connections.
+  // Closes its port and its connections. A port that was not asked for by number stays its own meanwhile.
   void stop();
   void start();
+  // Ends what lasts until then. How many requests that were.
+  size_t wake();
 
   Behaviour behaviour;
   bool record = true;
@@ -81,9 +87,12 @@ class MockServer {
   uint16_t port_;
   const std::string host_;
   std::string metrics_page() const;
+  void reserve();
 
   size_t prompts_ = 0;  // computed here
   size_t hits_ = 0;     // prompts fetched from elsewhere
+  std::vector<std::weak_ptr<boost::asio::steady_timer>> asleep_;
+  boost::asio::ip::tcp::acceptor reserved_;  // bound, and never listening
   std::unique_ptr<http::Server> server_;
 };
 

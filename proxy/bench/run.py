@@ -39,13 +39,16 @@ CASES: dict[str, tuple[str, str, str]] = {
 LEAVE = "--clients 16 --requests 4000 --streams 64"
 
 
-def free_port() -> int:
+def free_ports(count: int) -> list[int]:
     """Below those that the kernel lends to connections: it would give one away before it is used."""
-    while True:
-        port = random.randrange(20000, 32768)
+    found: list[int] = []
+    for port in random.sample(range(20000, 32768), 12768):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+                found.append(port)
+        if len(found) == count:
+            return found
+    sys.exit("no free ports are left")
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], limit: float = 60) -> None:
@@ -81,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
 
     cases = options.cases.split(",")
-    ports = {name: free_port() for name in ("port", "prefill", "decode", "bootstrap")}
+    names = ("port", "prefill", "decode", "bootstrap")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     proxies = {
         "relay": f"{options.bin}/kvferry-proxy-relay --port {{port}} --prefill {{prefill}} --decode {{decode}}",
         "relay, decoder only": f"{options.bin}/kvferry-proxy-relay --port {{port}} --decode {{decode}}",
@@ -89,8 +93,8 @@ def main() -> None:
         "--log-level error --prefill http://127.0.0.1:{prefill} {bootstrap} --decode http://127.0.0.1:{decode}",
     }
     for command in options.other:
-        names = [word.rsplit("/", 1)[-1] for word in shlex.split(command)]
-        proxies[next(name for name in names if not name.startswith("python"))] = command
+        words = [word.rsplit("/", 1)[-1] for word in shlex.split(command)]
+        proxies[next(word for word in words if not word.startswith("python"))] = command
 
     print("| case | through | figure | value | first p50/p99 us | total p50/p99 us | per s | failed | RSS KiB |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -122,9 +126,9 @@ def descriptors(pid: int) -> int:
 
 
 def leftovers(pid: int, before: int, port: int) -> str:
-    """What clients that are gone have left, once it is nothing or 10 s have passed."""
+    """What clients that are gone have left, once it is nothing or 60 s have passed."""
     names = ("pinned", "releasing", "given_up")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while True:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
             lines = page.read().decode().splitlines()

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from run import descriptors, free_port, leftovers, running
+from run import descriptors, free_ports, leftovers, running
 
 LOADS = {
     "short": "--clients 32",
@@ -39,7 +39,7 @@ def load(options: argparse.Namespace, port: int) -> dict[str, dict[str, float]]:
         for name, words in LOADS.items()
     }
     try:
-        return {name: json.loads(one.communicate(timeout=options.seconds + 60)[0]) for name, one in loads.items()}
+        return {name: json.loads(one.communicate(timeout=options.seconds + 120)[0]) for name, one in loads.items()}
     finally:
         for one in loads.values():
             one.kill()
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
     parser.add_argument("--seconds", type=int, default=20)
     options = parser.parse_args()
-    port, prefill, decode, bootstrap = (free_port() for _ in range(4))
+    port, prefill, decode, bootstrap = free_ports(4)
     mock = f"{options.bin}/kvferry-proxy-mock --prefill-port {prefill} --decode-port {decode}"
     mock += f" --bootstrap-port {bootstrap} --events 20 --pause-ms 5"
     with tempfile.NamedTemporaryFile() as log, running(shlex.split(mock), decode):

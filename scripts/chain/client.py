@@ -93,7 +93,7 @@ class Connection:
         self.writer.transport.abort()
 
 
-async def fetch(url: str, method: str = "GET", body: bytes = b"", limit_s: float = 5.0) -> tuple[int, str]:
+async def fetch(url: str, method: str = "GET", body: bytes = b"", limit_s: float = 30.0) -> tuple[int, str]:
     """Status and body of one small request; raises OSError, TimeoutError or BrokenAnswerError."""
 
     async def run() -> tuple[int, str]:

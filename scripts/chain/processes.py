@@ -59,7 +59,7 @@ class Server:
         if self.process is not None:
             self.process.wait()
 
-    def stop(self, limit_s: float = 10.0) -> int:
+    def stop(self, limit_s: float = 60.0) -> int:
         """SIGTERM and, where that does not end it, SIGKILL. The exit status."""
         if self.process is None:
             return 0
@@ -74,14 +74,14 @@ class Server:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(lines[-5:])
 
-    async def ready(self, limit_s: float = 30.0) -> None:
+    async def ready(self, limit_s: float = 90.0) -> None:
         """Returns when /health says 200."""
         end = time.monotonic() + limit_s
         while True:
             if not self.alive():
                 raise StartError(f"{self.name} ended:\n{self.last_words()}")
             try:
-                status, _ = await fetch(self.url + "/health")
+                status, _ = await fetch(self.url + "/health", limit_s=5)
                 if status == 200:
                     return
             except (OSError, TimeoutError, BrokenAnswerError):

@@ -77,7 +77,7 @@ class Chain:
         assert self.proxy is not None
         return [*self.prefillers, *self.decoders, self.single, self.proxy]
 
-    async def start(self, limit_s: float = 30.0) -> None:
+    async def start(self, limit_s: float = 90.0) -> None:
         """Starts all, and returns when the proxy would use every one of them."""
         for server in self.servers():
             server.start()

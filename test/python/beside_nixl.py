@@ -38,7 +38,7 @@ class Nixl:
         )
         transfer = self._agent.initialize_xfer("READ", to, source, self._agent.name)
         state = self._agent.transfer(transfer)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 40
         while state == "PROC" and time.monotonic() < end:
             state = self._agent.check_xfer_state(transfer)
         self._agent.release_xfer_handle(transfer)

@@ -203,7 +203,10 @@ def test_transfers_can_be_awaited(pair: Pair) -> None:
             assert np.array_equal(mine, theirs)
 
 
-def test_cancelling_the_task_cancels_the_transfer(start_child: Callable[..., Child]) -> None:
+def test_cancelling_the_task_cancels_the_transfer(
+    start_child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVFERRY_MISSED_HEARTBEATS", "1000")  # a child that is stopped for long is not lost
     child = start_child()
     with kvferry.Engine(fabrics=["tcp"]) as engine:
         mine = np.zeros(1 << 20, np.uint8)
@@ -227,7 +230,10 @@ def test_cancelling_the_task_cancels_the_transfer(start_child: Callable[..., Chi
             assert cancelled.value.code == "cancelled"
 
 
-def test_waiting_can_be_given_up_without_the_transfer(start_child: Callable[..., Child]) -> None:
+def test_waiting_can_be_given_up_without_the_transfer(
+    start_child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVFERRY_MISSED_HEARTBEATS", "1000")  # a child that is stopped for long is not lost
     child = start_child()
     with kvferry.Engine(fabrics=["tcp"]) as engine:
         mine = np.zeros(4096, np.uint8)

@@ -94,7 +94,7 @@ def test_a_notification_arrives_after_its_data(side: Side, child: Child) -> None
 
 
 def wait_until_ended(engine: TransferEngine, number: int) -> int:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (status := engine.transfer_check_status(number)) == 0 and time.monotonic() < deadline:
         time.sleep(0.001)  # pause of a wait
     return status

@@ -51,7 +51,7 @@ class Owner:
 
 
 def eventually(look: Callable[[], Any]) -> Any:  # noqa: ANN401
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (seen := look()):
         assert time.monotonic() < deadline
     return seen
@@ -87,7 +87,7 @@ class Reader:
     def read(self, owners: list[Owner], transfer_id: str = "x", **more: Any) -> kvferry.ParcelReading:  # noqa: ANN401
         peers = [self.engine.peer(owner.address) for owner in owners]
         told: dict[str, Any] = {"fingerprint": "f", "group": "decoder", "expected_instance": "prefiller"}
-        return self.parcels.read(transfer_id, peers, [MINE], **{"timeout": 10.0} | told | more)
+        return self.parcels.read(transfer_id, peers, [MINE], **{"timeout": 60.0} | told | more)
 
 
 def publish(owner: Owner, transfer_id: str = "x", **more: Any) -> Any:  # noqa: ANN401
@@ -153,7 +153,7 @@ def test_withdrawn_and_cancelled_reads_end_at_once(start_owner: Callable[..., Ow
     withdrawn, cancelled = reader.read([owner], "x"), reader.read([owner], "y")
     owner.ask("withdraw", transfer_id="x")
     with pytest.raises(kvferry.Error) as gone:
-        withdrawn.wait(5)
+        withdrawn.wait(30)
     assert gone.value.code == "gone"
     cancelled.cancel()
     outcome = cancelled.poll()
@@ -191,7 +191,7 @@ def test_heads_are_dealt_out_anew(
 
 def test_bootstrap_tells_the_workers_and_releases(start_owner: Callable[..., Owner], base_port: int) -> None:
     owners = [start_owner(2, rank) for rank in range(2)]
-    client = kvferry.BootstrapClient()
+    client = kvferry.BootstrapClient(timeout=30)
     base = f"http://127.0.0.1:{base_port}"
 
     def registered() -> list[kvferry.RegisteredWorker]:
@@ -203,7 +203,8 @@ def test_bootstrap_tells_the_workers_and_releases(start_owner: Callable[..., Own
     assert all(worker.engine_id == "prefiller" for worker in workers.values())
     for owner in owners:
         publish(owner)
-    assert client.release(base, "x", force=True) == "acknowledged"
+    # It is pending where not all ranks have answered within a second and a half.
+    assert eventually(lambda: client.release(base, "x", force=True) == "acknowledged")
     for owner in owners:
         assert owner.released() == [["x", "released"]]
 
@@ -228,11 +229,11 @@ def test_bootstrap_asks_for_its_token_and_speaks_tls(tmp_path: Path, base_port: 
         ca_file=str(authority),
     )
     base = f"https://127.0.0.1:{server.port}"
-    known = kvferry.BootstrapClient(token=f"@{token}", ca_file=str(authority))
+    known = kvferry.BootstrapClient(timeout=30, token=f"@{token}", ca_file=str(authority))
     assert eventually(lambda: known.workers(base))[0].http == base
     assert known.release(base, "x", force=True) == "acknowledged"
     with pytest.raises(kvferry.Error) as refused:
-        kvferry.BootstrapClient(ca_file=str(authority)).release(base, "x", force=True)
+        kvferry.BootstrapClient(timeout=30, ca_file=str(authority)).release(base, "x", force=True)
     assert refused.value.code == "permission_denied"
     with pytest.raises(kvferry.Error, match="trust"):
         kvferry.BootstrapClient().workers(base)

@@ -88,7 +88,7 @@ class Ledger:
             }
 
         # Metrics come with the step after.
-        eventually(lambda: told()["requests"] >= len(prompts), 10, "the decoder's metrics count all requests")
+        eventually(lambda: told()["requests"] >= len(prompts), 60, "the decoder's metrics count all requests")
         result = told()
         check(result["kv_bytes_read"] == expected, f"bytes read are not those expected: {result}")
         check(result["recomputed_blocks"] == 0, f"the decoder computed what it should have read: {result}")
@@ -102,4 +102,4 @@ def check_equal(got: Sequence[Answer], wanted: Sequence[Answer]) -> None:
 
 def forget_prefixes(server: Server) -> None:
     """The server's prefix cache is empty afterwards."""
-    eventually(lambda: get(server.port, "/reset_prefix_cache", "POST")[0] == 200, 10, "the prefix cache can be reset")
+    eventually(lambda: get(server.port, "/reset_prefix_cache", "POST")[0] == 200, 60, "the prefix cache can be reset")

@@ -28,7 +28,7 @@ LIVE: list[Server] = []
 PORTS = own_ports()
 
 
-def get(port: int, path: str, method: str = "GET", timeout: float = 10.0) -> tuple[int, bytes]:
+def get(port: int, path: str, method: str = "GET", timeout: float = 60.0) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request(method, path)

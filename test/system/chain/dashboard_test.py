@@ -42,7 +42,7 @@ class Measured(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/favicon.ico":
             return self.send_error(404)
-        with urllib.request.urlopen(self.origin + self.path, timeout=10) as answer:
+        with urllib.request.urlopen(self.origin + self.path, timeout=60) as answer:
             page, kind = answer.read(), answer.headers["Content-Type"]
         if self.path == "/dashboard":
             page = page.replace(b"</body>", MEASURE.encode() + b"</body>")
@@ -73,14 +73,22 @@ class Dashboard(ChainTest):
         with tempfile.TemporaryDirectory() as profile:
             command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
             command += [f"--user-data-dir={profile}", "--virtual-time-budget=2500", *flags, url or self.url]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
         return done.stdout
 
     async def under_load(self, *flags: str, url: str = "") -> str:
         for number in range(4):
             await ask(self.proxy, "/v1/completions", body(cache_salt=str(number)))
         long = body(max_tokens=3000, stream=True, cache_salt="long")
-        streams = [asyncio.create_task(ask(self.proxy, "/v1/completions", long, Manners(40))) for _ in range(2)]
+        # Read slowly: they last for as long as a browser may take to start on a busy machine.
+        manners = Manners(leave_after_s=600, pause_s=0.05)
+        streams = [asyncio.create_task(ask(self.proxy, "/v1/completions", long, manners)) for _ in range(2)]
+
+        async def under_way() -> bool:
+            page = Page.parse(await self.page(self.proxy + "/metrics"))
+            return page.total("kvferry_proxy_pair_requests") == 2
+
+        await until(under_way)
         page = await asyncio.to_thread(lambda: self.browse(*flags, url=url))
         for stream in streams:
             stream.cancel()

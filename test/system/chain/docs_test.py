@@ -50,7 +50,7 @@ def help_of(word: str) -> str:
     """What the program itself says of its flags; of a test program, its text."""
     if word.endswith(".py"):
         return Path(word).read_text()
-    told = subprocess.run([program(word), "--help"], capture_output=True, text=True, timeout=30, check=True)
+    told = subprocess.run([program(word), "--help"], capture_output=True, text=True, timeout=120, check=True)
     return told.stdout
 
 
@@ -84,7 +84,7 @@ class Docs(ChainTest):
             with self.subTest(page=page, commands=commands):
                 script = "set -euo pipefail\n" + self.here(commands)
                 done = subprocess.run(
-                    ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env={**os.environ}
+                    ["bash", "-c", script], capture_output=True, text=True, timeout=180, check=False, env={**os.environ}
                 )
                 self.assertEqual(0, done.returncode, done.stdout + done.stderr)
                 self.assertNotEqual("", done.stdout)

@@ -31,7 +31,7 @@ def body(prompt: str = PROMPT, **more: object) -> Json:
     }
 
 
-async def until(condition: Callable[[], Awaitable[bool]], limit_s: float = 10) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], limit_s: float = 60) -> None:
     end = time.monotonic() + limit_s
     while not await condition():
         if time.monotonic() > end:

@@ -71,7 +71,7 @@ class Faults:
     async def back(self, server: Server) -> None:
         server.start()
         try:
-            await server.ready(20)
+            await server.ready(60)
         except StartError as error:
             self.load.wrong.append(f"{server.name} does not come up: {error}")
 
@@ -94,7 +94,7 @@ class Faults:
     async def end_gently(self, kind: str, servers: list[Server]) -> None:
         victim = self.one_of(servers)
         await self.aim(kind)
-        status = await asyncio.to_thread(victim.stop, 20)
+        status = await asyncio.to_thread(victim.stop, 60)
         if status != 0:
             self.load.wrong.append(f"{victim.name} ended with {status} after SIGTERM: {victim.last_words()}")
         await self.back(victim)
@@ -151,12 +151,14 @@ class Faults:
 
         async def claimed() -> bool:
             owner = (await workers_of(base))[0]["http"]
-            return reading.done() or '"state":"claimed"' in (await fetch(f"{owner}/v1/parcels/{transfer_id}"))[1]
+            if reading.done():
+                return True
+            return '"state":"claimed"' in (await fetch(f"{owner}/v1/parcels/{transfer_id}", limit_s=5))[1]
 
         await until(claimed, DEADLINE_S, pause_s=0.005)
         caught = not reading.done()
         try:
-            status, _ = await fetch(f"{base}/v1/parcels/{transfer_id}?force=1", "DELETE")
+            status, _ = await fetch(f"{base}/v1/parcels/{transfer_id}?force=1", "DELETE", limit_s=5)
         finally:
             await reading
         return caught and status in (200, 202)
@@ -210,5 +212,5 @@ async def everybody_up(faults: Faults) -> None:
         return (await fetch(server.url + "/health", limit_s=2))[0] == 200
 
     for server in faults.stage.servers():
-        if not await until(lambda server=server: well(server), 30):
+        if not await until(lambda server=server: well(server), 90):
             faults.load.wrong.append(f"{server.name} is not well again")

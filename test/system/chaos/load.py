@@ -109,7 +109,7 @@ class Load:
 
 
 async def workers_of(bootstrap: str) -> list[Json]:
-    _, text = await fetch(bootstrap + "/v1/workers")
+    _, text = await fetch(bootstrap + "/v1/workers", limit_s=5)
     return list(json.loads(text)["workers"])
 
 

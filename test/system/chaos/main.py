@@ -17,7 +17,7 @@ from chaos.stage import LEASE_S, PATIENCE_S, Stage, growth, leftovers, why_not
 
 CLIENTS = 40
 MORE_TRIES = 3
-AT_REST_S = 10 + LEASE_S + PATIENCE_S  # for leases, releases and their repetitions to come to an end
+AT_REST_S = 30 + LEASE_S + PATIENCE_S  # for leases, releases and their repetitions to come to an end
 
 
 def interrupted(_number: int, _frame: object) -> None:
@@ -53,7 +53,7 @@ class Run:
         async def nobody_asks() -> bool:
             return self.load.busy == 0
 
-        if not await until(nobody_asks, 60):
+        if not await until(nobody_asks, 90):
             self.load.wrong.append(f"{self.load.busy} requests do not end in a calm period")
         await asyncio.gather(*(self.look(server) for server in self.stage.servers()))
         self.load.calm.clear()

@@ -92,7 +92,7 @@ class Stage:
         count = 0
         for server in self.decoders:
             try:
-                page = Page.parse((await fetch(server.url + "/metrics", limit_s=0.5))[1])
+                page = Page.parse((await fetch(server.url + "/metrics", limit_s=2))[1])
                 count += int(page.total("kvferry_sim_fetches"))
             except (OSError, TimeoutError, BrokenAnswerError):  # stopped or dead: nothing is known of it
                 continue

@@ -97,9 +97,7 @@ TEST_F(Features, ARestartUnderLoadFailsNoRequestAndTheOldEngineIsForgotten) {
   const size_t of_the_old = prefiller.seen.size();
   more(20);
   prefiller.start();
-  const TimePoint back = clock.now();
-  ASSERT_TRUE(until([&] { return ask(kPrompt)->status() == 200 && prefiller.seen.size() > of_the_old; }, 2s));
-  EXPECT_LT(clock.now() - back, 2s);
+  ASSERT_TRUE(until([&] { return ask(kPrompt)->status() == 200 && prefiller.seen.size() > of_the_old; }));
   more(20);
   for (const auto& one : asked) {
     ASSERT_TRUE(until([&] { return one->closed(); }));
@@ -117,7 +115,7 @@ TEST_F(Features, ARestartUnderLoadFailsNoRequestAndTheOldEngineIsForgotten) {
 
 TEST_F(Features, WithoutLocalPrefillRequestsWaitForAPrefillerThatReturns) {
   config.local_prefill = false;
-  config.prefiller_wait = 5s;
+  config.prefiller_wait = 1h;
   start();
   prefiller.stop();
   auto waiting = client();
@@ -125,7 +123,7 @@ TEST_F(Features, WithoutLocalPrefillRequestsWaitForAPrefillerThatReturns) {
   run_for(300ms);
   EXPECT_EQ(waiting->status(), 0) << waiting->received();
   prefiller.start();
-  ASSERT_TRUE(until([&] { return waiting->status() != 0; }, 5s));
+  ASSERT_TRUE(until([&] { return waiting->status() != 0; }));
   EXPECT_EQ(waiting->status(), 200);
   EXPECT_EQ(prefiller.requests, 1U);
 }
@@ -143,14 +141,16 @@ TEST_F(Features, WithoutLocalPrefillTheWaitEnds) {
 
 // The prefiller is restarted between its answer and the decoder's claim: what it published is gone.
 TEST_F(Features, ARequestWhosePrefillerWasRestartedUnderWayIsPrefilledAgain) {
-  config.health_interval = 10s;
-  decoder.behaviour.delay = 100ms;
+  config.health_interval = 1h;
+  decoder.behaviour.delay = mock::kUntilWoken;
   decoder.behaviour.status = 500;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kPrompt, "Connection: close\r\n"));
   ASSERT_TRUE(until([&] { return decoder.running == 1; }));
   bootstrap.engine_id = "engine-2";
+  decoder.behaviour.delay = 0ms;
+  ASSERT_EQ(decoder.wake(), 1U);
   ASSERT_TRUE(until([&] { return prefiller.requests == 2; }));
   decoder.behaviour.status = 200;
   ASSERT_TRUE(until([&] { return asked->closed(); }));
@@ -170,13 +170,20 @@ TEST_F(Features, AParcelOfARealEngineIsReleasedAtAllItsRanksWhenTheClientLeaves)
   settings.logger = make_null_logger();
   const auto base = bootstrap::Server::create(settings);
   ASSERT_TRUE(base.ok());
+  settings.worker_ttl = 1h;  // also where its heartbeats are late
   settings.keeps_directory = false;
   settings.base_url = "http://127.0.0.1:" + std::to_string((*base)->port());
   const auto rank = bootstrap::Server::create(settings, &control);
   ASSERT_TRUE(rank.ok());
   (*rank)->set_worker(bootstrap::worker_of(**engine, "instance-1", ParallelRank()));
   add_prefill(prefiller, (*base)->port());
-  decoder.behaviour.delay = 10s;
+  const auto told = bootstrap::BlockingClient::create({});
+  ASSERT_TRUE(told.ok());
+  ASSERT_TRUE(until([&] {
+    const auto workers = (*told)->workers(settings.base_url);
+    return workers.ok() && !(*workers)->empty();
+  })) << "the rank registers itself";
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kPrompt));
@@ -206,7 +213,7 @@ class Canary : public Features {
       const size_t at = page.find(line);
       return at != std::string::npos && page[at + line.size()] != '0';
     };
-    if (until(counted, 5s)) return ::testing::AssertionSuccess();
+    if (until(counted)) return ::testing::AssertionSuccess();
     return ::testing::AssertionFailure() << exposition();
   }
   std::string line_of(const std::string& result) {
@@ -240,7 +247,7 @@ TEST_F(Canary, DoesNotJudgeWhatItCannotRead) {
 }
 
 TEST_F(Canary, OneThatIsUnderWayEndsWithTheProxy) {
-  decoder.behaviour.delay = 60s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   ASSERT_TRUE(until([&] { return decoder.running > 0; }));
   proxy.reset();
@@ -354,7 +361,7 @@ TEST_F(TlsFront, TheCanaryNeedsNeitherCertificateNorKey) {
   config.canary_interval = 50ms;
   config.canary_model = "m";
   start();
-  EXPECT_TRUE(until([&] { return proxy->metrics().canary_moved.value() > 0; }, 5s));
+  EXPECT_TRUE(until([&] { return proxy->metrics().canary_moved.value() > 0; }));
   EXPECT_EQ(proxy->metrics().canary_failed.value(), 0U);
 }
 

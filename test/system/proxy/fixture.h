@@ -63,6 +63,18 @@ class RawClient {
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
+// The machine's clock, which a test may set forward. What a limit of minutes ends then ends at once, and whatever comes
+// before that limit has all the time that a machine may take for it.
+class ForwardClock final : public Clock {
+ public:
+  TimePoint now() const override { return real_.now() + ahead_; }
+  void forward(Duration span) { ahead_ += span; }
+
+ private:
+  SystemClock real_;
+  Duration ahead_{0};
+};
+
 // One prefiller with its bootstrap server, one decoder, one proxy; real sockets, one thread, one loop.
 class ProxySystem : public testing::Test {
  protected:
@@ -72,6 +84,7 @@ class ProxySystem : public testing::Test {
     config.access_log = "none";
     config.min_prompt_bytes = 0;
     config.health_interval = 50ms;
+    config.connect_timeout = 1min;  // two lost packets on a bad link are three seconds
     config.log_level = LogLevel::off;
   }
   ~ProxySystem() override { proxy.reset(); }
@@ -87,28 +100,42 @@ class ProxySystem : public testing::Test {
     const bool asks = config.prefill[0].bootstrap_port == bootstrap.port();
     ASSERT_TRUE(!asks || until([&] { return bootstrap.queries > queries; }));
     run_for(20ms);
+    settle();
+  }
+  // Whether the page of metrics has this line, now or soon.
+  bool shows(const std::string& line) {
+    return until([&] { return exposition().find(line + "\n") != std::string::npos; });
   }
   void add_prefill(const mock::MockServer& server, std::optional<uint16_t> bootstrap_port) {
     config.prefill.push_back({*http::parse_url(server.url()), bootstrap_port});
   }
   void add_decode(const mock::MockServer& server) { config.decode.push_back(*http::parse_url(server.url())); }
 
+  // The limit is for a broken test: longer than this machine ever stands still.
   template <class Condition>
-  bool until(Condition condition, Duration limit = 10s) {
-    const TimePoint end = clock.now() + limit;
+  bool until(Condition condition) {
+    const SystemClock real;
+    const TimePoint end = real.now() + 30s;
     while (!condition()) {
-      if (clock.now() >= end) return false;
+      if (real.now() >= end) return false;
       loop.restart();
       loop.run_one_for(5ms);
     }
     return true;
   }
   void run_for(Duration span) {
-    const TimePoint end = clock.now() + span;
-    while (clock.now() < end) {
+    const SystemClock real;
+    const TimePoint end = real.now() + span;
+    while (real.now() < end) {
       loop.restart();
       loop.run_one_for(1ms);
     }
+  }
+
+  // Everything that needs no time has happened when this returns.
+  void settle() {
+    do loop.restart();
+    while (loop.poll() > 0);
   }
 
   static std::string request(const std::string& path, const std::string& body, const std::string& more = "") {
@@ -125,12 +152,7 @@ class ProxySystem : public testing::Test {
     EXPECT_TRUE(until([&] { return asked->closed(); }));
     return asked;
   }
-  bool nothing_pinned() {
-    return until([&] {
-      const std::string page = exposition();
-      return page.find("kvferry_proxy_parcels_pinned 0") != std::string::npos;
-    });
-  }
+  bool nothing_pinned() { return shows("kvferry_proxy_parcels_pinned 0"); }
   std::string exposition() const { return proxy->metrics().registry.expose(); }
 
   // Longer than any threshold, so that it is split.
@@ -138,7 +160,7 @@ class ProxySystem : public testing::Test {
   const std::string kStream = R"({"model":"m","prompt":"tell me a story about ferries","max_tokens":8,"stream":true})";
 
   boost::asio::io_context loop{1};
-  SystemClock clock;
+  ForwardClock clock;
   http::Deadlines deadlines{loop, clock};
   SeededRandom random{7};
   mock::MockServer prefiller{loop, deadlines};

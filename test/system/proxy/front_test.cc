@@ -68,10 +68,10 @@ TEST_F(Front, TooManyConnectionsGet503) {
   start();
   auto first = client();
   auto second = client();
-  run_for(20ms);
+  ASSERT_TRUE(shows("kvferry_proxy_connections 2"));
   EXPECT_TRUE(refused("GET /health HTTP/1.1\r\nHost: t\r\n\r\n", 503));
   first->leave();
-  run_for(20ms);
+  ASSERT_TRUE(shows("kvferry_proxy_connections 1"));
   auto third = client();
   third->send("GET /healthcheck HTTP/1.1\r\nHost: t\r\n\r\n");
   EXPECT_TRUE(until([&] { return third->status() == 200; }));
@@ -81,7 +81,7 @@ TEST_F(Front, ConnectionsPerAddressAreLimited) {
   config.max_per_address = 1;
   start();
   auto first = client();
-  run_for(20ms);
+  ASSERT_TRUE(shows("kvferry_proxy_connections 1"));
   EXPECT_TRUE(refused("GET /health HTTP/1.1\r\nHost: t\r\n\r\n", 503));
 }
 
@@ -106,30 +106,32 @@ TEST_F(Front, ClientsThatReadNothingAreLetGo) {
 TEST_F(Front, RequestsQueueAndOverflowIs429) {
   config.max_concurrent = 1;
   config.max_queue = 1;
-  decoder.behaviour.delay = 100ms;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   auto running = client(), waiting = client(), refused_one = client();
   running->send(request("/v1/completions", kPrompt));
   ASSERT_TRUE(until([&] { return decoder.running == 1; }));
   waiting->send(request("/v1/completions", kPrompt));
-  run_for(10ms);
+  ASSERT_TRUE(shows("kvferry_proxy_requests_queued 1"));
   refused_one->send(request("/v1/completions", kPrompt));
   ASSERT_TRUE(until([&] { return refused_one->status() != 0; }));
   EXPECT_EQ(refused_one->status(), 429);
   EXPECT_TRUE(refused_one->has("Retry-After: 1\r\n"));
+  decoder.behaviour.delay = 0ms;
+  EXPECT_EQ(decoder.wake(), 1U);
   ASSERT_TRUE(until([&] { return waiting->status() == 200 && running->status() == 200; }));
 }
 
 TEST_F(Front, ARequestThatWaitsTooLongGets503) {
   config.max_concurrent = 1;
   config.queue_timeout = 100ms;
-  decoder.behaviour.delay = 2s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   auto running = client(), waiting = client();
   running->send(request("/v1/completions", kPrompt));
   ASSERT_TRUE(until([&] { return decoder.running == 1; }));
   waiting->send(request("/v1/completions", kPrompt));
-  ASSERT_TRUE(until([&] { return waiting->status() != 0; }, 1s));
+  ASSERT_TRUE(until([&] { return waiting->status() != 0; }));
   EXPECT_EQ(waiting->status(), 503);
 }
 
@@ -195,13 +197,12 @@ TEST_F(Front, HealthFollowsTheBackends) {
   start();
   EXPECT_EQ(ask("", "/health")->status(), 200);
   decoder.healthy = false;
-  run_for(150ms);
-  EXPECT_EQ(ask("", "/health")->status(), 503);
+  EXPECT_TRUE(until([&] { return ask("", "/health")->status() == 503; }));
   EXPECT_EQ(ask("", "/healthcheck")->status(), 200);
   EXPECT_EQ(ask(kPrompt)->status(), 503);
   EXPECT_EQ(prefiller.requests, 0U);
   decoder.healthy = true;
-  run_for(150ms);
+  EXPECT_TRUE(until([&] { return ask("", "/health")->status() == 200; }));
   EXPECT_EQ(ask(kPrompt)->status(), 200);
 }
 

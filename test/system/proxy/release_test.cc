@@ -1,5 +1,8 @@
 // Whatever ends a request, its parcel does not stay behind.
 
+#include <algorithm>
+#include <set>
+
 #include "test/system/proxy/fixture.h"
 
 namespace kvferry::proxy {
@@ -49,15 +52,18 @@ TEST_F(ReleaseOnEveryPath, DecoderClosesWithoutAnAnswer) {
 }
 
 TEST_F(ReleaseOnEveryPath, DecoderCannotBeReached) {
-  config.health_interval = 10s;  // so that only requests find out
+  config.health_interval = 1h;  // so that only requests find out
+  config.connect_timeout = 1h;  // and no limit ends them
   start();
   decoder.stop();
-  const TimePoint asked_at = clock.now();
   EXPECT_EQ(ask(kPrompt)->status(), 502);
-  EXPECT_LT(clock.now() - asked_at, 100ms);
   EXPECT_TRUE(released_last());
-  const size_t before = prefiller.requests;
-  EXPECT_EQ(ask(kPrompt)->status(), 503);
+  // Its breaker is open for half a second at first, which may have passed; each further try doubles that.
+  size_t before = 0;
+  EXPECT_TRUE(until([&] {
+    before = prefiller.requests;
+    return ask(kPrompt)->status() == 503;
+  }));
   EXPECT_EQ(prefiller.requests, before) << "the prefiller was run for a decoder that is known to be dead";
 }
 
@@ -70,10 +76,16 @@ TEST_F(ReleaseOnEveryPath, DecoderStreamFailsBeforeItsFirstEvent) {
 
 TEST_F(ReleaseOnEveryPath, PrefillerTimesOut) {
   config.prefill_timeout = 200ms;
-  prefiller.behaviour.delay = 10s;
+  prefiller.behaviour.delay = mock::kUntilWoken;
   start();
   EXPECT_EQ(ask(kPrompt)->status(), 200) << "the decoder computes the prompt itself";
-  EXPECT_TRUE(until([&] { return bootstrap.released.size() == prefiller.seen.size(); }));
+  // There may be more of them: the limit can pass before the prefiller has read anything.
+  EXPECT_TRUE(until([&] {
+    const std::set<std::string> released(bootstrap.released.begin(), bootstrap.released.end());
+    return !prefiller.seen.empty() && std::all_of(prefiller.seen.begin(), prefiller.seen.end(), [&](const auto& seen) {
+      return released.contains(member_text(seen.body, "transfer_id"));
+    });
+  }));
   EXPECT_TRUE(nothing_pinned());
   EXPECT_EQ(decoder.seen.back().body, kPrompt);
 }
@@ -98,7 +110,7 @@ TEST_F(ReleaseOnEveryPath, RepeatedUntilAcknowledged) {
 }
 
 TEST_F(ReleaseOnEveryPath, RepeatedWhileTheBootstrapServerIsDown) {
-  decoder.behaviour.delay = 10s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kPrompt));
@@ -113,11 +125,13 @@ TEST_F(ReleaseOnEveryPath, RepeatedWhileTheBootstrapServerIsDown) {
 }
 
 TEST_F(ReleaseOnEveryPath, GivenUpWhenTheOwnersLeaseHasEnded) {
-  config.lease = config.prefill_timeout = 400ms;
   decoder.behaviour.status = 500;
   bootstrap.pending_answers = 1000000;
   start();
   ask(kPrompt);
+  ASSERT_TRUE(until([&] { return !bootstrap.asked.empty(); }));
+  EXPECT_NE(exposition().find("kvferry_proxy_parcels_pinned 1"), std::string::npos);
+  clock.forward(config.lease);
   EXPECT_TRUE(nothing_pinned());
   EXPECT_NE(exposition().find("kvferry_proxy_parcels_given_up 1"), std::string::npos);
 }
@@ -142,7 +156,7 @@ TEST_F(ReleaseOnEveryPath, ClientLeavesAtAnyMoment) {
 
 TEST_F(ReleaseOnEveryPath, DrainReleasesWhatIsLeft) {
   config.drain_limit = 100ms;
-  decoder.behaviour.delay = 10s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kPrompt));
@@ -163,6 +177,7 @@ TEST_F(ReleaseOnEveryPath, DrainLetsStreamsFinish) {
   bool drained = false;
   proxy->drain([&] { drained = true; });
   ASSERT_TRUE(until([&] { return drained; }));
+  ASSERT_TRUE(until([&] { return asked->closed(); }));
   EXPECT_TRUE(asked->has("[DONE]"));
   EXPECT_TRUE(asked->received().ends_with("0\r\n\r\n"));
 }
@@ -170,6 +185,8 @@ TEST_F(ReleaseOnEveryPath, DrainLetsStreamsFinish) {
 class PrefillerRestarts : public ProxySystem {};
 
 TEST_F(PrefillerRestarts, TheDecoderGetsTheNewEngineId) {
+  config.upstream_idle = 1h;    // a connection that its prefiller has closed says that it was restarted
+  config.health_interval = 1h;  // and no look at the bootstrap server is under way meanwhile
   start();
   EXPECT_EQ(ask(kPrompt)->status(), 200);
   prefiller.stop();
@@ -183,7 +200,7 @@ TEST_F(PrefillerRestarts, ItIsAskedForAgainWithoutAnyTraffic) {
   start();
   bootstrap.engine_id = "engine-2";
   const size_t queries = bootstrap.queries;
-  ASSERT_TRUE(until([&] { return bootstrap.queries >= queries + 2; }, 2s));
+  ASSERT_TRUE(until([&] { return bootstrap.queries >= queries + 2; }));
   EXPECT_EQ(ask(kPrompt)->status(), 200);
   EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-2");
 }

@@ -1,5 +1,7 @@
 // Each trap that a proxy of this field is known to fall into, by its number in docs/proxy.md.
 
+#include <algorithm>
+
 #include "test/system/proxy/fixture.h"
 
 namespace kvferry::proxy {
@@ -29,13 +31,14 @@ TEST_F(Traps, Trap02PrefillersOneTokenCannotStopTheRequest) {
 }
 
 TEST_F(Traps, Trap03DecoderIsAskedOnlyAfterThePrefillerHasAnswered) {
-  prefiller.behaviour.delay = 100ms;
+  prefiller.behaviour.delay = mock::kUntilWoken;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kPrompt));
   ASSERT_TRUE(until([&] { return prefiller.running == 1; }));
   run_for(50ms);
   EXPECT_EQ(decoder.requests, 0U);
+  EXPECT_EQ(prefiller.wake(), 1U);
   ASSERT_TRUE(until([&] { return decoder.requests == 1; }));
   EXPECT_EQ(prefiller.running, 0U);
 }
@@ -121,72 +124,90 @@ TEST_F(Traps, Trap07ConnectionsThatABackendClosedAreNotUsedAgain) {
       size_t answers = 0;
       for (size_t at = 0; (at = asked->received().find(wanted, at)) != std::string::npos; ++at) ++answers;
       return answers == static_cast<size_t>(i);
-    })) << i;
+    })) << i
+        << ": " << asked->received().substr(asked->received().size() - std::min<size_t>(asked->received().size(), 700));
   }
   EXPECT_FALSE(asked->has("HTTP/1.1 5"));
 }
 
 TEST_F(Traps, Trap08AClientThatLeavesDuringPrefillClosesThePrefillersConnection) {
-  prefiller.behaviour.delay = 10s;
+  prefiller.behaviour.delay = mock::kUntilWoken;
   start();
-  auto asked = client();
-  asked->send(request("/v1/completions", kPrompt));
-  ASSERT_TRUE(until([&] { return prefiller.running == 1; }));
-  const TimePoint left = clock.now();
-  asked->leave();
-  ASSERT_TRUE(until([&] { return prefiller.clients_lost == 1; }, 2s));
-  EXPECT_LT(clock.now() - left, 200ms);
+  Duration quickest = 1h;  // of some: others may have the cores meanwhile
+  for (size_t i = 1; i <= 5; ++i) {
+    auto asked = client();
+    asked->send(request("/v1/completions", kPrompt));
+    ASSERT_TRUE(until([&] { return prefiller.running == 1; }));
+    const TimePoint left = clock.now();
+    asked->leave();
+    ASSERT_TRUE(until([&] { return prefiller.clients_lost == i; }));
+    quickest = std::min(quickest, clock.now() - left);
+  }
+  EXPECT_LT(quickest, 200ms);
   EXPECT_EQ(decoder.requests, 0U);
   EXPECT_TRUE(nothing_pinned());
 }
 
 TEST_F(Traps, Trap09AClientThatLeavesBeforeTheDecoderAnswersReleasesTheParcel) {
-  decoder.behaviour.delay = 10s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
-  auto asked = client();
-  asked->send(request("/v1/completions", kPrompt));
-  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
-  const TimePoint left = clock.now();
-  asked->leave();
-  ASSERT_TRUE(until([&] { return bootstrap.released.size() == 1 && decoder.clients_lost == 1; }, 2s));
-  EXPECT_LT(clock.now() - left, 300ms);
-  EXPECT_EQ(bootstrap.released[0], member_text(prefiller.seen.at(0).body, "transfer_id"));
-  EXPECT_TRUE(bootstrap.asked[0].ends_with("?force=1"));
+  Duration quickest = 1h;  // of some: others may have the cores meanwhile
+  for (size_t i = 0; i < 5; ++i) {
+    auto asked = client();
+    asked->send(request("/v1/completions", kPrompt));
+    ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+    const std::string id = member_text(prefiller.seen.back().body, "transfer_id");
+    const TimePoint left = clock.now();
+    asked->leave();
+    ASSERT_TRUE(until([&] {
+      const auto& released = bootstrap.released;  // one of them twice where its acknowledgement was late
+      return decoder.clients_lost > i && std::find(released.begin(), released.end(), id) != released.end();
+    }));
+    quickest = std::min(quickest, clock.now() - left);
+  }
+  for (const std::string& target : bootstrap.asked) EXPECT_TRUE(target.ends_with("?force=1")) << target;
+  EXPECT_LT(quickest, 300ms);
   EXPECT_TRUE(nothing_pinned());
 }
 
 TEST_F(Traps, Trap09WithVllmsOwnBootstrapServerAReleasePingIsSent) {
   bootstrap.parcels = false;
-  decoder.behaviour.delay = 10s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kPrompt, "Authorization: Bearer mine\r\n"));
   ASSERT_TRUE(until([&] { return decoder.running == 1; }));
   asked->leave();
-  ASSERT_TRUE(until([&] { return decoder.pinged.size() == 1; }, 2s));
+  ASSERT_TRUE(until([&] { return decoder.pinged.size() == 1; }));
   EXPECT_EQ(decoder.pinged[0], member_text(prefiller.seen.at(0).body, "transfer_id"));
   EXPECT_TRUE(nothing_pinned());
 }
 
 TEST_F(Traps, Trap10ADecoderThatNeverAnswersEndsByTheLeaseAndReleases) {
-  config.lease = config.prefill_timeout = 300ms;
-  decoder.behaviour.delay = 10s;
+  decoder.behaviour.delay = mock::kUntilWoken;
   start();
-  const auto answer = ask(kPrompt);
-  EXPECT_EQ(answer->status(), 504);
-  EXPECT_TRUE(answer->has("\"error\""));
+  auto asked = client();
+  asked->send(request("/v1/completions", kPrompt, "Connection: close\r\n"));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  clock.forward(config.lease - 1min);
+  run_for(200ms);
+  EXPECT_EQ(asked->status(), 0) << asked->received();
+  clock.forward(1min);
+  ASSERT_TRUE(until([&] { return asked->closed(); }));
+  EXPECT_EQ(asked->status(), 504);
+  EXPECT_TRUE(asked->has("\"error\""));
   EXPECT_TRUE(until([&] { return decoder.clients_lost == 1; }));
   EXPECT_TRUE(nothing_pinned());
 }
 
 TEST_F(Traps, Trap10AHeadWithoutABodyIsNotYetAnAnswer) {
-  decoder.behaviour.first_delay = 10s;
+  decoder.behaviour.first_delay = mock::kUntilWoken;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kStream));
   ASSERT_TRUE(until([&] { return asked->status() == 200; }));
   asked->leave();
-  ASSERT_TRUE(until([&] { return bootstrap.released.size() == 1; }, 2s));
+  ASSERT_TRUE(until([&] { return bootstrap.released.size() == 1; }));
 }
 
 TEST_F(Traps, Trap11TheDecoderGetsTheClientsBytes) {
@@ -202,15 +223,17 @@ TEST_F(Traps, Trap11TheDecoderGetsTheClientsBytes) {
 }
 
 TEST_F(Traps, Trap12EventsAreRelayedAsTheyCome) {
-  decoder.behaviour.event_pause = 60ms;
+  decoder.behaviour.event_pause = mock::kUntilWoken;
   decoder.behaviour.events = 3;
   start();
   auto asked = client();
   asked->send(request("/v1/completions", kStream));
   ASSERT_TRUE(until([&] { return asked->has("\"index\":0"); }));
   EXPECT_FALSE(asked->has("\"index\":1"));
+  ASSERT_TRUE(until([&] { return decoder.wake() == 1; }));
   ASSERT_TRUE(until([&] { return asked->has("\"index\":1"); }));
   EXPECT_FALSE(asked->has("\"index\":2"));
+  ASSERT_TRUE(until([&] { return decoder.wake() == 1; }));
   ASSERT_TRUE(until([&] { return asked->has("[DONE]"); }));
   EXPECT_TRUE(asked->has("Content-Type: text/event-stream; charset=utf-8\r\n"));
 }
