@@ -49,6 +49,7 @@ struct Backend {
   ReleaseFace release_face = ReleaseFace::unknown;
   bool suspect = true;  // its engine ids may be out of date: ask before the next hand-over
   bool asking = false;
+  uint64_t queries = 0;                              // begun
   std::vector<std::shared_ptr<http::Event>> askers;  // wait for the answer in progress
 
   bool usable(TimePoint now) const { return healthy && !draining && !removed && breaker.allows(now); }

@@ -81,11 +81,14 @@ void Health::learn(Backend& backend, const bootstrap::Workers& workers) {
 
 asio::awaitable<bool> Health::refresh(std::shared_ptr<Backend> backend) {
   if (!backend->bootstrap) co_return true;
-  if (backend->asking) {
+  // A query that is under way may have been answered before what its joiner has just seen.
+  const uint64_t begun = backend->queries;
+  while (backend->asking) {
     const auto answered = backend->askers.emplace_back(std::make_shared<http::Event>());
     co_await answered->wait();
-    co_return !backend->suspect;
   }
+  if (backend->queries > begun) co_return !backend->suspect;
+  ++backend->queries;
   backend->asking = true;
   bootstrap_.forget(*backend->bootstrap);
   const auto workers = co_await bootstrap_.workers(*backend->bootstrap);

@@ -30,8 +30,8 @@ struct ParcelSpec {
   std::string fingerprint;        // must be the reader's, byte for byte
   Duration lease = std::chrono::seconds(480);
   bool digest = false;
-  // An event of the cache's memory kind (engine/memory/memory_kind.h): claims are answered once it is done. It lives until
-  // then, or until the blocks are back. 0: none.
+  // An event of the cache's memory kind (engine/memory/memory_kind.h): claims are answered once it is done. It lives
+  // until then, or until the blocks are back. 0: none.
   EventId event = 0;
 };
 

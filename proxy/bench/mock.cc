@@ -243,6 +243,7 @@ asio::awaitable<void> MockBootstrap::serve(http::Request& request, http::Respons
   } else {
     response = http::error_response(404, "Not Found");
   }
+  if (request.method == "GET" && late != nullptr) co_await late->wait();
   (void)co_await writer.send(std::move(response));
 }
 

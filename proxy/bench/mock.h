@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "http/deadlines.h"
+#include "http/event.h"
 #include "http/server.h"
 
 namespace kvferry::proxy::mock {
@@ -110,6 +111,7 @@ class MockBootstrap {
   int pending_answers = 0;  // how many 202 come before the 200
   bool down = false;        // answers 500
   size_t queries = 0;
+  http::Event* late = nullptr;  // answers to queries wait for it, and are what they were before it
   std::function<void(const std::string&)> on_release;
   std::vector<std::string> released;  // transfer ids, acknowledged
   std::vector<std::string> asked;     // every DELETE's target

@@ -196,6 +196,29 @@ TEST_F(PrefillerRestarts, TheDecoderGetsTheNewEngineId) {
   EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-2");
 }
 
+TEST_F(PrefillerRestarts, AQueryThatWasUnderWayBeforeItIsNotBelieved) {
+  config.upstream_idle = 1h;
+  config.health_interval = 20ms;
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  http::Event answers;
+  bootstrap.late = &answers;
+  ASSERT_TRUE(until([&] { return answers.waiting(); }));
+  bootstrap.late = nullptr;
+  prefiller.stop();
+  bootstrap.engine_id = "engine-2";
+  prefiller.start();
+  const size_t queries = bootstrap.queries;
+  auto asked = client();
+  asked->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return prefiller.requests == 2; }));
+  settle();
+  EXPECT_EQ(bootstrap.queries, queries) << "it waits for the one that is under way";
+  answers.set();
+  ASSERT_TRUE(until([&] { return asked->closed() || asked->status() == 200; }));
+  EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-2");
+}
+
 TEST_F(PrefillerRestarts, ItIsAskedForAgainWithoutAnyTraffic) {
   start();
   bootstrap.engine_id = "engine-2";
