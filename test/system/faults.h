@@ -86,7 +86,8 @@ inline void expect_works(Initiator& initiator, const Target& target) {
   Outcome outcome;
   for (int attempt = 0; attempt < 10; ++attempt) {
     const Stopwatch watch;
-    outcome = initiator.engine().transfer(initiator.request(target, Operation::write, std::chrono::seconds(30)));
+    outcome =
+        initiator.engine().transfer(initiator.request(target, Operation::write, std::chrono::seconds(30 * kSlower)));
     if (outcome.status.ok() || watch.stood_still() < std::chrono::milliseconds(200)) break;
   }
   ASSERT_TRUE(outcome.status.ok()) << text_of(outcome);
