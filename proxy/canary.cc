@@ -1,7 +1,4 @@
 #include <array>
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <charconv>
 #include <map>
 #include <optional>
@@ -95,26 +92,32 @@ double metric_sum(std::string_view page, std::string_view name) {
   return sum;
 }
 
-// What the backends counted from one time to the other; none where no backend could be read at both.
-std::optional<double> growth(const std::map<std::string, double>& before, const std::map<std::string, double>& after) {
-  std::optional<double> sum;
+// What the backends counted from one time to the other. None where one could not be read, since the request may have
+// gone to that one, unless the others have counted something.
+std::optional<double> growth(const std::map<std::string, std::optional<double>>& before,
+                             const std::map<std::string, std::optional<double>>& after) {
+  double sum = 0;
+  bool whole = !after.empty();
   for (const auto& [name, count] : after) {
-    const auto earlier = before.find(name);
-    if (earlier != before.end()) sum = sum.value_or(0) + count - earlier->second;
+    const auto found = before.find(name);
+    const std::optional<double> earlier = found == before.end() ? std::nullopt : found->second;
+    if (!count || !earlier)
+      whole = false;
+    else
+      sum += *count < *earlier ? *count : *count - *earlier;  // one that was started again counts from nothing
   }
-  return sum;
+  return whole || sum > 0 ? std::optional(sum) : std::nullopt;
 }
 
 }  // namespace
 
 asio::awaitable<void> Proxy::Core::run_canary() {
-  asio::steady_timer timer(loop);
   while (!draining) {
-    timer.expires_after(config.canary_interval);
-    const auto [stopped] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
-    if (stopped || draining) co_return;
+    const bool going_on = co_await background.sleep(config.canary_interval);
+    if (!going_on || draining) co_return;
     const Counts computed_before = co_await counts_of(Role::prefill, kPromptMetrics);
     const Counts moved_before = co_await counts_of(Role::decode, kMovedMetrics);
+    if (draining) co_return;
     const bool answered = co_await send_canary();
     if (draining) co_return;
     const auto computed = growth(computed_before, co_await counts_of(Role::prefill, kPromptMetrics));
@@ -135,7 +138,7 @@ asio::awaitable<void> Proxy::Core::run_canary() {
   }
 }
 
-// These metrics of each backend of a role that shows its metrics.
+// These metrics of each backend of a role; none where they cannot be read.
 asio::awaitable<Proxy::Core::Counts> Proxy::Core::counts_of(Role role, std::span<const std::string_view> names) {
   Counts counts;
   const std::vector<std::shared_ptr<Backend>> all = backends.of(role);
@@ -144,9 +147,10 @@ asio::awaitable<Proxy::Core::Counts> Proxy::Core::counts_of(Role role, std::span
     scrape.url = backend->url;
     scrape.target = "/metrics";
     const auto page = co_await http::fetch(loop, deadlines, std::move(scrape));
+    std::optional<double>& count = counts[backend->name];
     if (!page.ok() || page->head.status != 200) continue;
-    double& count = counts[backend->name];
-    for (const std::string_view name : names) count += metric_sum(page->body, name);
+    count = 0;
+    for (const std::string_view name : names) *count += metric_sum(page->body, name);
   }
   co_return counts;
 }

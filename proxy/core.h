@@ -7,6 +7,7 @@
 
 #include "http/server.h"
 #include "proxy/admission.h"
+#include "proxy/background.h"
 #include "proxy/exchange.h"
 #include "proxy/proxy.h"
 
@@ -40,7 +41,7 @@ struct Proxy::Core {
   // proxy/canary.cc
   boost::asio::awaitable<void> run_canary();
   boost::asio::awaitable<bool> send_canary();
-  using Counts = std::map<std::string, double>;  // by backend
+  using Counts = std::map<std::string, std::optional<double>>;  // by backend
   boost::asio::awaitable<Counts> counts_of(Role role, std::span<const std::string_view> metrics);
 
   boost::asio::awaitable<void> finish(std::function<void()> done);
@@ -56,12 +57,14 @@ struct Proxy::Core {
   Router router;
   Pool pool;
   bootstrap::Client bootstrap;
+  Background background;
   Health health_watch;
   Releases releases;
   std::unique_ptr<AccessLog> access_log;
   Admission admission;
   Context context;
   bool draining = false;
+  const std::shared_ptr<bool> alive = std::make_shared<bool>(true);
   std::function<void()> end_canary;  // as a client that leaves; empty while none is asking
   std::unique_ptr<http::Server> front;
   std::unique_ptr<http::Server> admin;

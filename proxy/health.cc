@@ -1,10 +1,5 @@
 #include "proxy/health.h"
 
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <utility>
 
 #include "http/client.h"
@@ -18,16 +13,14 @@ constexpr Duration kProbeTimeout = std::chrono::seconds(2);
 }  // namespace
 
 void Health::watch(std::shared_ptr<Backend> backend) {
-  asio::co_spawn(loop_, run(std::move(backend)), asio::detached);
+  background_.run(run(std::move(backend)));
 }
 
 asio::awaitable<void> Health::run(std::shared_ptr<Backend> backend) {
-  asio::steady_timer timer(loop_);
   while (!stopped_ && !backend->removed) {
     co_await probe(backend);
-    timer.expires_after(interval_);
-    const auto [error] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
-    if (error) break;
+    const bool going_on = co_await background_.sleep(interval_);
+    if (!going_on) break;
   }
 }
 

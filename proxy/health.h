@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "http/deadlines.h"
 #include "proxy/backends.h"
+#include "proxy/background.h"
 
 namespace kvferry::proxy {
 
@@ -15,9 +16,14 @@ namespace kvferry::proxy {
 // bootstrap server hands out now, so that a restarted one is known within one interval. On the loop.
 class Health {
  public:
-  Health(boost::asio::io_context& loop, http::Deadlines& deadlines, bootstrap::Client& bootstrap,
-         std::shared_ptr<Logger> log, Duration interval)
-      : loop_(loop), deadlines_(deadlines), bootstrap_(bootstrap), log_(std::move(log)), interval_(interval) {}
+  Health(boost::asio::io_context& loop, Background& background, http::Deadlines& deadlines,
+         bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Duration interval)
+      : loop_(loop),
+        background_(background),
+        deadlines_(deadlines),
+        bootstrap_(bootstrap),
+        log_(std::move(log)),
+        interval_(interval) {}
 
   // Probes it until it is removed or stop().
   void watch(std::shared_ptr<Backend> backend);
@@ -33,6 +39,7 @@ class Health {
   void learn(Backend& backend, const bootstrap::Workers& workers);
 
   boost::asio::io_context& loop_;
+  Background& background_;
   http::Deadlines& deadlines_;
   bootstrap::Client& bootstrap_;
   const std::shared_ptr<Logger> log_;

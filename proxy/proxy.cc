@@ -67,8 +67,9 @@ Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Rand
       router(backends, config.policy, config.prefix_entries, config.slow_start),
       pool(loop, deadlines, {config.upstream_idle, config.connect_timeout, 512}),
       bootstrap(loop, deadlines, random, bootstrap_config(config, std::move(trust))),
-      health_watch(loop, deadlines, bootstrap, log, config.health_interval),
-      releases(loop, deadlines, backends, bootstrap, log, {config.dialect, config.lease, config.api_key}),
+      background(loop),
+      health_watch(loop, background, deadlines, bootstrap, log, config.health_interval),
+      releases(loop, background, deadlines, backends, bootstrap, log, {config.dialect, config.lease, config.api_key}),
       access_log(std::move(access_log_in)),
       admission(deadlines, metrics, {config.max_concurrent, config.max_queue, config.queue_timeout}),
       context{loop, config,       deadlines, random,  scanner,     backends, router,
@@ -150,21 +151,24 @@ void Proxy::Core::publish_gauges() {
   }
 }
 
-// Runs after everything was told to end; touches nothing after `done`.
+// Runs after everything was told to end; touches nothing after `done`, or when the proxy goes first.
 asio::awaitable<void> Proxy::Core::finish(std::function<void()> done) {
   asio::steady_timer timer(loop);
+  const std::weak_ptr<bool> here = alive;
   const auto wait_while = [&](auto busy, TimePoint until) -> asio::awaitable<void> {
-    while (busy() && deadlines.now() < until) {
+    while (!here.expired() && busy() && deadlines.now() < until) {
       timer.expires_after(kDrainPoll);
       co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
     }
   };
   const auto serving = [this] { return admission.running() > 0; };
   co_await wait_while(serving, after(deadlines.now(), config.drain_limit));
+  if (here.expired()) co_return;
   front->close();
   if (end_canary) end_canary();
   const TimePoint grace = after(deadlines.now(), kReleaseGrace);
   co_await wait_while([this] { return admission.running() > 0 || releases.counts().releasing > 0; }, grace);
+  if (here.expired()) co_return;
   const ReleaseCounts left = releases.counts();
   log->info("drained: {} parcels still pinned", left.pinned);
   access_log->flush();
@@ -173,16 +177,21 @@ asio::awaitable<void> Proxy::Core::finish(std::function<void()> done) {
 
 Proxy::Proxy(std::unique_ptr<Core> core) : core_(std::move(core)) {}
 
-// Requests refer to the parts of this; their clients are told and they are let run out before those go.
+// Requests and what runs beside them refer to the parts of this: all are told, and let run out before those go.
 Proxy::~Proxy() {
   core_->draining = true;
   if (core_->front) core_->front->close();
   if (core_->end_canary) core_->end_canary();
   if (core_->admin) core_->admin->close();
-  core_->loop.restart();
+  core_->health_watch.stop();
+  core_->background.end();
+  const auto busy = [this] { return core_->admission.running() > 0 || core_->background.running() > 0; };
   const TimePoint limit = after(core_->deadlines.now(), kRunOut);
-  while (core_->admission.running() > 0 && core_->deadlines.now() < limit) core_->loop.run_one_for(kDrainPoll);
-  KVF_CHECK(core_->admission.running() == 0);
+  while (busy() && core_->deadlines.now() < limit) {
+    core_->loop.restart();
+    core_->loop.run_one_for(kDrainPoll);
+  }
+  KVF_CHECK(!busy());
 }
 
 Result<std::unique_ptr<Proxy>> Proxy::create(asio::io_context& loop, http::Deadlines& deadlines, Random& random,
@@ -192,11 +201,12 @@ Result<std::unique_ptr<Proxy>> Proxy::create(asio::io_context& loop, http::Deadl
   if (!config.bootstrap_ca.empty()) {
     KVF_ASSIGN_OR_RETURN(trust, http::trust_authorities(config.bootstrap_ca));
   }
-  auto core = std::make_unique<Core>(loop, deadlines, random, std::move(log), std::move(config), std::move(access_log),
-                                     std::move(trust));
-  KVF_RETURN_IF_ERROR(core->listen());
-  if (core->config.canary_interval > Duration(0)) asio::co_spawn(loop, core->run_canary(), asio::detached);
-  return std::unique_ptr<Proxy>(new Proxy(std::move(core)));
+  std::unique_ptr<Proxy> proxy(new Proxy(std::make_unique<Core>(
+      loop, deadlines, random, std::move(log), std::move(config), std::move(access_log), std::move(trust))));
+  Core& core = *proxy->core_;
+  KVF_RETURN_IF_ERROR(core.listen());
+  if (core.config.canary_interval > Duration(0)) core.background.run(core.run_canary());
+  return proxy;
 }
 
 uint16_t Proxy::port() const {

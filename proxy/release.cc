@@ -1,11 +1,6 @@
 #include "proxy/release.h"
 
 #include <algorithm>
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 
 namespace kvferry::proxy {
 namespace {
@@ -72,9 +67,10 @@ struct Releases::Job {
   std::unique_ptr<HeldParcel::Record> record;
 };
 
-Releases::Releases(asio::io_context& loop, http::Deadlines& deadlines, const Backends& backends,
+Releases::Releases(asio::io_context& loop, Background& background, http::Deadlines& deadlines, const Backends& backends,
                    bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Config config)
     : loop_(loop),
+      background_(background),
       deadlines_(deadlines),
       backends_(backends),
       bootstrap_(bootstrap),
@@ -116,25 +112,25 @@ std::vector<PinnedParcel> Releases::pinned(size_t limit) const {
 void Releases::start(std::unique_ptr<HeldParcel::Record> record) {
   ++releasing_;
   auto job = std::make_shared<Job>(Job{std::move(record)});
-  asio::co_spawn(loop_, run(std::move(job)), asio::detached);
+  background_.run(run(std::move(job)));
 }
 
 asio::awaitable<void> Releases::run(std::shared_ptr<Job> job) {
   const HeldParcel::Record& record = *job->record;
   const TimePoint end = after(record.since, config_.lease);
   Duration pause = kFirstRetry;
-  asio::steady_timer timer(loop_);
   bool done = co_await attempt(record);
-  while (!done && deadlines_.now() < end) {
-    timer.expires_after(pause);
-    const auto [stopped] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
-    if (stopped) break;
+  bool going_on = true;
+  while (!done && going_on && deadlines_.now() < end) {
+    going_on = co_await background_.sleep(pause);
+    if (!going_on) break;
     pause = std::min(pause * 2, kLongestRetry);
     done = co_await attempt(record);
   }
   done ? ++released_ : ++given_up_;
   if (!done)
-    log_->warning("parcel {} of {} was not released in its lease", record.handover.transfer_id, record.prefiller->name);
+    log_->warning("parcel {} of {} was not released {}", record.handover.transfer_id, record.prefiller->name,
+                  going_on ? "in its lease" : "before this proxy ended");
   --releasing_;
   --record.prefiller->parcels;
   pinned_.erase(record.pinned);

@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "http/client.h"
 #include "proxy/backends.h"
+#include "proxy/background.h"
 #include "proxy/legs.h"
 
 namespace kvferry::proxy {
@@ -70,7 +71,7 @@ class Releases {
     Duration lease = std::chrono::seconds(480);
     std::string api_key;
   };
-  Releases(boost::asio::io_context& loop, http::Deadlines& deadlines, const Backends& backends,
+  Releases(boost::asio::io_context& loop, Background& background, http::Deadlines& deadlines, const Backends& backends,
            bootstrap::Client& bootstrap, std::shared_ptr<Logger> log, Config config);
   ~Releases();
 
@@ -90,6 +91,7 @@ class Releases {
   std::shared_ptr<Backend> ping_target(const HeldParcel::Record& record) const;
 
   boost::asio::io_context& loop_;
+  Background& background_;
   http::Deadlines& deadlines_;
   const Backends& backends_;
   bootstrap::Client& bootstrap_;

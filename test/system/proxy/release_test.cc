@@ -182,6 +182,22 @@ TEST_F(ReleaseOnEveryPath, DrainLetsStreamsFinish) {
   EXPECT_TRUE(asked->received().ends_with("0\r\n\r\n"));
 }
 
+// What runs beside the requests refers to the proxy, and ends with it.
+TEST_F(ReleaseOnEveryPath, EndsWithTheProxy) {
+  decoder.behaviour.delay = mock::kUntilWoken;
+  start();
+  auto asked = client();
+  asked->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  bootstrap.pending_answers = 1'000'000;
+  asked->leave();
+  ASSERT_TRUE(until([&] { return bootstrap.asked.size() >= 2; }));
+  proxy.reset();
+  const size_t asked_then = bootstrap.asked.size();
+  run_for(300ms);  // six times the pause between two tries
+  EXPECT_EQ(bootstrap.asked.size(), asked_then);
+}
+
 class PrefillerRestarts : public ProxySystem {};
 
 TEST_F(PrefillerRestarts, TheDecoderGetsTheNewEngineId) {
