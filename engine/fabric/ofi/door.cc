@@ -1,6 +1,7 @@
 #include "engine/fabric/ofi/door.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/fabric/ofi/fabric.h"
 
@@ -47,9 +48,20 @@ bool Door::Guest::answer() {
 }
 
 void Door::Guest::ended(Request& request, int32_t result, const std::string&) {
-  if (&request == &thanks_.request) return;
-  answered_ |= result == KVF_OK;
-  lost_ |= result != KVF_OK;
+  if (&request == &thanks_.request) {
+    // One letter is owed here. Others would be kept by the provider, without bound.
+    if (std::exchange(thanked_, true) || result != KVF_OK || port_->post(thanks_.request) != 0) lose();
+  } else if (result == KVF_OK) {
+    answered_ = true;
+  } else {
+    lose();
+  }
+}
+
+// In a later turn the door closes it.
+void Door::Guest::lose() {
+  lost_ = true;
+  fabric_.want_turns(door_);
 }
 
 // ---- the door
@@ -60,6 +72,8 @@ std::unique_ptr<Door> Door::open(kvf_fabric& fabric, kvf_text why) {
 }
 
 Door::~Door() {
+  guests_.clear();
+  refused_.clear();
   port_.reset();
   fabric_.want_none(*this);
 }
@@ -85,7 +99,9 @@ void Door::ended(Request& request, int32_t result, const std::string&) {
 }
 
 bool Door::tend() {
-  for (int i = 0; i < kAdmittedAtOnce && !heard_.empty(); ++i, heard_.pop_front()) admit(heard_.front());
+  // Letters that cost nothing go at once: the provider keeps what nobody receives, without bound.
+  for (int made = 0; made < kAdmittedAtOnce && !heard_.empty(); heard_.pop_front())
+    made += admit(heard_.front()) ? 1 : 0;
   while (heard_.empty() && !idle_.empty()) {
     idle_.back()->letter = {};  // of which a shorter one would leave the rest
     if (port_->post(idle_.back()->request) != 0) break;
@@ -106,24 +122,31 @@ bool Door::tend() {
   return waiting;
 }
 
-// One connection a client: a new one stands for the end of the old, and of all that was on its way there.
-void Door::admit(const Letter& hello) {
-  const bool admitted = fabric_.host().admit(fabric_.host().self, hello.client) != 0;
-  if (admitted ? !fence(hello.client) : refused_.size() >= kMostRefused) return;
-  auto guest = std::make_unique<Guest>(fabric_);
-  if (guest->open(hello, admitted ? Letter::Kind::welcome : Letter::Kind::refusal, {nullptr, 0}) != KVF_OK) return;
+// One connection a client: a new one stands for the end of the old, and of all that was on its way there. Whether it
+// took time.
+bool Door::admit(const Letter& hello) {
+  const bool room = guests_.size() < kMostGuests || guests_.count(hello.client) > 0;
+  const bool admitted = room && fabric_.host().admit(fabric_.host().self, hello.client) != 0;
+  if (!admitted && refused_.size() >= kMostRefused) return false;
+  if (admitted && !fence(hello.client)) return true;
+  auto guest = std::make_unique<Guest>(fabric_, *this);
+  if (guest->open(hello, admitted ? Letter::Kind::welcome : Letter::Kind::refusal, {nullptr, 0}) != KVF_OK) return true;
   if (admitted)
     guests_[hello.client] = std::move(guest);
   else
     refused_.push_back(std::move(guest));
+  return true;
 }
 
-// One that libfabric does not let go of stays where libfabric may still find it.
+// I4: a connection that libfabric does not let go of stays where libfabric may still find it, and what came by it is
+// never sure to have ended.
 bool Door::fence(uint64_t client) {
   auto entry = guests_.extract(client);
-  if (entry.empty() || entry.mapped()->close()) return true;
-  static_cast<void>(entry.mapped().release());
-  return false;
+  if (!entry.empty() && !entry.mapped()->close()) {
+    static_cast<void>(entry.mapped().release());
+    unsure_.insert(client);
+  }
+  return unsure_.count(client) == 0;
 }
 
 }  // namespace kvferry::ofi

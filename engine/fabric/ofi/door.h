@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,8 @@ class Door final : private Port::User, private Tended {
   // The end of one client's connection.
   class Guest final : public Port::User {
    public:
-    explicit Guest(kvf_fabric& fabric) : fabric_(fabric) {}
+    Guest(kvf_fabric& fabric, Door& door) : fabric_(fabric), door_(door) {}
+    ~Guest() override { port_.reset(); }  // whose close() tells us of ends
     int32_t open(const Letter& hello, Letter::Kind kind, kvf_text why);
     // Sends the answer as soon as there is a connection. True: that is over, one way or the other.
     bool answer();
@@ -39,15 +41,18 @@ class Door final : private Port::User, private Tended {
 
    private:
     void ended(Request& request, int32_t result, const std::string& why) override;
-    void broke(const std::string&) override { lost_ = true; }
+    void broke(const std::string&) override { lose(); }
+    void lose();
 
     kvf_fabric& fabric_;
+    Door& door_;
     Mailbox answer_;
     Mailbox thanks_;  // received and not looked at: that it could be sent is what counts
     std::unique_ptr<Port> port_;
     std::chrono::steady_clock::time_point until_;
     bool posted_ = false;
     bool answered_ = false;
+    bool thanked_ = false;
     bool lost_ = false;
   };
 
@@ -56,15 +61,17 @@ class Door final : private Port::User, private Tended {
   void ended(Request& request, int32_t result, const std::string& why) override;
   void broke(const std::string&) override {}
   bool tend() override;
-  void admit(const Letter& hello);
+  bool admit(const Letter& hello);
 
-  static constexpr size_t kLetters = 32;     // heard at once; the provider keeps what comes beyond
-  static constexpr size_t kMostRefused = 4;  // I6: strangers that are being told so; the others hear nothing
+  static constexpr size_t kLetters = 32;      // heard at once; the provider keeps what comes beyond
+  static constexpr size_t kMostGuests = 256;  // I6: 5 MB and a dozen descriptors each; others go by tcp
+  static constexpr size_t kMostRefused = 4;   // I6: strangers that are being told so; the others hear nothing
   kvf_fabric& fabric_;
   std::array<Mailbox, kLetters> boxes_;
   std::vector<Mailbox*> idle_;                         // not posted
   std::deque<Letter> heard_;                           // bounded by kLetters
-  std::map<uint64_t, std::unique_ptr<Guest>> guests_;  // by client; bounded by the sessions, whose end is theirs
+  std::map<uint64_t, std::unique_ptr<Guest>> guests_;  // by client; their sessions' end is theirs
+  std::set<uint64_t> unsure_;                          // whose connection did not end when it was to
   std::vector<std::unique_ptr<Guest>> refused_;
   std::unique_ptr<Port> port_;
 };

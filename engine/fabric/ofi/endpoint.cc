@@ -61,7 +61,11 @@ bool kvf_endpoint::send(Mailbox& box) {
 void kvf_endpoint::on_answer() {
   const Letter& letter = answer_.letter;
   if (state_ != State::asking && state_ != State::dialling) return;
-  if (!letter.is_sound() || letter.number != hello_.letter.number) return lose(fabric_.provider() + ": not an answer");
+  if (!letter.is_sound() || letter.number != hello_.letter.number) {  // somebody else's
+    answer_.letter = {};
+    if (port_->post(answer_.request) != 0) lose(fabric_.provider() + ": cannot receive");
+    return;
+  }
   if (letter.kind != Letter::Kind::welcome)
     return lose(fabric_.provider() + ": the peer does not admit this engine now");
   Name peer = letter.writer();

@@ -43,6 +43,7 @@ int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kv
 }
 
 int32_t kvf_fabric::start(const char* host, kvf_text why) {
+  kvferry::ofi::take_complaint();  // of earlier calls
   if (find(host, why) != KVF_OK) return KVF_FAILED;
   const auto failed = [&](const char* what, int error) {
     return say(why, provider() + ": " + what + kvferry::ofi::take_complaint(), error);
@@ -124,6 +125,7 @@ int kvf_fabric::register_memory(void* base, size_t length, uint64_t access, Hand
 }
 
 int32_t kvf_fabric::map(void* base, uint64_t length, kvf_memory** out, kvf_text why) {
+  kvferry::ofi::take_complaint();
   auto memory = std::make_unique<kvf_memory>();
   memory->base = reinterpret_cast<uint64_t>(base);
   const int error = register_memory(base, length, FI_READ | FI_WRITE | kRemote, memory->registration);

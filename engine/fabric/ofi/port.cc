@@ -17,6 +17,7 @@ std::unique_ptr<Port> Port::open(kvf_fabric& fabric, User& user, kvf_text why) {
 }
 
 int32_t Port::start(kvf_text why) {
+  take_complaint();  // of earlier calls
   const auto failed = [&](const char* what, int error) {
     return say(why, fabric_.provider() + ": " + what + take_complaint(), error);
   };

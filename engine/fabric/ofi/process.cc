@@ -135,6 +135,9 @@ int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_t
                                    value,
                                KVF_FAILED);
     }
+    for (const auto& [name, value] : in_force)
+      if (wanted.count(name) == 0)
+        return plugin_kit::say(why, "libfabric has begun in this process, with FI_" + name + "=" + value, KVF_FAILED);
     return KVF_OK;
   }
   const Environment environment(wanted);
@@ -142,8 +145,10 @@ int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_t
   if (fi_getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, nullptr, &found) == 0) fi_freeinfo(found);
   SignalHandlers::of_process().restore();
   if (variables.count("LOG_LEVEL") == 0) take_lines();
-  in_force = std::move(wanted);
-  return refuse_unknown(variables, why);
+  const int32_t result = refuse_unknown(variables, why);
+  // Names that mean nothing to it are not in force.
+  in_force = result == KVF_OK ? std::move(wanted) : defaults();
+  return result;
 }
 
 std::string take_complaint() {

@@ -26,7 +26,7 @@ bool Settings::uses_sockets() const {
 }
 
 bool Settings::is_rdma() const {
-  return provider_.rfind("verbs", 0) == 0;
+  return provider_ == std::string("verbs") + kLayered;
 }
 
 }  // namespace kvferry::ofi

@@ -196,5 +196,7 @@ bool kvf_fabric::dismiss(std::unique_ptr<Guest> guest) {
 
 bool kvf_fabric::fence(uint64_t client) {
   auto entry = guests_.extract(client);
-  return entry.empty() || (dismiss(std::move(entry.mapped())) && !shared_memory_);
+  if (entry.empty()) return unsure_.count(client) == 0;
+  if (!dismiss(std::move(entry.mapped()))) unsure_.insert(client);  // I4: and is never sure to have ended
+  return unsure_.count(client) == 0 && !shared_memory_;
 }

@@ -78,6 +78,7 @@ struct kvf_fabric {
   bool shared_memory_ = false;                // what a peer left there may be applied although its connection has ended
   std::vector<ucp_conn_request_h> requests_;  // came in progress(), answered after it
   std::map<uint64_t, std::unique_ptr<Guest>> guests_;  // by client
+  std::set<uint64_t> unsure_;                          // whose connection did not end when it was to
   bool tending_ = false;
   std::mutex memory_mutex_;
   std::set<kvf_memory*> memory_;  // GUARDED_BY(memory_mutex_)
