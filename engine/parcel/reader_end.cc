@@ -102,7 +102,10 @@ Error ParcelReader::explain(const Read& read, const Error& why, size_t at_fault)
       fmt::format("parcel \"{}\" of peer \"{}\" ({}) failed after {:.1f} s: {}", read.request.transfer_id,
                   peer.empty() ? "?" : peer, core_.peer(share.peer).address().to_string(),
                   seconds(loop_.now() - read.began), why.to_string());
-  if (!is_final(share.state)) text += "; " + stage_of(share);
+  if (!read.begun && read.request.event != 0)
+    text += "; what still uses its blocks was not done, and nothing was asked of the owner";
+  else if (!is_final(share.state))
+    text += "; " + stage_of(share);
   if (read.shares.size() > 1) {
     const auto done = std::count_if(read.shares.begin(), read.shares.end(),
                                     [](const Share& one) { return one.state == ReadState::accepted; });

@@ -393,6 +393,18 @@ TEST_P(ParcelEvent, AReadWhoseEventFailsLeavesItsBlocksAlone) {
   EXPECT_EQ(read(request("t1", {4})).state, ReadState::accepted);
 }
 
+TEST_P(ParcelEvent, AReadWhoseEventDoesNotComeBlamesNoOwner) {
+  publish(spec("t1", {6}));
+  ParcelReadRequest later = request("t1", {4});
+  later.event = device_->create_event();
+  later.timeout = std::chrono::milliseconds(50);
+  const ParcelReadOutcome outcome = read(later);
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::deadline_exceeded);
+  EXPECT_NE(outcome.status.error().message.find("what still uses its blocks was not done"), std::string::npos)
+      << outcome.status.error().to_string();
+  device_->signal(later.event);
+}
+
 TEST_P(ParcelEvent, ACancelledReadDoesNotWaitForItsEvent) {
   publish(spec("t1", {6}));
   ParcelReadRequest later = request("t1", {4});
