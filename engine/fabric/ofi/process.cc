@@ -147,7 +147,7 @@ int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_t
   if (variables.count("LOG_LEVEL") == 0) take_lines();
   const int32_t result = refuse_unknown(variables, why);
   // Names that mean nothing to it are not in force.
-  in_force = result == KVF_OK ? std::move(wanted) : defaults();
+  in_force = result == KVF_OK ? wanted : defaults();
   return result;
 }
 
