@@ -108,13 +108,28 @@ function(kvferry_test name)
   endif()
 endfunction()
 
-# The shared object of one fabric, which the engine finds beside itself by its name. It has nothing of the project but
-# headers, so that it may be built and replaced alone.
+# A fabric that is made of a foreign library, which pkg-config knows as LIBRARY: a shared object of its own out of
+# fabric/<name>, which has nothing of the project but headers, so that it may be built and replaced alone, and which the
+# engine finds beside itself by its name. It is left out where the library is not here, or the option
+# KVFERRY_<NAME> is off. initfirst: see the fabric's early.cc.
 function(kvferry_fabric_plugin name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINKS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "LIBRARY" "SOURCES")
+  string(TOUPPER ${name} prefix)
+  if(KVFERRY_${prefix} AND NOT KVFERRY_FUZZ)
+    find_package(PkgConfig)
+    if(PKG_CONFIG_FOUND)
+      pkg_check_modules(${prefix} IMPORTED_TARGET ${arg_LIBRARY})
+    endif()
+  endif()
+  if(NOT KVFERRY_${prefix} OR NOT ${prefix}_FOUND)
+    message(STATUS "No fabric ${name}: it is switched off, or ${arg_LIBRARY} is not here")
+    return()
+  endif()
   set(target kvferry_fabric_${name})
+  list(TRANSFORM arg_SOURCES PREPEND fabric/${name}/)
   add_library(${target} MODULE ${arg_SOURCES})
-  target_link_libraries(${target} PRIVATE kvferry_flags ${arg_LINKS})
+  target_link_libraries(${target} PRIVATE kvferry_flags PkgConfig::${prefix})
+  target_link_options(${target} PRIVATE LINKER:-z,initfirst)
   set_property(GLOBAL APPEND PROPERTY KVFERRY_FABRIC_PLUGINS ${target})
 endfunction()
 
