@@ -20,7 +20,7 @@ from typing import Any
 import cases
 import report
 from cases import Case
-from servers import HERE, LIVE, ROOT, Deployment, Setup, versions
+from servers import HERE, LIVE, ROOT, Deployment, Setup, one_group_of_the_scheduler, versions
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,15 @@ def main() -> int:
     print(f"logs in {folder}; {versions()}", file=sys.stderr)
     end_after(options.minutes)
     results: list[dict[str, Any]] = []
-    try:
-        for name, group in groups.items():
-            run_group(name, group, options, folder, results)
-    except TimeOverError as error:
-        tell(results, {"case": "what was left", "passed": False, "failure": str(error)}, options.json)
-    finally:
-        for server in LIVE:
-            server.kill()
+    with one_group_of_the_scheduler():
+        try:
+            for name, group in groups.items():
+                run_group(name, group, options, folder, results)
+        except TimeOverError as error:
+            tell(results, {"case": "what was left", "passed": False, "failure": str(error)}, options.json)
+        finally:
+            for server in LIVE:
+                server.kill()
     failed = sum(not result["passed"] for result in results)
     print(f"{len(results) - failed} passed, {failed} failed")
     if options.timings and not failed:
