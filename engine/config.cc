@@ -45,6 +45,20 @@ void add_fabric_settings(const Environment& environment, std::vector<FabricSetti
   }
 }
 
+Status check_rails(const std::vector<std::string>& hosts) {
+  if (hosts.size() > kMaxRails)
+    return Error{ErrorCode::invalid_argument,
+                 "KVFERRY_RDMA_HOST names more than " + std::to_string(kMaxRails) + " addresses"};
+  for (size_t i = 0; i < hosts.size(); ++i) {
+    if (!to_socket_address(Address{hosts[i], 0}))
+      return Error{ErrorCode::invalid_argument, "KVFERRY_RDMA_HOST: \"" + hosts[i] + "\" is no numeric address"};
+    if (std::find(hosts.begin(), hosts.begin() + static_cast<std::ptrdiff_t>(i), hosts[i]) !=
+        hosts.begin() + static_cast<std::ptrdiff_t>(i))
+      return Error{ErrorCode::invalid_argument, "KVFERRY_RDMA_HOST names " + hosts[i] + " twice"};
+  }
+  return {};
+}
+
 }  // namespace
 
 bool is_builtin_fabric(std::string_view name) {
@@ -92,7 +106,7 @@ Result<EngineConfig> EngineConfig::from_environment(const Environment& environme
   config.congestion = environment.get("KVFERRY_CONGESTION").value_or(config.congestion);
   if (const auto names = environment.get("KVFERRY_FABRICS")) config.fabrics = split_list(*names);
   config.plugin_folder = environment.get("KVFERRY_PLUGINS").value_or(config.plugin_folder);
-  config.rdma_host = environment.get("KVFERRY_RDMA_HOST").value_or(config.rdma_host);
+  if (const auto hosts = environment.get("KVFERRY_RDMA_HOST")) config.rdma_hosts = split_list(*hosts);
   add_fabric_settings(environment, config.fabric_settings);
   KVF_ASSIGN_OR_RETURN(config.auth, auth_from_environment(environment));
   KVF_ASSIGN_OR_RETURN(config.strict, environment.boolean("KVFERRY_STRICT", config.strict));
@@ -133,6 +147,7 @@ Status EngineConfig::validate() const {
             ? !loopback
             : !is_builtin_fabric(name) && std::find(plugins.begin(), plugins.end(), name) == plugins.end())
       return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; there are local, tcp, ucx, ofi"};
+  KVF_RETURN_IF_ERROR(check_rails(rdma_hosts));
   if (strict && std::find(fabrics.begin(), fabrics.end(), "tcp") == fabrics.end())
     return Error{ErrorCode::unsupported, "a strict engine uses the fabric tcp alone: name it"};
   if (heartbeat < std::chrono::milliseconds(10))

@@ -75,8 +75,9 @@ struct EngineConfig {
   // Where the plug-ins of further fabrics lie; empty: beside the library, or in the folder lib beside its own.
   std::string plugin_folder;
   std::vector<FabricSetting> fabric_settings;
-  // Numeric host on which the fabrics of plug-ins listen: an address of the RDMA device. Empty: the host of `listen`.
-  std::string rdma_host;
+  // Numeric hosts on which the fabrics of plug-ins listen: an address of each RDMA device that is to be used, in the
+  // same order on all machines. Empty: the host of `listen`.
+  std::vector<std::string> rdma_hosts;
 
   Duration default_timeout = std::chrono::seconds(30);  // of a transfer that sets no deadline
   Duration connect_timeout = std::chrono::seconds(5);   // from dialling to the answer to hello
@@ -116,6 +117,8 @@ struct EngineConfig {
   KVFERRY_API static Result<EngineConfig> from_environment(const Environment& environment);
   Status validate() const;
 };
+
+constexpr size_t kMaxRails = 8;
 
 // Those that are in every build; the others come as plug-ins (engine/fabric/plugin/).
 bool is_builtin_fabric(std::string_view name);

@@ -34,19 +34,22 @@ Status EngineState::usable() const {
 
 Status EngineState::open_plugins() {
   KVF_ASSIGN_OR_RETURN(const Address listen, parse_address(config.listen, false));
-  const std::string host = config.rdma_host.empty() ? listen.host : config.rdma_host;
+  const std::vector<std::string> hosts =
+      config.rdma_hosts.empty() ? std::vector<std::string>{listen.host} : config.rdma_hosts;
   for (const std::string& name : config.fabrics) {
     if (is_builtin_fabric(name)) continue;
     KVF_ASSIGN_OR_RETURN(auto library, plugin::Library::load(name, config.plugin_folder));
-    KVF_ASSIGN_OR_RETURN(auto node,
-                         plugin::Node::open(*loop, std::move(library), config.fabric_settings, host, random.next()));
-    if (!node->enforces_keys() && config.auth.mode != AuthMode::open)
-      return Error{ErrorCode::permission_denied,
-                   "fabric \"" + name + "\" would move bytes by transports that check no keys (" + node->describe() +
-                       "): whoever reaches its port could read and write this process's memory. Auth mode " +
-                       std::string(to_string(config.auth.mode)) + " does not allow that"};
-    registry->add_mapper(node.get());
-    nodes.push_back(std::move(node));
+    for (size_t rail = 0; rail < hosts.size(); ++rail) {
+      KVF_ASSIGN_OR_RETURN(
+          auto node, plugin::Node::open(*loop, library, config.fabric_settings, hosts[rail], rail, random.next()));
+      if (!node->enforces_keys() && config.auth.mode != AuthMode::open)
+        return Error{ErrorCode::permission_denied,
+                     "fabric \"" + name + "\" would move bytes by transports that check no keys (" + node->describe() +
+                         "): whoever reaches its port could read and write this process's memory. Auth mode " +
+                         std::string(to_string(config.auth.mode)) + " does not allow that"};
+      registry->add_mapper(node.get());
+      nodes.push_back(std::move(node));
+    }
   }
   return {};
 }

@@ -28,7 +28,7 @@ Result<EngineConfig> base_config() {
   config.auth = std::move(settings.auth);
   config.plugin_folder = std::move(settings.plugin_folder);
   config.fabric_settings = std::move(settings.fabric_settings);
-  config.rdma_host = std::move(settings.rdma_host);
+  config.rdma_hosts = std::move(settings.rdma_hosts);
   return config;
 }
 

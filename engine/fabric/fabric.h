@@ -60,6 +60,17 @@ class OneSidedPath : public Path {
   }
 };
 
+// A one-sided path of which the owner has to hear that it is through with memory before that is given back (I4).
+class RevocablePath : public OneSidedPath {
+ public:
+  // The owner has taken regions back that `table` no longer has: jobs that use them fail, and `quiet` runs when nothing
+  // of this side is under way to them any more, at the owner neither.
+  virtual void retire(const std::shared_ptr<const RegionTable>& table, Task quiet) = 0;
+  // Ends the connection for good. Jobs that are left wait for their cancel(). True: nothing of this side is under way
+  // at the owner any more.
+  virtual bool close() = 0;
+};
+
 // What an owner-executed fabric asks about the session that its lanes belong to. On loop only.
 class Guest {
  public:

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Both sides must have the same number: any change of this file counts it up.
-#define KVF_FABRIC_ABI 2u
+#define KVF_FABRIC_ABI 3u
 // The one symbol that a plug-in exports: `const kvf_fabric_table* kvferry_fabric_v1(void)`.
 #define KVF_FABRIC_ENTRY "kvferry_fabric_v1"
 
@@ -64,6 +64,7 @@ typedef struct {
 
 typedef struct {
   char description[160];  // library, version, transports
+  char device[64];        // its name in /sys/class/infiniband or /sys/class/net; empty: several, or not known
   // The peer's memory is reached without its CPU, and only by a key that is in force: what unmap() took back cannot be
   // touched any more. Otherwise the peer moves the bytes itself, and believes what it is told.
   int32_t enforces_keys;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/result.h"
+#include "engine/io/place.h"
 #include "engine/memory/gate.h"
 #include "engine/memory/memory_kind.h"
 
@@ -61,6 +62,7 @@ class RegionMapper {
 struct RegionState {
   RegionInfo info;
   MemoryOps* ops = nullptr;
+  Place place;  // where fabrics' devices are chosen by it; else not looked up
   std::atomic<bool> closing{false};
   std::atomic<uint32_t> pins{0};  // uses in flight by this process: copies, queued sends, posted receives
   std::vector<std::pair<RegionMapper*, void*>> mappings;  // from registration to forget()

@@ -54,6 +54,7 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
 
 Status Registry::map(RegionState& region) const {
   if (!region.ops->host_addressable() || mappers_.empty()) return {};
+  if (mappers_.size() > 1) region.place = place_of_memory(region.at(0));
   auto keys = std::make_shared<RegionKeys>();
   for (RegionMapper* mapper : mappers_) {
     auto mapping = mapper->map(region.at(0), region.info.length);

@@ -11,7 +11,7 @@
 #include "common/metrics.h"
 #include "engine/fabric/local/copier.h"
 #include "engine/fabric/loopback/loopback.h"
-#include "engine/fabric/plugin/path.h"
+#include "engine/fabric/plugin/rails.h"
 #include "engine/fabric/tcp/fetch_path.h"
 #include "engine/run/transfer_task.h"
 #include "engine/session/complaints.h"
@@ -57,7 +57,7 @@ class Peer {
     local::Copier* copier;  // null: no local fabric here
     const Clock& clock;
     bool use_tcp;
-    std::vector<plugin::Node*> nodes = {};  // of the fabrics of plug-ins, best first
+    std::vector<plugin::Node*> nodes = {};  // of the fabrics of plug-ins, best first, each with its rails in a row
     tcp::PathOptions tcp_options;
     Duration connect_patience;
     size_t max_regions;
@@ -111,7 +111,8 @@ class Peer {
   void on_session_ended(const Error& why);
   void on_regions_changed();
   void choose_one_sided();
-  std::unique_ptr<OneSidedPath> make_plugin_path();
+  std::unique_ptr<RevocablePath> make_plugin_path();
+  std::vector<plugin::RailsPath::Way> make_ways(size_t first, const std::string& owner, bool several);
   void publish_view();
   void begin(const TaskPtr& task);
   void on_event(const TaskPtr& task, const Status& status);
@@ -134,7 +135,7 @@ class Peer {
   uint64_t last_session_id_ = 0;
   std::unique_ptr<InitiatorSession> session_;
   std::unique_ptr<OneSidedPath> one_sided_path_;  // local, a plug-in's, or loopback in tests
-  plugin::PluginPath* plugin_path_ = nullptr;     // the same, where it is a plug-in's
+  RevocablePath* plugin_path_ = nullptr;          // the same, where it is a plug-in's
   std::string why_no_plugin_;                     // "; fabric: reason" of each that is not taken
   std::unique_ptr<tcp::TcpPath> tcp_path_;
   std::unique_ptr<tcp::FetchPath> fetch_path_;

@@ -31,12 +31,13 @@ void Peer::choose_one_sided() {
     one_sided_path_ = make_plugin_path();
 }
 
-// The first of ours that the peer has too.
-std::unique_ptr<OneSidedPath> Peer::make_plugin_path() {
-  why_no_plugin_.clear();
+// The ways to the peer by the fabric of the node `first`, one for each of its rails that the peer has too: the first
+// device of this machine to the first of that one, and so on.
+std::vector<plugin::RailsPath::Way> Peer::make_ways(size_t first, const std::string& owner, bool several) {
   const InitiatorSession::PeerFacts& facts = session_->peer();
-  const std::string owner = fmt::format("{}/{:016x}", facts.engine_id, facts.incarnation);
-  for (plugin::Node* node : context_.nodes) {
+  std::vector<plugin::RailsPath::Way> ways;
+  for (size_t i = first; i < context_.nodes.size() && context_.nodes[i]->rail() == i - first; ++i) {
+    plugin::Node* node = context_.nodes[i];
     const auto offer = facts.fabrics.find(node->fabric());
     if (offer == facts.fabrics.end() || !node->take(owner)) {
       const bool offered = offer != facts.fabrics.end();
@@ -46,8 +47,9 @@ std::unique_ptr<OneSidedPath> Peer::make_plugin_path() {
       continue;
     }
     plugin::PathOptions options;
-    options.has_stand_in = context_.use_tcp;
+    options.has_stand_in = context_.use_tcp || several;
     options.connect_patience = context_.connect_patience;
+    if (several) options.attempts = 1;  // another rail takes what breaks on this one
     options.piece_bytes = std::min(options.piece_bytes, node->longest_operation());
     if (!node->enforces_keys()) {
       // The owner's CPU moves the bytes: a small window is as fast, and what is under way is let end rather than cut
@@ -55,8 +57,28 @@ std::unique_ptr<OneSidedPath> Peer::make_plugin_path() {
       options.window_bytes = uint64_t{2} << 20;
       options.cancel_patience = std::chrono::milliseconds(500);
     }
-    auto path = std::make_unique<plugin::PluginPath>(context_.loop, *node, owner,
-                                                     address_of_fabric(offer->second, address_), options);
+    ways.push_back({std::make_unique<plugin::PluginPath>(context_.loop, *node, owner,
+                                                         address_of_fabric(offer->second, address_), options),
+                    node});
+  }
+  return ways;
+}
+
+// The first fabric of ours that the peer has too.
+std::unique_ptr<RevocablePath> Peer::make_plugin_path() {
+  why_no_plugin_.clear();
+  const std::string owner = fmt::format("{}/{:016x}", session_->peer().engine_id, session_->peer().incarnation);
+  for (size_t i = 0; i < context_.nodes.size(); ++i) {
+    if (context_.nodes[i]->rail() != 0) continue;
+    const bool several = i + 1 < context_.nodes.size() && context_.nodes[i + 1]->rail() == 1;
+    auto ways = make_ways(i, owner, several);
+    if (ways.empty()) continue;
+    std::unique_ptr<RevocablePath> path;
+    if (several)
+      path = std::make_unique<plugin::RailsPath>(context_.loop, std::move(ways), owner, context_.use_tcp,
+                                                 context_.logger, plugin::RailOptions{});
+    else
+      path = std::move(ways.front().path);
     plugin_path_ = path.get();
     return path;
   }

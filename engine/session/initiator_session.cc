@@ -155,7 +155,7 @@ void InitiatorSession::on_welcome(const proto::Frame& frame) {
       welcome.incarnation() == context_.identity.incarnation && !context_.identity.is_own(address_))
     return end(Error{ErrorCode::permission_denied, "this engine itself answers at the peer's address"});
   peer_ = {welcome.engine_id(), welcome.incarnation(), host_from_proto(welcome.host()), {}};
-  constexpr int kMaxFabrics = 16;  // I6
+  constexpr int kMaxFabrics = 20;  // I6
   for (int i = 0; i < std::min(welcome.fabrics_size(), kMaxFabrics); ++i)
     peer_.fabrics.emplace(welcome.fabrics(i).name(), short_text(welcome.fabrics(i).address()));
   session_id_ = welcome.session_id();

@@ -10,7 +10,7 @@ namespace kvferry {
 namespace {
 
 constexpr size_t kMaxKeyBytes = 1024;  // I6, of one region and fabric
-constexpr size_t kMaxKeys = 4;
+constexpr size_t kMaxKeys = 20;
 
 }  // namespace
 

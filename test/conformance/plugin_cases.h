@@ -70,7 +70,7 @@ inline std::string name_of_transports(const std::string& transports) {
 inline void use_transports(EngineConfig& config, const std::string& fabric, const std::string& transports) {
   if (transports.empty()) return;
   config.fabric_settings.push_back({fabric, transports_setting(fabric), transports});
-  config.rdma_host = rdma_host();
+  if (!rdma_host().empty()) config.rdma_hosts = {rdma_host()};
 }
 
 // Empty when the fabric can be tested.

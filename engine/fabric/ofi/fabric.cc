@@ -36,6 +36,7 @@ int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kv
   const uint32_t version = fi_version();
   std::snprintf(facts.description, sizeof facts.description, "libfabric %u.%u, provider %s, domain %s",
                 FI_MAJOR(version), FI_MINOR(version), made->provider().c_str(), made->info_->domain_attr->name);
+  std::snprintf(facts.device, sizeof facts.device, "%s", made->info_->domain_attr->name);
   facts.enforces_keys = made->settings_.is_rdma() ? 1 : 0;
   facts.longest_operation = made->info_->ep_attr->max_msg_size;
   *out = made.release();

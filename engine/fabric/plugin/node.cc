@@ -11,10 +11,12 @@ constexpr size_t kMaxAddressBytes = 160;                    // "[v6]:port", or w
 
 }  // namespace
 
-Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, uint64_t client)
+Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail, uint64_t client)
     : loop_(loop),
       library_(std::move(library)),
       table_(library_->table()),
+      rail_(rail),
+      label_(rail == 0 ? table_.name : fmt::format("{}#{}", table_.name, rail)),
       client_(client),
       host_{this,
             [](void* self, uint64_t operation, int32_t result, const char* why) {
@@ -31,8 +33,8 @@ Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, uint64_t cli
 
 Result<std::unique_ptr<Node>> Node::open(EpollLoop& loop, std::shared_ptr<const Library> library,
                                          const std::vector<FabricSetting>& settings, const std::string& host,
-                                         uint64_t client) {
-  std::unique_ptr<Node> node(new Node(loop, std::move(library), client));
+                                         size_t rail, uint64_t client) {
+  std::unique_ptr<Node> node(new Node(loop, std::move(library), rail, client));
   if (Status status = node->start(settings, host); !status.ok()) return std::move(status).error();
   return node;
 }
@@ -43,13 +45,15 @@ Status Node::start(const std::vector<FabricSetting>& settings, const std::string
     if (setting.fabric == table_.name) ours.push_back({setting.name.c_str(), setting.value.c_str()});
   const kvf_open_params params{ours.data(), ours.size(), client_, host.c_str()};
   const auto not_viable = [this](const Why& why) {
-    return Error{ErrorCode::unsupported, fmt::format("fabric \"{}\" is not viable here", table_.name), why.str()};
+    return Error{ErrorCode::unsupported, fmt::format("fabric \"{}\" is not viable here", label_), why.str()};
   };
   Why why;
   if (table_.open(&host_, &params, &fabric_, &facts_, why.text()) != KVF_OK) return not_viable(why);
   char address[kMaxAddressBytes] = "";
   if (table_.listen(fabric_, {address, sizeof address}, why.text()) != KVF_OK) return not_viable(why);
   address_ = address;
+  facts_.device[sizeof facts_.device - 1] = '\0';
+  device_ = find_network_device(facts_.device);
   wake_fd_ = table_.wake_fd(fabric_);
   KVF_RETURN_IF_ERROR(loop_.watch(wake_fd_, EPOLLIN, this));
   schedule();
@@ -68,12 +72,12 @@ Result<RegionMapper::Mapping> Node::map(void* base, uint64_t length) {
   Why why;
   kvf_memory* memory = nullptr;
   if (table_.map(fabric_, base, length, &memory, why.text()) != KVF_OK)
-    return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot register memory", table_.name), why.str()};
+    return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot register memory", label_), why.str()};
   std::string key(kMaxKeyBytes, '\0');
   size_t size = key.size();
   if (table_.pack_key(fabric_, memory, key.data(), &size, why.text()) != KVF_OK) {
     table_.unmap(fabric_, memory);
-    return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot make a key", table_.name), why.str()};
+    return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot make a key", label_), why.str()};
   }
   key.resize(size);
   return Mapping{memory, std::move(key)};
@@ -132,7 +136,8 @@ void Node::run() {
 }
 
 std::string Node::describe() const {
-  return fmt::format("{}; listens on {}; {}; {} peers cut off", facts_.description, address_,
+  const std::string numa = device_.place.numa_node < 0 ? "" : fmt::format(", NUMA node {}", device_.place.numa_node);
+  return fmt::format("{}{}; listens on {}; {}; {} peers cut off", facts_.description, numa, address_,
                      enforces_keys() ? "one-sided" : "emulated: for trusted peers only", guests_.cut_off());
 }
 

@@ -13,6 +13,7 @@
 #include "engine/fabric/plugin/guests.h"
 #include "engine/fabric/plugin/library.h"
 #include "engine/io/epoll_loop.h"
+#include "engine/io/place.h"
 #include "engine/memory/registry.h"
 
 namespace kvferry::plugin {
@@ -29,18 +30,23 @@ class EndpointUser {
   virtual void lost(const std::string& why) = 0;
 };
 
-// A plug-in's fabric, opened for one engine: its place in the loop, the registered memory that it knows, and who may
-// connect to it. On loop only, but for what RegionMapper says.
+// A plug-in's fabric, opened for one engine at one device: its place in the loop, the registered memory that it knows,
+// and who may connect to it. On loop only, but for what RegionMapper says.
 class Node final : public RegionMapper, private FdHandler {
  public:
-  // `host`: numeric, where peers shall connect. An Error says why the fabric is not viable here.
+  // `host`: numeric, where peers shall connect; `rail`: the how manieth of this fabric it is. An Error says why the
+  // fabric is not viable here.
   static Result<std::unique_ptr<Node>> open(EpollLoop& loop, std::shared_ptr<const Library> library,
                                             const std::vector<FabricSetting>& settings, const std::string& host,
-                                            uint64_t client);
+                                            size_t rail, uint64_t client);
   // REQUIRES: no path uses it, no region is mapped.
   ~Node() override;
 
-  const char* fabric() const override { return table_.name; }
+  // The fabric's name, and in what peers are told the rail's number behind it: each is a fabric of its own to them.
+  const char* name() const { return table_.name; }
+  const char* fabric() const override { return label_.c_str(); }
+  size_t rail() const { return rail_; }
+  const NetworkDevice& device() const { return device_; }
   Result<Mapping> map(void* base, uint64_t length) override;
   void unmap(void* handle) override;
 
@@ -72,7 +78,7 @@ class Node final : public RegionMapper, private FdHandler {
     int32_t result;
     std::string why;
   };
-  Node(EpollLoop& loop, std::shared_ptr<const Library> library, uint64_t client);
+  Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail, uint64_t client);
   Status start(const std::vector<FabricSetting>& settings, const std::string& host);
   void on_fd_ready(uint32_t) override { run(); }
   void run();
@@ -81,10 +87,13 @@ class Node final : public RegionMapper, private FdHandler {
   EpollLoop& loop_;
   const std::shared_ptr<const Library> library_;
   const kvf_fabric_table& table_;
+  const size_t rail_;
+  const std::string label_;
   const uint64_t client_;
   const kvf_host host_;
   kvf_fabric* fabric_ = nullptr;
   kvf_facts facts_{};
+  NetworkDevice device_;
   std::string address_;
   int wake_fd_ = -1;
   Guests guests_;

@@ -38,7 +38,7 @@ struct PathOptions {
 //   connecting  failed, too slow          idle, and not dialled again for a while
 //   ready       lost, or a cancelled operation that does not end    idle
 //   any         close()                   closed
-class PluginPath final : public OneSidedPath, private EndpointUser {
+class PluginPath final : public RevocablePath, private EndpointUser {
  public:
   // `address`: where the peer's fabric listens. REQUIRES: node.take(owner) said yes; the path gives it back.
   PluginPath(Loop& loop, Node& node, std::string owner, std::string address, PathOptions options);
@@ -53,12 +53,14 @@ class PluginPath final : public OneSidedPath, private EndpointUser {
   bool reaches(const RegionInfo& region) const override;
   std::string describe() const override;
 
-  // The owner has taken regions back that `table` no longer has: jobs that use them fail, and `quiet` runs when nothing
-  // of this side is under way to them any more, at the owner neither.
-  void retire(const std::shared_ptr<const RegionTable>& table, Task quiet);
-  // Ends the connection for good. Jobs that are left wait for their cancel(). True: nothing of this side is under way
-  // at the owner any more.
-  bool close();
+  void retire(const std::shared_ptr<const RegionTable>& table, Task quiet) override;
+  bool close() override;
+
+  // Whether a connection stands or has not been tried; one that broke is tried again by itself where something stands
+  // in.
+  bool usable() const { return !failing(); }
+  // Breaks the connection: it is taken for dead.
+  void give_up(const std::string& why) { lost(why); }
 
  private:
   enum class State { idle, connecting, ready, closed };

@@ -58,6 +58,7 @@ int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kv
     return say(why, "these transports cannot wake a sleeping process", status, KVF_FAILED);
   std::snprintf(facts.description, sizeof facts.description, "UCX %s, transports %s", ucp_get_version_string(),
                 settings.transports().c_str());
+  std::snprintf(facts.device, sizeof facts.device, "%s", settings.device().c_str());
   facts.enforces_keys = settings.only_rdma() ? 1 : 0;
   facts.longest_operation = UINT64_MAX;  // UCX cuts by itself
   made->host_name_ = params.host;

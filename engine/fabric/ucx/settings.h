@@ -18,6 +18,8 @@ class Settings {
   ucs_status_t read(ucp_config_t** out, kvf_text why) const;
 
   std::string transports() const { return values_.at("TLS"); }
+  // The one that NET_DEVICES names, without its port; empty where that is not so.
+  std::string device() const;
   // Every transport is one whose device moves the bytes itself and checks keys.
   bool only_rdma() const;
   // Some transport leaves bytes in memory that a peer's process shares: ending the connection does not end them.

@@ -1,0 +1,143 @@
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "engine/plan/rails.h"
+
+namespace kvferry {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::vector<std::vector<int>> kTwoSockets = {{10, 21}, {21, 10}};
+
+// ---- how far
+
+TEST(RailDistance, OrdersSwitchRootNodeAndTheRest) {
+  const Place gpu{0, "pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:00.0"};
+  const Place beside{0, "pci0000:00/0000:00:01.0/0000:01:01.0"};
+  const Place same_root{0, "pci0000:00/0000:00:03.0/0000:05:00.0"};
+  const Place same_node{0, "pci0000:40/0000:40:01.0/0000:41:00.0"};
+  const Place other_node{1, "pci0000:80/0000:80:01.0/0000:81:00.0"};
+  std::vector<uint32_t> distances;
+  for (const Place& nic : {beside, same_root, same_node, other_node})
+    distances.push_back(distance(gpu, nic, kTwoSockets));
+  EXPECT_EQ(distances, (std::vector<uint32_t>{1, 2, 10, 21}));
+}
+
+TEST(RailDistance, OfHostMemoryIsThatOfItsNode) {
+  const Place memory{1, ""};
+  EXPECT_EQ(distance(memory, {1, "pci0000:80/0000:80:01.0"}, kTwoSockets), 10u);
+  EXPECT_EQ(distance(memory, {0, "pci0000:00/0000:00:01.0"}, kTwoSockets), 21u);
+  EXPECT_GT(distance(memory, {0, ""}, {}), 10u) << "without a table another node is farther all the same";
+}
+
+// A name that begins like another's is no common bridge.
+TEST(RailDistance, ComparesWholeNames) {
+  EXPECT_EQ(distance({0, "pci0000:00/0000:00:01.0"}, {0, "pci0000:00/0000:00:01.1"}, {}), 2u);
+  EXPECT_EQ(distance({0, "pci0000:0"}, {0, "pci0000:00"}, {}), 10u);
+}
+
+TEST(RailDistance, IsTheSameForAllWhereNothingIsKnown) {
+  EXPECT_EQ(distance({}, {1, "pci0000:80"}, kTwoSockets), 0u);
+  EXPECT_EQ(distance({0, ""}, {}, kTwoSockets), 0u);
+}
+
+// ---- which one
+
+constexpr uint64_t kDepth = 8 << 20;
+
+struct Choice {
+  const char* what;
+  std::vector<Rail> rails;
+  std::optional<size_t> wanted;
+};
+
+TEST(ChooseRail, Table) {
+  const std::vector<Choice> table = {
+      {"the first of equals", {{true, 0, 0, 0}, {true, 0, 0, 0}}, 0},
+      {"the one with less to do", {{true, 0, 0, 100}, {true, 0, 0, 0}}, 1},
+      {"the nearest, however much it has", {{true, 21, 0, 0}, {true, 10, 0, 5 << 20}}, 1},
+      {"none while the nearest is full", {{true, 21, 0, 0}, {true, 10, 0, kDepth}}, std::nullopt},
+      {"a farther one when the nearest is out", {{true, 21, 0, 0}, {false, 10, 0, 0}}, 0},
+      {"the faster one", {{true, 0, 100, 0}, {true, 0, 400, 0}}, 1},
+      {"the faster one until it has four times as much", {{true, 0, 100, 0}, {true, 0, 400, 7 << 20}}, 0},
+      {"as if equal where one speed is unknown", {{true, 0, 100, 0}, {true, 0, 0, 0}}, 0},
+      {"unknown speeds of those that are out do not count",
+       {{true, 0, 100, 0}, {true, 0, 400, 0}, {false, 0, 0, 0}},
+       1},
+      {"any when all are out", {{false, 0, 0, 100}, {false, 0, 0, 0}}, 1},
+      {"none of none", {}, std::nullopt},
+  };
+  for (const Choice& each : table) EXPECT_EQ(choose_rail(each.rails, 2 << 20, kDepth), each.wanted) << each.what;
+}
+
+// Given out one by one, rails have bytes by their speed.
+TEST(ChooseRail, SharesOutBySpeed) {
+  std::vector<Rail> rails = {{true, 0, 100, 0}, {true, 0, 300, 0}};
+  std::vector<uint64_t> total(2);
+  for (int i = 0; i < 400; ++i) {
+    const auto chosen = choose_rail(rails, 1, UINT64_MAX);
+    ASSERT_TRUE(chosen);
+    ++rails[*chosen].waiting;
+    ++total[*chosen];
+  }
+  EXPECT_EQ(total, (std::vector<uint64_t>{100, 300}));
+}
+
+// ---- what the kernel tells
+
+class FakeSys : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = fs::temp_directory_path() / ("kvf-sys-" + std::to_string(::getpid()));
+    const fs::path nic = root_ / "devices/pci0000:3a/0000:3a:00.0/0000:3b:00.0";
+    write(nic / "numa_node", "1\n");
+    write(root_ / "class/infiniband/mlx5_0/ports/1/rate", "100 Gb/sec (4X EDR)\n");
+    fs::create_symlink(nic, root_ / "class/infiniband/mlx5_0/device");
+    write(root_ / "class/net/eth0/speed", "25000\n");
+    fs::create_symlink(nic, root_ / "class/net/eth0/device");
+    write(root_ / "class/net/lo/speed", "-1\n");
+    write(root_ / "devices/system/node/node0/distance", "10 21\n");
+    write(root_ / "devices/system/node/node1/distance", "21 10\n");
+  }
+  void TearDown() override { fs::remove_all(root_); }
+  static void write(const fs::path& path, const std::string& text) {
+    fs::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+  fs::path root_;
+};
+
+TEST_F(FakeSys, TellsOfDevices) {
+  const NetworkDevice rdma = find_network_device("mlx5_0", root_.string());
+  EXPECT_EQ(rdma.place.numa_node, 1);
+  EXPECT_EQ(rdma.place.pci, "pci0000:3a/0000:3a:00.0/0000:3b:00.0");
+  EXPECT_EQ(rdma.gigabits, 100);
+  const NetworkDevice link = find_network_device("eth0", root_.string());
+  EXPECT_EQ(link.gigabits, 25);
+  EXPECT_EQ(link.place.pci, rdma.place.pci);
+  EXPECT_EQ(find_network_device("lo", root_.string()).gigabits, 0);
+  for (const char* name : {"", "gone", "../net/eth0"}) {
+    const NetworkDevice unknown = find_network_device(name, root_.string());
+    EXPECT_EQ(unknown.place.numa_node, -1) << name;
+    EXPECT_EQ(unknown.gigabits, 0) << name;
+  }
+  EXPECT_EQ(numa_distances(root_.string()), kTwoSockets);
+  EXPECT_TRUE(numa_distances("/nonexistent").empty());
+}
+
+// What is there on any machine that does not forbid the question.
+TEST(PlaceOfMemory, IsOneOfTheMachinesNodes) {
+  const std::vector<char> memory(4096, 1);
+  const int node = place_of_memory(memory.data()).numa_node;
+  EXPECT_LT(node, static_cast<int>(std::max<size_t>(numa_distances().size(), 1)));
+  EXPECT_EQ(place_of_memory(nullptr).numa_node, -1);
+}
+
+}  // namespace
+}  // namespace kvferry
