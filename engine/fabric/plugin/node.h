@@ -41,7 +41,7 @@ class Node final : public RegionMapper, private FdHandler {
   ~Node() override;
 
   const char* fabric() const override { return table_.name; }
-  Result<Mapping> map(void* base, uint64_t length) override;
+  Result<Mapping> map(const FabricRange& range) override;
   void unmap(void* handle) override;
 
   const kvf_fabric_table& table() const { return table_; }

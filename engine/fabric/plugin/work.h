@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -57,6 +58,10 @@ struct Work {
   }
 };
 using WorkPtr = std::shared_ptr<Work>;
+
+// I8, I4: what a read has brought into memory of a device is visible there, and lands no later. `pins`: those of
+// the job, or what was kept of them. REQUIRES: nothing of it is in flight.
+Status settle_writes(const Job& job, std::span<const RegionPin> pins);
 
 class InFlight;
 
