@@ -95,12 +95,16 @@ void Registry::note_unmapped(MemoryKind kind, const char* fabric, const Error& w
     const std::unique_lock lock(mutex_);
     if (!unmapped_.emplace(std::pair(kind, std::string(fabric)), text).second) return;
   }
-  if (tell_unmapped_) tell_unmapped_(fmt::format("memory of kind {} goes {}", to_string(kind), text));
+  if (tell_unmapped_) tell_unmapped_(fmt::format("memory of kind {}: {}", to_string(kind), text));
 }
 
 void Registry::unmap(RegionState& region) {
+  if (region.mappings.empty()) return;
   for (const auto& [mapper, handle] : region.mappings) mapper->unmap(handle);
   region.mappings.clear();
+  // I4: what peers wrote and did not read back lands before the memory is given back. A device that cannot has failed.
+  const void* const base = region.at(0);
+  if (FabricMemoryOps* ops = region.ops->for_fabrics()) static_cast<void>(ops->settle_writes({&base, 1}));
 }
 
 Result<RegionInfo> Registry::insert(const std::shared_ptr<RegionState>& region) {

@@ -167,6 +167,20 @@ TEST_F(CudaFabrics, LeaveNothingThatLandsAfterACancelledRead) {
   EXPECT_TRUE(local_.unregister().ok());
 }
 
+// I4 at the owner: nobody read back behind a write that was given up.
+TEST_F(CudaFabrics, LeaveNothingThatLandsAfterTheOwnerTookItsMemoryBack) {
+  start({.ordered = false});
+  ASSERT_TRUE(move(Operation::read).status.ok());
+  nic_->hold(true);
+  Transfer transfer = must(initiator_->submit(request(Operation::write)));
+  ASSERT_TRUE(eventually([&] { return fake_->unseen() > 0; }));
+  transfer.cancel();
+  EXPECT_FALSE(transfer.wait().status.ok());
+  nic_->hold(false);
+  ASSERT_TRUE(remote_.unregister().ok());
+  EXPECT_EQ(fake_->unseen(), 0u);
+}
+
 // ---- where it cannot be
 
 TEST_F(CudaFabrics, LeaveGpusWithoutGpuDirectToTcpAndSayWhy) {
