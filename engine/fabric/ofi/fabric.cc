@@ -152,7 +152,7 @@ int32_t kvf_fabric::map(const kvf_range& range, kvf_memory** out, kvf_text why) 
   if (error != 0)
     return say(why,
                provider() +
-                   (range.kind == KVF_CUDA ? ": cannot register memory of a GPU"
+                   (range.kind == KVF_CUDA ? ": cannot register memory of kind cuda"
                                            : ": cannot register the memory (a low `ulimit -l`?)") +
                    kvferry::ofi::take_complaint(),
                error);

@@ -104,7 +104,7 @@ int32_t kvf_fabric::map(const kvf_range& range, kvf_memory** out, kvf_text why) 
   params.memory_type = memory->type;
   if (const ucs_status_t status = ucp_mem_map(context_, &params, &memory->handle); status != UCS_OK)
     return say(why,
-               range.kind == KVF_CUDA ? "UCX cannot register memory of a GPU (no nvidia_peermem?)"
+               range.kind == KVF_CUDA ? "UCX cannot register memory of kind cuda (no nvidia_peermem?)"
                                       : "UCX cannot register the memory (a low `ulimit -l`?)",
                status, KVF_FAILED);
   *out = memory.release();
