@@ -136,6 +136,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   for (auto& kind : kinds) known.add(std::move(kind));
   KVF_ASSIGN_OR_RETURN(s.words, GateWords::create());
   s.registry = std::make_unique<Registry>(std::move(known), *s.words, s.config.max_regions, 1 + (s.random.next() >> 2));
+  s.registry->on_unmapped([logger = s.config.logger](const std::string& why) { logger->info("{}", why); });
   KVF_ASSIGN_OR_RETURN(s.loop, EpollLoop::create(s.clock));
   KVF_RETURN_IF_ERROR(s.open_plugins());
   SocketOptions sockets;

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,8 +55,9 @@ class OneSidedPath : public Path {
   virtual std::optional<bool> in_force(WordIndex word, uint64_t generation) const = 0;
   // Whether it can copy between host memory and that region of the peer's.
   virtual bool reaches(const RegionInfo& region) const = 0;
-  // Whether it can copy between memory of `local` and that region, without staging memory between them.
-  virtual bool reaches_directly(MemoryOps& local, const RegionInfo& region) const {
+  // Whether it can copy between memory of `local`, which `pins` hold, and that region, without staging memory between
+  // them.
+  virtual bool reaches_directly(MemoryOps& local, std::span<const RegionPin> /*pins*/, const RegionInfo& region) const {
     return local.host_addressable() && reaches(region);
   }
 };

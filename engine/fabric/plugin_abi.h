@@ -34,6 +34,22 @@ typedef struct kvf_memory kvf_memory;      // a registered range
 typedef struct kvf_endpoint kvf_endpoint;  // a connection to one peer
 typedef struct kvf_key kvf_key;            // a peer's key, usable on one endpoint
 
+// What a range of memory is. A fabric refuses kinds that it does not know.
+enum kvf_memory_kind {
+  KVF_HOST = 0,
+  KVF_CUDA = 1,  // of an NVIDIA GPU, by its address in CUDA's unified address space
+};
+
+typedef struct {
+  void* base;
+  uint64_t length;
+  int32_t kind;    // kvf_memory_kind
+  int32_t device;  // KVF_CUDA: the GPU's number in this process, whose primary context is current in map(); else -1
+  // KVF_CUDA, where the driver gives them: a dma_buf that holds the range, closed when map() has returned; else -1.
+  int32_t dmabuf;
+  uint64_t dmabuf_offset;  // of the range in it
+} kvf_range;
+
 // Where a function says why it failed: cut to `size` with its final zero.
 typedef struct {
   char* data;
@@ -94,7 +110,7 @@ typedef struct {
   // that came by them is applied any more. KVF_FAILED: that is not sure.
   int32_t (*fence)(kvf_fabric* fabric, uint64_t client);
 
-  int32_t (*map)(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why);
+  int32_t (*map)(kvf_fabric* fabric, const kvf_range* range, kvf_memory** out, kvf_text why);
   // When it returns, and the fabric enforces keys, nobody reaches the memory by them any more.
   void (*unmap)(kvf_fabric* fabric, kvf_memory* memory);
   // The bytes with which peers reach the memory. In: room, out: size.
@@ -109,8 +125,9 @@ typedef struct {
   int32_t (*import_key)(kvf_endpoint* endpoint, const void* bytes, size_t size, kvf_key** out, kvf_text why);
   void (*drop_key)(kvf_key* key);
 
-  // One contiguous piece. `memory` may be null: the fabric then registers the local range itself. REQUIRES: the remote
-  // range lies in the key's region; a fabric that does not enforce keys would believe anything.
+  // One contiguous piece. `memory` may be null: the local range is the host's, and the fabric registers it itself.
+  // What get() has written to a GPU need not be visible there when it has ended: the engine sees to that. REQUIRES: the
+  // remote range lies in the key's region; a fabric that does not enforce keys would believe anything.
   int32_t (*get)(kvf_endpoint* endpoint, void* local, kvf_memory* memory, uint64_t remote, kvf_key* key, size_t length,
                  uint64_t operation, kvf_text why);
   int32_t (*put)(kvf_endpoint* endpoint, const void* local, kvf_memory* memory, uint64_t remote, kvf_key* key,

@@ -72,11 +72,12 @@ Result<MemoryOps*> MemoryKinds::find(MemoryKind kind) const {
   return by_kind_[index].get();
 }
 
-std::string MemoryKinds::describe() const {
+std::string MemoryKinds::describe(const std::function<std::string(MemoryKind)>& more) const {
   std::string out;
   for (const auto& ops : by_kind_)
     if (ops != nullptr)
-      out += (out.empty() ? "{" : ",") + json_quote(to_string(ops->kind())) + ":" + json_quote(ops->describe());
+      out += (out.empty() ? "{" : ",") + json_quote(to_string(ops->kind())) + ":" +
+             json_quote(ops->describe() + more(ops->kind()));
   return out.empty() ? "{}" : out + "}";
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "common/result.h"
+#include "engine/io/place.h"
 
 namespace kvferry {
 
@@ -56,6 +58,32 @@ class SharedMemoryOps {
   virtual Status copy(std::span<const DirectCopy> copies) = 0;
 };
 
+// A registered range as the library of a fabric has to know it.
+struct FabricRange {
+  void* base = nullptr;
+  uint64_t length = 0;
+  MemoryKind kind = MemoryKind::host;
+  int device = -1;  // the kind's number for the device that it is on
+  // The pages around the range, where the kind's driver gives out descriptors for them (dma_buf); -1: it does not.
+  int dmabuf = -1;
+  uint64_t dmabuf_offset = 0;  // of the range in them
+};
+
+// What a kind can do that is not the CPU's memory, and that devices of fabrics (NICs) reach by themselves. Thread-safe.
+class FabricMemoryOps {
+ public:
+  virtual ~FabricMemoryOps() = default;
+
+  // Runs `use` with a checked range, in the device's own context; the descriptor in it is closed afterwards. An Error
+  // of its own says why no such device may touch the memory. Otherwise what `use` returned.
+  virtual Status expose(void* base, uint64_t length, const std::function<Status(const FabricRange&)>& use) = 0;
+  // I8: what such devices have written to the memory at those addresses, and answered for, is visible to whoever reads
+  // it when this returns, and nothing of it lands later (I4). A wait of microseconds where the device needs it.
+  virtual Status settle_writes(std::span<const void* const> addresses) = 0;
+  // Of the device whose memory is at that address: the nearest NIC is chosen by it.
+  virtual Place place_of(const void* address) = 0;
+};
+
 // What the engine may do with one kind of memory. Device addresses are opaque outside of this table: everything that
 // is not host_addressable() passes through staging memory. Thread-safe.
 class MemoryOps {
@@ -86,6 +114,8 @@ class MemoryOps {
 
   // Null: other processes cannot map this kind's memory, or reach it without that.
   virtual SharedMemoryOps* sharing() { return nullptr; }
+  // Null: no device of a fabric reaches this kind's memory, or all of them reach it as they do the CPU's.
+  virtual FabricMemoryOps* for_fabrics() { return nullptr; }
 
   // For a person: whether the kind can be used here and how, or why not.
   virtual std::string describe() const = 0;
@@ -99,8 +129,8 @@ class MemoryKinds {
   Result<MemoryOps*> find(MemoryKind kind) const;
   // What memory is at the address: the host's where no other kind owns it.
   MemoryKind kind_of(const void* address) const;
-  // JSON: what each kind says of itself.
-  std::string describe() const;
+  // JSON: what each kind says of itself, and behind it what `more` says of it.
+  std::string describe(const std::function<std::string(MemoryKind)>& more) const;
 
  private:
   std::shared_ptr<MemoryOps> by_kind_[kMemoryKinds];

@@ -54,7 +54,7 @@ class RegionMapper {
   };
   virtual ~RegionMapper() = default;
   virtual const char* fabric() const = 0;
-  virtual Result<Mapping> map(void* base, uint64_t length) = 0;
+  virtual Result<Mapping> map(const FabricRange& range) = 0;
   virtual void unmap(void* handle) = 0;
 };
 

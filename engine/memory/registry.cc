@@ -52,12 +52,24 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
   return added;
 }
 
-Status Registry::map(RegionState& region) const {
-  if (!region.ops->host_addressable() || mappers_.empty()) return {};
-  if (mappers_.size() > 1) region.place = place_of_memory(region.at(0));
+Status Registry::map(RegionState& region) {
+  if (mappers_.empty()) return {};
+  const bool several = mappers_.size() > 1;
+  if (region.ops->host_addressable()) {
+    if (several) region.place = place_of_memory(region.at(0));
+    return map_host(region);
+  }
+  FabricMemoryOps* ops = region.ops->for_fabrics();
+  if (ops == nullptr) return {};
+  if (several) region.place = ops->place_of(region.at(0));
+  map_device(region, *ops);
+  return {};
+}
+
+Status Registry::map_host(RegionState& region) const {
   auto keys = std::make_shared<RegionKeys>();
   for (RegionMapper* mapper : mappers_) {
-    auto mapping = mapper->map(region.at(0), region.info.length);
+    auto mapping = mapper->map({region.at(0), region.info.length});
     if (!mapping) {
       unmap(region);
       return std::move(mapping).error();
@@ -69,9 +81,37 @@ Status Registry::map(RegionState& region) const {
   return {};
 }
 
+// Each mapper for itself: one that has no way to such memory leaves it to the others, and to staging memory.
+void Registry::map_device(RegionState& region, FabricMemoryOps& ops) {
+  auto keys = region.info.keys ? std::make_shared<RegionKeys>(*region.info.keys) : std::make_shared<RegionKeys>();
+  for (RegionMapper* mapper : mappers_) {
+    const Status mapped = ops.expose(region.at(0), region.info.length, [&](const FabricRange& range) -> Status {
+      KVF_ASSIGN_OR_RETURN(RegionMapper::Mapping mapping, mapper->map(range));
+      region.mappings.emplace_back(mapper, mapping.handle);
+      keys->emplace_back(mapper->fabric(), std::move(mapping.key));
+      return {};
+    });
+    if (!mapped.ok()) note_unmapped(region.info.kind, mapper->fabric(), mapped.error());
+  }
+  if (!keys->empty()) region.info.keys = std::move(keys);
+}
+
+void Registry::note_unmapped(MemoryKind kind, const char* fabric, const Error& why) {
+  const std::string text = fmt::format("not by {}: {}", fabric, why.to_string());
+  {
+    const std::unique_lock lock(mutex_);
+    if (!unmapped_.emplace(std::pair(kind, std::string(fabric)), text).second) return;
+  }
+  if (tell_unmapped_) tell_unmapped_(fmt::format("memory of kind {}: {}", to_string(kind), text));
+}
+
 void Registry::unmap(RegionState& region) {
+  if (region.mappings.empty()) return;
   for (const auto& [mapper, handle] : region.mappings) mapper->unmap(handle);
   region.mappings.clear();
+  // I4: what peers wrote and did not read back lands before the memory is given back. A device that cannot has failed.
+  const void* const base = region.at(0);
+  if (FabricMemoryOps* ops = region.ops->for_fabrics()) static_cast<void>(ops->settle_writes({&base, 1}));
 }
 
 Result<RegionInfo> Registry::insert(const std::shared_ptr<RegionState>& region) {
@@ -175,6 +215,16 @@ Registry::Changes Registry::changes_since(uint64_t since) const {
     }
   }
   return changes;
+}
+
+std::string Registry::describe_kinds() const {
+  return kinds_.describe([this](MemoryKind kind) {
+    std::string out;
+    const std::shared_lock lock(mutex_);
+    for (const auto& [of, why] : unmapped_)
+      if (of.first == kind) out += "; " + why;
+    return out;
+  });
 }
 
 uint64_t Registry::version() const {

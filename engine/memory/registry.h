@@ -1,10 +1,13 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <shared_mutex>
+#include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/memory/region.h"
@@ -21,8 +24,12 @@ class Registry {
   Registry(MemoryKinds kinds, GateWords& words, size_t max_regions, RegionId first_id)
       : kinds_(std::move(kinds)), words_(words), max_regions_(max_regions), next_id_(first_id) {}
 
-  // Before anything is registered. Host memory is made known to each mapper, which outlives the registry's use.
+  // Before anything is registered. Memory is made known to each mapper, which outlives the registry's use. Host memory
+  // that one of them cannot take is not registered; memory of devices then has no key of that fabric, and goes by
+  // others.
   void add_mapper(RegionMapper* mapper) { mappers_.push_back(mapper); }
+  // Hears of the first range of each kind that a mapper does not take, in the registering thread.
+  void on_unmapped(std::function<void(const std::string& why)> tell) { tell_unmapped_ = std::move(tell); }
 
   Result<RegionInfo> add(void* base, uint64_t length, MemoryKind kind, uint32_t permissions);
 
@@ -51,7 +58,7 @@ class Registry {
   uint64_t version() const;  // 0: nothing was ever registered
   size_t quarantined() const;
   MemoryKind kind_of(const void* address) const { return kinds_.kind_of(address); }
-  std::string describe_kinds() const { return kinds_.describe(); }
+  std::string describe_kinds() const;
 
  private:
   using ByBase = std::map<uint64_t, std::shared_ptr<RegionState>>;
@@ -63,7 +70,10 @@ class Registry {
   static constexpr size_t kMaxLog = 8192;  // changes; 24 bytes each
   void log_change(RegionId id, bool added);
   Result<RegionInfo> insert(const std::shared_ptr<RegionState>& region);
-  Status map(RegionState& region) const;
+  Status map(RegionState& region);
+  Status map_host(RegionState& region) const;
+  void map_device(RegionState& region, FabricMemoryOps& ops);
+  void note_unmapped(MemoryKind kind, const char* fabric, const Error& why);
   static void unmap(RegionState& region);
   bool overlaps(const ByBase& regions, uint64_t base, uint64_t length) const;
 
@@ -71,6 +81,7 @@ class Registry {
   GateWords& words_;
   const size_t max_regions_;
   std::vector<RegionMapper*> mappers_;
+  std::function<void(const std::string&)> tell_unmapped_;
 
   mutable std::shared_mutex mutex_;
   ByBase by_base_;  // open regions
@@ -79,6 +90,7 @@ class Registry {
   RegionId next_id_;
   uint64_t version_ = 0;
   std::deque<Change> log_;
+  std::map<std::pair<MemoryKind, std::string>, std::string> unmapped_;  // by kind and fabric: why, the first time
 };
 
 }  // namespace kvferry

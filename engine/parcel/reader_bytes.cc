@@ -79,7 +79,7 @@ bool ParcelReader::reaches_directly(const Read& read, const Share& share) const 
   if (path == nullptr) return false;
   const auto& regions = share.owner.regions->regions();
   return std::all_of(regions.begin(), regions.end(),
-                     [&](const RegionInfo& one) { return path->reaches_directly(*read.ops, one); });
+                     [&](const RegionInfo& one) { return path->reaches_directly(*read.ops, read.pins, one); });
 }
 
 Result<std::shared_ptr<Job>> ParcelReader::job_of(const Read& read, const Share& share) const {
@@ -116,7 +116,12 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
     return *alive && held && !held->over && held->shares[index].job.get() == raw ? held : nullptr;
   };
   const bool directly = reaches_directly(*read, share);
-  if (directly) job->local_ops = read->ops;
+  if (directly) {
+    job->local_ops = read->ops;
+    // A fabric's device knows such memory by its regions.
+    if (!read->ops->host_addressable())
+      for (const RegionPin& pin : read->pins) job->pins.push_back(pin.another());
+  }
   if (directly && !share.digest) {
     job->done = [this, held_if_current, index](Status status) {
       if (const ReadPtr held = held_if_current()) on_share_read(held, index, std::move(status), std::nullopt);
@@ -218,7 +223,7 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
     if (in_force.has_value() && !*in_force)
       status = Error{ErrorCode::stale, "the parcel was given back while it was read"};
   }
-  share.job.reset();
+  let_go_of_job(share);
   share.pieces.reset();
   if (!status.ok()) {
     const ErrorCode code = status.error().code;

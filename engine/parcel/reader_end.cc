@@ -23,6 +23,12 @@ void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
   finish(read, std::move(outcome));
 }
 
+// The fabric may know the job for a moment longer, and the blocks' regions need not wait for that.
+void ParcelReader::let_go_of_job(Share& share) {
+  if (share.job) share.job->pins.clear();
+  share.job.reset();
+}
+
 // Nothing more lands in the blocks for this share when this returns (I4).
 void ParcelReader::stop_share(Share& share) {
   const bool path_stands = share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path;
@@ -31,7 +37,7 @@ void ParcelReader::stop_share(Share& share) {
   else if (share.job && path_stands)
     share.job_path->cancel(share.job, {});
   share.pieces.reset();
-  share.job.reset();
+  let_go_of_job(share);
   if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)
     path->cancel(share.fetch);
   share.fetch = 0;

@@ -98,12 +98,14 @@ void Peer::on_regions_changed() {
 
 Result<Path*> Peer::choose_path(const Job& job) {
   const auto reached = [&](const RegionInfo* region) {
-    return one_sided_path_->reaches_directly(*job.local_ops, *region);
+    return one_sided_path_->reaches_directly(*job.local_ops, job.pins, *region);
   };
   std::string why_not_local = session_->why_not_local();
   if (one_sided_path_) {
     if (std::all_of(job.remote.begin(), job.remote.end(), reached)) return static_cast<Path*>(one_sided_path_.get());
     why_not_local = "device memory";
+    if (plugin_path_ != nullptr)
+      why_not_local += fmt::format("; {}: memory that one side has no key for", plugin_path_->fabric());
   }
   if (tcp_path_) return static_cast<Path*>(tcp_path_.get());
   return Error{ErrorCode::unsupported,

@@ -55,6 +55,9 @@ inline std::vector<Case> all_cases() {
                            {"local", kCuda, kCuda}};
   for (const PluginCase& each : plugin_cases())
     out.push_back({each.fabric, kHost, kHost, AuthMode::open, each.transports});
+  if (has_rdma_device()) return out;
+  for (const auto& [ours, theirs] : {std::pair(kCuda, kHost), std::pair(kHost, kCuda), std::pair(kCuda, kCuda)})
+    out.push_back({"ucx", ours, theirs, AuthMode::open, kNic.data()});
   return out;
 }
 
@@ -89,7 +92,8 @@ inline uint64_t largest_test_bytes() {
 class Conformance : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    if (const std::string why = why_no_fabric(GetParam().fabric); !why.empty()) GTEST_SKIP() << why;
+    if (const std::string why = why_no_fabric(GetParam().fabric, GetParam().transports); !why.empty())
+      GTEST_SKIP() << why;
     initiator_ = make_engine("initiator");
     owner_ = make_engine("owner");
     ASSERT_TRUE(initiator_ && owner_);

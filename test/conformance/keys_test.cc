@@ -98,7 +98,8 @@ class Keys : public ::testing::TestWithParam<PluginCase> {
     address_ = address;
     // Two of them side by side in one allocation: what is outside of the one is memory all the same.
     theirs_.assign(2 * kBytes, std::byte{7});
-    ASSERT_EQ(table().map(owner_->fabric(), theirs_.data(), kBytes, &memory_, why.text()), KVF_OK) << why.str();
+    const kvf_range range{theirs_.data(), kBytes, KVF_HOST, -1, -1, 0};
+    ASSERT_EQ(table().map(owner_->fabric(), &range, &memory_, why.text()), KVF_OK) << why.str();
     char packed[4096];
     size_t size = sizeof packed;
     ASSERT_EQ(table().pack_key(owner_->fabric(), memory_, packed, &size, why.text()), KVF_OK) << why.str();

@@ -28,7 +28,8 @@ std::string parcel_case_name(const ::testing::TestParamInfo<ParcelCase>& info) {
 class ParcelConformance : public ::testing::TestWithParam<ParcelCase> {
  protected:
   void SetUp() override {
-    if (const std::string why = why_no_fabric(GetParam().fabric); !why.empty()) GTEST_SKIP() << why;
+    if (const std::string why = why_no_fabric(GetParam().fabric, GetParam().transports); !why.empty())
+      GTEST_SKIP() << why;
     owner_.emplace(options("owner", GetParam().owner), 1);
     reader_.emplace(options("reader", GetParam().reader), 2);
   }
@@ -307,6 +308,10 @@ std::vector<ParcelCase> parcel_cases() {
   };
   for (const PluginCase& each : plugin_cases())
     out.push_back({each.fabric, MemoryKind::host, MemoryKind::host, each.transports});
+  if (has_rdma_device()) return out;
+  out.push_back({"ucx", MemoryKind::cuda, MemoryKind::host, kNic.data()});
+  out.push_back({"ucx", MemoryKind::host, MemoryKind::cuda, kNic.data()});
+  out.push_back({"ucx", MemoryKind::cuda, MemoryKind::cuda, kNic.data()});
   return out;
 }
 

@@ -39,6 +39,10 @@ inline const std::vector<PluginCase>& plugin_cases() {
   return all;
 }
 
+// Not a transport of the library: a NIC of the tests' own, which reaches the memory of their GPUs
+// (test/support/nic_fabric).
+inline constexpr std::string_view kNic = "nic";
+
 inline bool has_rdma_device() {
   const Environment& environment = Environment::of_process();
   return environment.get("KVFERRY_TEST_UCX_TLS") || environment.get("KVFERRY_TEST_OFI_PROVIDER");
@@ -69,13 +73,17 @@ inline std::string name_of_transports(const std::string& transports) {
 
 inline void use_transports(EngineConfig& config, const std::string& fabric, const std::string& transports) {
   if (transports.empty()) return;
+  if (transports == kNic) {
+    config.plugin_folder = KVF_NIC_FABRIC_FOLDER;
+    return;
+  }
   config.fabric_settings.push_back({fabric, transports_setting(fabric), transports});
   if (!rdma_host().empty()) config.rdma_hosts = {rdma_host()};
 }
 
 // Empty when the fabric can be tested.
-inline std::string why_no_fabric(const std::string& fabric) {
-  if (is_builtin_fabric(fabric)) return "";
+inline std::string why_no_fabric(const std::string& fabric, std::string_view transports = "") {
+  if (is_builtin_fabric(fabric) || transports == kNic) return "";
   if (kThreadsSanitized) return "a plug-in's library is not built for ThreadSanitizer, which does not see into it";
   const auto library = plugin::Library::load(fabric, "");
   return library.ok() ? "" : library.error().to_string();

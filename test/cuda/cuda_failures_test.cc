@@ -66,6 +66,8 @@ class CudaFailures : public Cuda, public ::testing::WithParamInterface<Gather> {
     std::cout << "each of " << counted << " calls failed once, the last tried was the " << nth - 1 << ".\n";
   }
 
+  void loop_transfers(const std::vector<std::string>& fabrics);
+
   std::vector<std::byte> load(std::byte* memory) {
     std::vector<std::byte> out(kBytes);
     device_.load(out.data(), memory, kBytes);
@@ -97,14 +99,30 @@ TEST_P(CudaFailures, AtEachCallOfTheKind) {
   });
 }
 
-// The same through two engines: a read and a write of scattered blocks from GPU to GPU, by tcp.
+// The same through two engines: a read and a write of scattered blocks from GPU to GPU.
 TEST_P(CudaFailures, AtEachCallOfATransfer) {
+  loop_transfers({"tcp"});
+}
+
+// By a NIC, to GPUs that have to flush what it writes; by tcp where its registration fails.
+class CudaNicFailures : public CudaFailures {};
+INSTANTIATE_TEST_SUITE_P(All, CudaNicFailures, ::testing::Values(Gather::single));  // nothing is gathered
+
+TEST_P(CudaNicFailures, AtEachCallOfATransfer) {
+  fake_->set_rdma({.ordered = false});
+  loop_transfers({"ucx", "tcp"});
+  EXPECT_EQ(fake_->unseen(), 0u);
+}
+
+void CudaFailures::loop_transfers(const std::vector<std::string>& fabrics) {
   std::vector<Operation> moved;
   const auto scenario = [&] {
     moved.clear();
     std::vector<std::shared_ptr<MemoryOps>> kinds{std::make_shared<CudaMemory>(options(GetParam()))};
     EngineConfig config;
-    config.fabrics = {"tcp"};
+    config.fabrics = fabrics;
+    config.plugin_folder = KVF_NIC_FABRIC_FOLDER;
+    config.logger = make_null_logger();
     config.missed_heartbeats = 60;  // a session that a stand-still ends would be taken up again, by more calls
     auto initiator = must(Engine::create(config, kinds));
     auto owner = must(Engine::create(config, kinds));

@@ -18,6 +18,7 @@ class Cuda : public ::testing::Test {
     if (fake_ == nullptr) GTEST_SKIP() << "steers the fake driver, and KVFERRY_CUDA_DRIVER names another";
     fake_->refuse_kernels(false);
     fake_->withhold_sync_memops(false);
+    fake_->set_rdma({});
     fake_->fail_at(0);
   }
   void TearDown() override {

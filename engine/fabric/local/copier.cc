@@ -111,7 +111,7 @@ LocalPath::~LocalPath() {
   for (const auto& [job, copy] : copies_) copy->cancel();
 }
 
-bool LocalPath::reaches_directly(MemoryOps& local, const RegionInfo& region) const {
+bool LocalPath::reaches_directly(MemoryOps& local, std::span<const RegionPin>, const RegionInfo& region) const {
   if (local.host_addressable()) return reaches(region);
   SharedMemoryOps* sharing = local.sharing();
   if (sharing == nullptr || region.kind != local.kind()) return false;

@@ -85,7 +85,7 @@ class LocalPath final : public OneSidedPath {
   bool reaches(const RegionInfo& region) const override {
     return region.kind == MemoryKind::host && region.word != kNoWord;
   }
-  bool reaches_directly(MemoryOps& local, const RegionInfo& region) const override;
+  bool reaches_directly(MemoryOps& local, std::span<const RegionPin> pins, const RegionInfo& region) const override;
   std::string describe() const override { return "process_vm_readv and process_vm_writev"; }
 
  private:

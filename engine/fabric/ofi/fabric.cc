@@ -8,11 +8,14 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "engine/fabric/ofi/process.h"
+#include "engine/fabric/ofi/range.h"
 
 using kvferry::ofi::Handle;
 using kvferry::ofi::Port;
+using kvferry::ofi::RangeAttributes;
 using kvferry::ofi::say;
 using kvferry::ofi::Tended;
 
@@ -62,35 +65,43 @@ int32_t kvf_fabric::start(const char* host, kvf_text why) {
   return KVF_OK;
 }
 
-// The first endpoint that the provider offers at the host.
+// The first endpoint that the provider offers at the host, with memory of GPUs where one takes that.
 int32_t kvf_fabric::find(const char* host, kvf_text why) {
-  const kvferry::ofi::Info hints(fi_allocinfo());
-  if (!hints) return say(why, "libfabric", -FI_ENOMEM);
-  hints->fabric_attr->prov_name = ::strdup(provider().c_str());  // fi_freeinfo() frees it
-  hints->caps = FI_RMA | FI_MSG;
-  hints->mode = FI_CONTEXT | FI_CONTEXT2;
-  hints->ep_attr->type = FI_EP_RDM;
-  hints->domain_attr->mr_mode = kMemoryModes;
-  hints->domain_attr->threading = FI_THREAD_SAFE;  // memory is registered by callers' threads
-  hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
-  hints->tx_attr->size = kSends;
-  hints->rx_attr->size = kReceives;
-  const char* node = nullptr;
-  if (settings_.uses_sockets()) {
-    const auto address = kvferry::plugin_kit::SocketAddress::parse(host, 0);
-    if (!address.ok()) return say(why, "not a numeric address to listen on", -FI_EINVAL);
-    hints->addr_format = address.is_v6() ? FI_SOCKADDR_IN6 : FI_SOCKADDR_IN;
-    node = host;
-  }
-  fi_info* found = nullptr;
-  const int error = fi_getinfo(kVersion, node, nullptr, node != nullptr ? FI_SOURCE : 0, hints.get(), &found);
-  info_.reset(found);
+  if (settings_.uses_sockets() && !kvferry::plugin_kit::SocketAddress::parse(host, 0).ok())
+    return say(why, "not a numeric address to listen on", -FI_EINVAL);
+  if (look_for(host, FI_RMA | FI_MSG | FI_HMEM, kMemoryModes | FI_MR_HMEM) == 0) return KVF_OK;
+  kvferry::ofi::take_complaint();
+  const int error = look_for(host, FI_RMA | FI_MSG, kMemoryModes);
   if (error == 0) return KVF_OK;
   const uint32_t version = fi_version();
   return say(why,
              "libfabric " + std::to_string(FI_MAJOR(version)) + "." + std::to_string(FI_MINOR(version)) +
                  " finds no device for the provider \"" + provider() + "\" at " + host + kvferry::ofi::take_complaint(),
              error);
+}
+
+int kvf_fabric::look_for(const char* host, uint64_t capabilities, int memory_modes) {
+  const kvferry::ofi::Info hints(fi_allocinfo());
+  if (!hints) return -FI_ENOMEM;
+  hints->fabric_attr->prov_name = ::strdup(provider().c_str());  // fi_freeinfo() frees it
+  hints->caps = capabilities;
+  hints->mode = FI_CONTEXT | FI_CONTEXT2;
+  hints->ep_attr->type = FI_EP_RDM;
+  hints->domain_attr->mr_mode = memory_modes;
+  hints->domain_attr->threading = FI_THREAD_SAFE;  // memory is registered by callers' threads
+  hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
+  hints->tx_attr->size = kSends;
+  hints->rx_attr->size = kReceives;
+  const char* node = nullptr;
+  if (settings_.uses_sockets()) {
+    const bool v6 = kvferry::plugin_kit::SocketAddress::parse(host, 0).is_v6();
+    hints->addr_format = v6 ? FI_SOCKADDR_IN6 : FI_SOCKADDR_IN;
+    node = host;
+  }
+  fi_info* found = nullptr;
+  const int error = fi_getinfo(kVersion, node, nullptr, node != nullptr ? FI_SOURCE : 0, hints.get(), &found);
+  info_.reset(found);
+  return error;
 }
 
 kvf_fabric::~kvf_fabric() {
@@ -112,7 +123,7 @@ int32_t kvf_fabric::listen(kvf_text address, kvf_text why) {
 // ---- memory
 
 // Keys that are ours to choose are all that keeps others out: nobody shall guess them.
-int kvf_fabric::register_memory(void* base, size_t length, uint64_t access, Handle<fid_mr>& out) {
+int kvf_fabric::register_memory(const kvf_range& range, uint64_t access, Handle<fid_mr>& out) {
   int error = -FI_ENOKEY;
   for (int tries = 0; tries < 3 && error == -FI_ENOKEY; ++tries) {
     uint64_t key = 0;
@@ -120,18 +131,31 @@ int kvf_fabric::register_memory(void* base, size_t length, uint64_t access, Hand
       return -errno;
     const size_t bytes = info_->domain_attr->mr_key_size;
     if (bytes < sizeof key) key &= (uint64_t{1} << (8 * bytes)) - 1;
-    error = fi_mr_reg(domain_.get(), base, length, access, 0, key, 0, out.out(), nullptr);
+    const RangeAttributes attributes(range, access, key);
+    error = fi_mr_regattr(domain_.get(), attributes.get(), attributes.flags(), out.out());
   }
   return error;
 }
 
-int32_t kvf_fabric::map(void* base, uint64_t length, kvf_memory** out, kvf_text why) {
+int32_t kvf_fabric::map(const kvf_range& range, kvf_memory** out, kvf_text why) {
+  if (range.kind == KVF_CUDA && (info_->caps & FI_HMEM) == 0)
+    return say(why, provider() + ": offers no FI_HMEM, without which memory of kind cuda cannot be registered",
+               -FI_ENOSYS);
+  if (range.kind != KVF_HOST && range.kind != KVF_CUDA)
+    return say(why, provider() + ": memory of a kind that this fabric does not know", -FI_ENOSYS);
   kvferry::ofi::take_complaint();
   auto memory = std::make_unique<kvf_memory>();
-  memory->base = reinterpret_cast<uint64_t>(base);
-  const int error = register_memory(base, length, FI_READ | FI_WRITE | kRemote, memory->registration);
+  memory->base = reinterpret_cast<uint64_t>(range.base);
+  kvf_range tried = range;
+  int error = register_memory(tried, FI_READ | FI_WRITE | kRemote, memory->registration);
+  if (error != 0 && std::exchange(tried.dmabuf, -1) >= 0)  // a provider that asks the driver itself
+    error = register_memory(tried, FI_READ | FI_WRITE | kRemote, memory->registration);
   if (error != 0)
-    return say(why, provider() + ": cannot register the memory (a low `ulimit -l`?)" + kvferry::ofi::take_complaint(),
+    return say(why,
+               provider() +
+                   (range.kind == KVF_CUDA ? ": cannot register memory of kind cuda"
+                                           : ": cannot register the memory (a low `ulimit -l`?)") +
+                   kvferry::ofi::take_complaint(),
                error);
   *out = memory.release();
   const std::lock_guard lock(memory_mutex_);
@@ -160,7 +184,7 @@ int32_t kvf_fabric::pack_key(const kvf_memory& memory, void* out, size_t* size, 
 
 int32_t kvf_fabric::register_own(void* base, size_t length, uint64_t access, Handle<fid_mr>& out, kvf_text why) {
   if (!needs_descriptors()) return KVF_OK;
-  const int error = register_memory(base, length, access, out);
+  const int error = register_memory({base, length, KVF_HOST, -1, -1, 0}, access, out);
   return error == 0 ? KVF_OK : say(why, provider() + ": cannot register memory", error);
 }
 

@@ -49,7 +49,7 @@ struct kvf_fabric {
   fid_domain* domain() const { return domain_.get(); }
 
   // From any thread.
-  int32_t map(void* base, uint64_t length, kvf_memory** out, kvf_text why);
+  int32_t map(const kvf_range& range, kvf_memory** out, kvf_text why);
   void unmap(kvf_memory* memory);
   int32_t pack_key(const kvf_memory& memory, void* out, size_t* size, kvf_text why) const;
   bool needs_descriptors() const { return (info_->domain_attr->mr_mode & FI_MR_LOCAL) != 0; }
@@ -69,8 +69,9 @@ struct kvf_fabric {
       : host_(host), settings_(kvferry::ofi::Settings::of(params)), client_(params.client) {}
   int32_t start(const char* host, kvf_text why);
   int32_t find(const char* host, kvf_text why);
+  int look_for(const char* host, uint64_t capabilities, int memory_modes);
   void look_who_is_ready();
-  int register_memory(void* base, size_t length, uint64_t access, kvferry::ofi::Handle<fid_mr>& out);
+  int register_memory(const kvf_range& range, uint64_t access, kvferry::ofi::Handle<fid_mr>& out);
 
   const kvf_host host_;
   const kvferry::ofi::Settings settings_;

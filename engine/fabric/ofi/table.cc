@@ -18,8 +18,8 @@ int32_t listen(kvf_fabric* fabric, kvf_text address, kvf_text why) {
   return guarded(why, [&] { return fabric->listen(address, why); });
 }
 
-int32_t map(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why) {
-  return guarded(why, [&] { return fabric->map(base, length, out, why); });
+int32_t map(kvf_fabric* fabric, const kvf_range* range, kvf_memory** out, kvf_text why) {
+  return guarded(why, [&] { return fabric->map(*range, out, why); });
 }
 
 int32_t connect(kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_endpoint** out, kvf_text why) {

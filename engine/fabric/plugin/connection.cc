@@ -69,7 +69,14 @@ void PluginPath::break_connection(const std::string& why) {
     const int32_t result =
         node_.table().disconnect(std::exchange(endpoint_, nullptr), static_cast<uint32_t>(patience.count()));
     node_.turn();  // tells the ends of all that was in flight, and arms what disconnect() has used up
-    if (result != KVF_OK) in_flight_.orphan_all();
+    if (result != KVF_OK) {
+      // What was not ended has not arrived either, and is never told.
+      in_flight_.each_work([this](const WorkPtr& work) {
+        fail(work, Error{ErrorCode::peer_lost, "an operation on a connection that broke could not be ended"});
+      });
+      for (const auto& [job, work] : works_) work->confirming = false;
+      in_flight_.orphan_all();
+    }
   }
   keys_.drop_all();
   breaking_ = false;

@@ -68,10 +68,13 @@ Node::~Node() {
 
 // ---- memory
 
-Result<RegionMapper::Mapping> Node::map(void* base, uint64_t length) {
+Result<RegionMapper::Mapping> Node::map(const FabricRange& range) {
+  static_assert(KVF_HOST == static_cast<int>(MemoryKind::host) && KVF_CUDA == static_cast<int>(MemoryKind::cuda));
+  const kvf_range described{range.base,   range.length, static_cast<int32_t>(range.kind),
+                            range.device, range.dmabuf, range.dmabuf_offset};
   Why why;
   kvf_memory* memory = nullptr;
-  if (table_.map(fabric_, base, length, &memory, why.text()) != KVF_OK)
+  if (table_.map(fabric_, &described, &memory, why.text()) != KVF_OK)
     return Error{ErrorCode::unavailable, fmt::format("fabric \"{}\" cannot register memory", label_), why.str()};
   std::string key(kMaxKeyBytes, '\0');
   size_t size = key.size();

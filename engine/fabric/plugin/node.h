@@ -47,7 +47,7 @@ class Node final : public RegionMapper, private FdHandler {
   const char* fabric() const override { return label_.c_str(); }
   size_t rail() const { return rail_; }
   const NetworkDevice& device() const { return device_; }
-  Result<Mapping> map(void* base, uint64_t length) override;
+  Result<Mapping> map(const FabricRange& range) override;
   void unmap(void* handle) override;
 
   const kvf_fabric_table& table() const { return table_; }

@@ -46,7 +46,12 @@ PluginPath::~PluginPath() {
 
 bool PluginPath::reaches(const RegionInfo& region) const {
   if (options_.has_stand_in && failing()) return false;
-  return region.kind == MemoryKind::host && find_key(region, node_.fabric()) != nullptr;
+  return find_key(region, node_.fabric()) != nullptr;  // only what its owner's library could register has one
+}
+
+bool PluginPath::reaches_directly(MemoryOps& local, std::span<const RegionPin> pins, const RegionInfo& region) const {
+  const auto known = [this](const RegionPin& pin) { return pin.handle_of(node_) != nullptr; };
+  return reaches(region) && (local.host_addressable() || std::all_of(pins.begin(), pins.end(), known));
 }
 
 // ---- posting
@@ -182,6 +187,8 @@ void PluginPath::settle(const WorkPtr& work) {
   if (work->ended || work->in_flight > 0 || work->has_pieces() || work->confirming || breaking_) return;
   if (work->exposed && state_ == State::ready) return confirm_write(work);
   if (work->exposed && work->failure.ok()) return;  // its connection is being ended, which fails it
+  if (Status settled = settle_writes(*work->job, work->job->pins); !settled.ok())
+    fail(work, std::move(settled).error());
   finish(work, work->failure);
 }
 
@@ -200,8 +207,8 @@ void PluginPath::ask_flush(Question::Answer answer) {
 // I8: complete is what has arrived in the peer's memory, not what has left.
 void PluginPath::confirm_write(const WorkPtr& work) {
   work->confirming = true;
-  ask_flush([this, alive = alive_, work](int32_t result, const std::string& why) {
-    if (!*alive) return;
+  ask_flush([this, alive = alive_, work, number = endpoint_number_](int32_t result, const std::string& why) {
+    if (!*alive || number != endpoint_number_) return;
     work->confirming = false;
     if (result != KVF_OK) {
       lost(why);
@@ -220,9 +227,9 @@ void PluginPath::read_back(const WorkPtr& work) {
   const auto key = keys_.get(endpoint_, region);
   if (!key) return fail(work, key.error()), finish(work, work->failure);
   work->confirming = true;
-  auto question =
-      std::make_unique<Question>([this, alive = alive_, work, echo = echo_](int32_t result, const std::string& why) {
-        if (!*alive) return;
+  auto question = std::make_unique<Question>(
+      [this, alive = alive_, work, echo = echo_, number = endpoint_number_](int32_t result, const std::string& why) {
+        if (!*alive || number != endpoint_number_) return;
         work->confirming = false;
         if (result == KVF_OK)
           work->exposed = false;
@@ -270,6 +277,7 @@ bool PluginPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
   std::erase(queue_, work);
   const auto drained = [&] { return work->in_flight == 0; };
   if (!wait_for(drained, options_.cancel_patience)) break_connection("a cancelled operation did not end");
+  static_cast<void>(settle_writes(*work->job, work->job->pins));  // a device that cannot has failed
   unsure_ |= work->exposed && state_ != State::ready;
   for (const Task& task : std::exchange(work->when_over, {})) task();
   pump();

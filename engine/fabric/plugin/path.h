@@ -3,6 +3,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -51,6 +52,7 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   std::optional<bool> in_force(WordIndex, uint64_t) const override { return std::nullopt; }
   // False also while no connection can be made and another fabric stands in.
   bool reaches(const RegionInfo& region) const override;
+  bool reaches_directly(MemoryOps& local, std::span<const RegionPin> pins, const RegionInfo& region) const override;
   std::string describe() const override;
 
   void retire(const std::shared_ptr<const RegionTable>& table, Task quiet) override;

@@ -55,11 +55,18 @@ RailsPath::~RailsPath() {
 }
 
 bool RailsPath::reaches(const RegionInfo& region) const {
-  // Each says no while it is out; all of them are tried all the same where nothing else stands in.
-  return std::any_of(rails_.begin(), rails_.end(), [&](const RailState& rail) {
-    return rail.path->reaches(region) ||
-           (!has_stand_in_ && region.kind == MemoryKind::host && find_key(region, rail.node->fabric()) != nullptr);
-  });
+  // A share goes by any of them. While all are out they are tried all the same, where nothing else stands in.
+  if (has_stand_in_ && !any_usable()) return false;
+  return std::all_of(rails_.begin(), rails_.end(),
+                     [&](const RailState& rail) { return find_key(region, rail.node->fabric()) != nullptr; });
+}
+
+bool RailsPath::reaches_directly(MemoryOps& local, std::span<const RegionPin> pins, const RegionInfo& region) const {
+  const auto known = [this](const RegionPin& pin) {
+    return std::all_of(rails_.begin(), rails_.end(),
+                       [&](const RailState& rail) { return pin.handle_of(*rail.node) != nullptr; });
+  };
+  return reaches(region) && (local.host_addressable() || std::all_of(pins.begin(), pins.end(), known));
 }
 
 // ---- giving shares to rails

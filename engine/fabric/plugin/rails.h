@@ -41,6 +41,7 @@ class RailsPath final : public RevocablePath {
   bool cancel(const std::shared_ptr<Job>& job, Task far_quiet) override;
   std::optional<bool> in_force(WordIndex, uint64_t) const override { return std::nullopt; }
   bool reaches(const RegionInfo& region) const override;
+  bool reaches_directly(MemoryOps& local, std::span<const RegionPin> pins, const RegionInfo& region) const override;
   std::string describe() const override;
   void retire(const std::shared_ptr<const RegionTable>& table, Task quiet) override;
   bool close() override;

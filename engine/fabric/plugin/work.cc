@@ -2,6 +2,14 @@
 
 namespace kvferry::plugin {
 
+Status settle_writes(const Job& job, std::span<const RegionPin> pins) {
+  FabricMemoryOps* const device = job.local_ops != nullptr ? job.local_ops->for_fabrics() : nullptr;
+  if (device == nullptr || job.operation == Operation::write) return {};
+  std::vector<const void*> places;
+  for (const RegionPin& pin : pins) places.push_back(pin->at(0));
+  return device->settle_writes(places);
+}
+
 PieceOperation::PieceOperation(InFlight& all, WorkPtr work, Piece piece)
     : all_(&all), work_(std::move(work)), piece_(piece) {
   all_->operations_.insert(this);
@@ -18,7 +26,8 @@ PieceOperation::~PieceOperation() {
 
 void PieceOperation::ended(int32_t result, const std::string& why) {
   std::unique_ptr<PieceOperation> self(this);
-  if (all_ != nullptr) all_->ended_(std::move(self), result, why);
+  if (all_ != nullptr) return all_->ended_(std::move(self), result, why);
+  static_cast<void>(settle_writes(*work_->job, pins_));
 }
 
 void PieceOperation::orphan() {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -58,6 +59,10 @@ struct Work {
 };
 using WorkPtr = std::shared_ptr<Work>;
 
+// I8, I4: what a read has brought into memory of a device is visible there, and lands no later. `pins`: those of
+// the job, or what was kept of them. REQUIRES: nothing of it is in flight.
+Status settle_writes(const Job& job, std::span<const RegionPin> pins);
+
 class InFlight;
 
 // A get or put that the plug-in has; it owns itself until its end is told.
@@ -89,6 +94,11 @@ class InFlight {
   size_t count() const { return operations_.size(); }
   uint64_t bytes() const { return bytes_; }
   void orphan_all();
+  // Those that have something in flight, one or more times each.
+  template <class Each>
+  void each_work(Each each) const {
+    for (const PieceOperation* operation : operations_) each(operation->work());
+  }
 
  private:
   friend class PieceOperation;

@@ -33,8 +33,9 @@ int32_t start(kvf_endpoint* endpoint, uint64_t operation, kvf_memory* memory, co
   params.cb.send = on_end;
   params.user_data = pending.get();
   if (memory != nullptr) {
-    params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
+    params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
     params.memh = memory->handle;
+    params.memory_type = memory->type;
   }
   const ucs_status_ptr_t request = post(&params);
   if (request == nullptr) return KVF_OK;

@@ -62,9 +62,17 @@ int32_t kvf_fabric::open(const kvf_host& host, const kvf_open_params& params, kv
   facts.enforces_keys = settings.only_rdma() ? 1 : 0;
   facts.longest_operation = UINT64_MAX;  // UCX cuts by itself
   made->host_name_ = params.host;
+  made->transports_ = settings.transports();
   made->shared_memory_ = settings.uses_shared_memory();
   *out = made.release();
   return KVF_OK;
+}
+
+bool kvf_fabric::knows_cuda() const {
+  ucp_context_attr_t attributes{};
+  attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+  if (ucp_context_query(context_, &attributes) != UCS_OK) return false;
+  return (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
 }
 
 kvf_fabric::~kvf_fabric() {
@@ -76,14 +84,30 @@ kvf_fabric::~kvf_fabric() {
   if (context_ != nullptr) ucp_cleanup(context_);
 }
 
-int32_t kvf_fabric::map(void* base, uint64_t length, kvf_memory** out, kvf_text why) {
-  ucp_mem_map_params_t params{};
-  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
-  params.address = base;
-  params.length = length;
+// UCX is told what kind of memory it is, and need not ask CUDA at each use.
+int32_t kvf_fabric::map(const kvf_range& range, kvf_memory** out, kvf_text why) {
   auto memory = std::make_unique<kvf_memory>();
+  if (range.kind == KVF_CUDA) {
+    if (!knows_cuda()) {
+      std::snprintf(why.data, why.size, "UCX %s does not know memory of kind cuda with the transports \"%s\"",
+                    ucp_get_version_string(), transports_.c_str());
+      return KVF_FAILED;
+    }
+    memory->type = UCS_MEMORY_TYPE_CUDA;
+  } else if (range.kind != KVF_HOST) {
+    return say(why, "memory of a kind that this fabric does not know", UCS_ERR_UNSUPPORTED, KVF_FAILED);
+  }
+  ucp_mem_map_params_t params{};
+  params.field_mask =
+      UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
+  params.address = range.base;
+  params.length = range.length;
+  params.memory_type = memory->type;
   if (const ucs_status_t status = ucp_mem_map(context_, &params, &memory->handle); status != UCS_OK)
-    return say(why, "UCX cannot register the memory (a low `ulimit -l`?)", status, KVF_FAILED);
+    return say(why,
+               range.kind == KVF_CUDA ? "UCX cannot register memory of kind cuda (no nvidia_peermem?)"
+                                      : "UCX cannot register the memory (a low `ulimit -l`?)",
+               status, KVF_FAILED);
   *out = memory.release();
   const std::lock_guard lock(memory_mutex_);
   memory_.insert(*out);

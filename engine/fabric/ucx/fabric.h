@@ -22,6 +22,7 @@ struct kvf_key {
 
 struct kvf_memory {
   ucp_mem_h handle = nullptr;
+  ucs_memory_type_t type = UCS_MEMORY_TYPE_HOST;
 };
 
 // A connection that this side dialled.
@@ -51,7 +52,7 @@ struct kvf_fabric {
   const kvf_host& host() const { return host_; }
 
   // From any thread.
-  int32_t map(void* base, uint64_t length, kvf_memory** out, kvf_text why);
+  int32_t map(const kvf_range& range, kvf_memory** out, kvf_text why);
   void unmap(kvf_memory* memory);
 
   // Closes an endpoint whatever its state, and waits until it is gone or `patience_ms` is over (false).
@@ -67,10 +68,12 @@ struct kvf_fabric {
   explicit kvf_fabric(const kvf_host& host) : host_(host) {}
   void accept(ucp_conn_request_h request);
   void tend_guests();
+  bool knows_cuda() const;
   bool dismiss(std::unique_ptr<Guest> guest);
 
   const kvf_host host_;
   std::string host_name_;
+  std::string transports_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   ucp_listener_h listener_ = nullptr;

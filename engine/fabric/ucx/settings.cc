@@ -48,6 +48,11 @@ bool is_rdma(const std::string& transport) {
   return false;
 }
 
+// Move bytes between a GPU and the host within a process, and none between processes.
+bool stays_inside(const std::string& transport) {
+  return transport == "cuda_copy" || transport == "gdr_copy";
+}
+
 std::string interface_at(const std::string& host) {
   ifaddrs* all = nullptr;
   if (::getifaddrs(&all) != 0) return "";
@@ -129,13 +134,16 @@ std::string Settings::device() const {
 
 bool Settings::only_rdma() const {
   const auto names = split(transports());
-  return std::all_of(names.begin(), names.end(), is_rdma);
+  return std::all_of(names.begin(), names.end(),
+                     [](const std::string& name) { return is_rdma(name) || stays_inside(name); }) &&
+         std::any_of(names.begin(), names.end(), is_rdma);
 }
 
 bool Settings::uses_shared_memory() const {
   const auto names = split(transports());
-  return std::any_of(names.begin(), names.end(),
-                     [](const std::string& name) { return !is_rdma(name) && name != "tcp" && name != "self"; });
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return !is_rdma(name) && !stays_inside(name) && name != "tcp" && name != "self";
+  });
 }
 
 }  // namespace kvferry::ucx

@@ -19,8 +19,8 @@ int32_t listen(kvf_fabric* fabric, kvf_text address, kvf_text why) {
   return guarded(why, [&] { return fabric->listen(address, why); });
 }
 
-int32_t map(kvf_fabric* fabric, void* base, uint64_t length, kvf_memory** out, kvf_text why) {
-  return guarded(why, [&] { return fabric->map(base, length, out, why); });
+int32_t map(kvf_fabric* fabric, const kvf_range* range, kvf_memory** out, kvf_text why) {
+  return guarded(why, [&] { return fabric->map(*range, out, why); });
 }
 
 int32_t pack_key(kvf_fabric* fabric, kvf_memory* memory, void* out, size_t* size, kvf_text why) {

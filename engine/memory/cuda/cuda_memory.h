@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/fd.h"
 #include "engine/memory/cuda/device.h"
 #include "engine/memory/cuda/driver.h"
 #include "engine/memory/cuda/pinned_pool.h"
@@ -29,7 +30,7 @@ struct Options {
 //
 // Copies run on streams of its own and are ordered with the owner's work by the events that the engine waits for.
 // Events are the driver's (CUevent, cudaEvent_t) as numbers.
-class CudaMemory final : public MemoryOps, public SharedMemoryOps {
+class CudaMemory final : public MemoryOps, public SharedMemoryOps, public FabricMemoryOps {
  public:
   explicit CudaMemory(Options options) : options_(std::move(options)) {}
   ~CudaMemory() override;
@@ -48,12 +49,18 @@ class CudaMemory final : public MemoryOps, public SharedMemoryOps {
   Result<bool> copy_done(CopyId copy) override;
   Result<bool> event_done(EventId event) override;
   SharedMemoryOps* sharing() override { return this; }
+  FabricMemoryOps* for_fabrics() override { return this; }
+  Place place_of(const void* address) override;
   std::string describe() const override;
 
   // By CUDA IPC (cuda_sharing.cc).
   std::string share(const void* base, size_t length) override;
   Result<std::shared_ptr<std::byte>> map(std::string_view key, uint64_t length) override;
   Status copy(std::span<const DirectCopy> copies) override;
+
+  // By GPUDirect RDMA (cuda_fabrics.cc).
+  Status expose(void* base, uint64_t length, const std::function<Status(const FabricRange&)>& use) override;
+  Status settle_writes(std::span<const void* const> addresses) override;
 
  private:
   // An allocation of the driver's, as it was when a registration or a copy asked for it.
@@ -90,6 +97,8 @@ class CudaMemory final : public MemoryOps, public SharedMemoryOps {
   Result<Device*> device_with(const Uuid& uuid);
   Result<Import> open_import(const IpcHandle& handle, Device& device);
   void close_import(const Import& import);
+  Result<Device*> exposed_device(DevicePointer at);
+  UniqueFd open_dmabuf(const Device& device, DevicePointer at, uint64_t length, uint64_t& offset) const;
 
   const Options options_;
   mutable std::mutex mutex_;

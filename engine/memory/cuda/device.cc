@@ -1,6 +1,7 @@
 #include "engine/memory/cuda/device.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kvferry::cuda {
 namespace {
@@ -91,6 +92,30 @@ void Device::choose(Gather wanted, std::span<const unsigned char> image) {
     why_not_ += "the driver has no cuMemcpyBatchAsync_v2";
   }
   gather_ = Gather::single;
+}
+
+Result<const Device::Rdma*> Device::rdma() {
+  if (rdma_) return &*rdma_;
+  int direct = 0, options = 0, ordering = 0, dmabuf = 0;
+  const std::pair<int, int*> asked[] = {{kDeviceDirectRdma, &direct},
+                                        {kDeviceFlushOptions, &options},
+                                        {kDeviceWritesOrdering, &ordering},
+                                        {kDeviceDmabuf, &dmabuf}};
+  for (const auto& [attribute, value] : asked) {
+    const Code code = driver_->device_attribute(value, attribute, number_);
+    if (code == kInvalidValue) continue;  // a driver from before the attribute: it has none of it
+    KVF_RETURN_IF_ERROR(driver_->check(code, "cannot ask what NICs may do with the GPU's memory"));
+  }
+  Rdma found;
+  found.gives_dmabuf = dmabuf != 0 && driver_->range_handle != nullptr;
+  found.needs_flush = ordering < kOrderedForAll;
+  const bool can_flush = (options & kFlushByHost) != 0 && driver_->flush_writes != nullptr;
+  if (direct == 0 && !found.gives_dmabuf)
+    found.allowed = Error{ErrorCode::unsupported, "the GPU has no GPUDirect RDMA"};
+  else if (found.needs_flush && !can_flush)
+    found.allowed = Error{ErrorCode::unsupported, "the GPU does not order what NICs write, and cannot be told to"};
+  rdma_ = std::move(found);
+  return &*rdma_;
 }
 
 Stream Device::next_stream(CopyDirection direction) {

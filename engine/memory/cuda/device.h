@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -34,6 +35,14 @@ class Device {
   Gather gather() const { return gather_; }
   // Why gather() is not what was wanted; empty when it is.
   const std::string& why_not() const { return why_not_; }
+
+  // What NICs may do with its memory, asked once.
+  struct Rdma {
+    Status allowed;             // or why not
+    bool needs_flush = false;   // what they have written is seen only after the driver has flushed it
+    bool gives_dmabuf = false;  // of ranges of its memory
+  };
+  Result<const Rdma*> rdma();
 
   // The next of the streams for copies in that direction.
   Stream next_stream(CopyDirection direction);
@@ -69,6 +78,7 @@ class Device {
   Function move_ = nullptr;
   Gather gather_ = Gather::single;
   std::string why_not_;
+  std::optional<Rdma> rdma_;
 };
 
 }  // namespace kvferry::cuda

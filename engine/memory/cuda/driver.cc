@@ -30,6 +30,7 @@ Status bind_all(void* library, Driver& d) {
       {"cuDriverGetVersion", place_of(d.driver_version)},
       {"cuGetErrorName", place_of(d.error_name)},
       {"cuDeviceGetCount", place_of(d.device_count)},
+      {"cuDeviceGetAttribute", place_of(d.device_attribute)},
       {"cuDevicePrimaryCtxRetain", place_of(d.primary_retain)},
       {"cuDevicePrimaryCtxRelease_v2", place_of(d.primary_release)},
       {"cuCtxPushCurrent_v2", place_of(d.push_context)},
@@ -56,6 +57,8 @@ Status bind_all(void* library, Driver& d) {
       {"cuModuleUnload", place_of(d.module_unload)},
       {"cuModuleGetFunction", place_of(d.module_function)},
       {"cuLaunchKernel", place_of(d.launch)},
+      {"cuFlushGPUDirectRDMAWrites", place_of(d.flush_writes), true},
+      {"cuMemGetHandleForAddressRange", place_of(d.range_handle), true},
       {"cuMemcpyBatchAsync_v2", place_of(d.copy_batch), true},
   };
   for (const Symbol& symbol : symbols) KVF_RETURN_IF_ERROR(bind(library, symbol));

@@ -52,6 +52,19 @@ inline constexpr int kAttributeRangeStart = 11;
 inline constexpr int kAttributeRangeSize = 12;
 inline constexpr unsigned kMemoryTypeDevice = 2;
 
+inline constexpr int kDeviceDirectRdma = 116;  // whether NICs reach its memory through the driver of their own
+inline constexpr int kDeviceFlushOptions = 117;
+inline constexpr int kDeviceWritesOrdering = 118;
+inline constexpr int kDeviceDmabuf = 124;
+inline constexpr int kDevicePciBus = 33;
+inline constexpr int kDevicePciDevice = 34;
+inline constexpr int kDevicePciDomain = 50;
+inline constexpr int kFlushByHost = 1;      // a bit of kDeviceFlushOptions: flush_writes works
+inline constexpr int kOrderedForAll = 200;  // of kDeviceWritesOrdering: no device needs a flush
+inline constexpr int kFlushCurrentContext = 0;
+inline constexpr int kFlushToAll = 200;
+inline constexpr int kRangeDmabuf = 1;
+
 inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr unsigned kHostPortable = 1;
@@ -82,6 +95,7 @@ struct Driver {
   Code (*driver_version)(int* version);
   Code (*error_name)(Code code, const char** name);
   Code (*device_count)(int* count);
+  Code (*device_attribute)(int* value, int attribute, DeviceNumber device);
   Code (*primary_retain)(Context* context, DeviceNumber device);
   Code (*primary_release)(DeviceNumber device);
   Code (*push_context)(Context context);
@@ -110,6 +124,9 @@ struct Driver {
   Code (*launch)(Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                  unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream stream, void** parameters,
                  void** extra);
+  // Optional: drivers of CUDA 11.3 and 11.7 and later.
+  Code (*flush_writes)(int target, int scope);
+  Code (*range_handle)(void* handle, DevicePointer start, size_t size, int type, unsigned long long flags);
   // Optional: drivers of CUDA 13 and later.
   Code (*copy_batch)(DevicePointer* to, DevicePointer* from, size_t* bytes, size_t count, CopyAttributes* attributes,
                      size_t* attribute_starts, size_t attribute_count, Stream stream);

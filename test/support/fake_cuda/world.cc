@@ -38,6 +38,12 @@ void set(bool to) {
   w.*Member = to;
 }
 
+template <auto Function, class... Arguments>
+bool locked(Arguments... arguments) {
+  const std::lock_guard lock(world().mutex);
+  return Function(arguments...);
+}
+
 constexpr Control kControl{
     .fail_at =
         [](uint64_t nth) {
@@ -63,6 +69,25 @@ constexpr Control kControl{
           const Allocation* allocation = find(address);
           return allocation != nullptr && allocation->sync_memops;
         },
+    .current_device = [] { return current() != nullptr ? current()->device : -1; },
+    .set_rdma =
+        [](Rdma rdma) {
+          World& w = world();
+          const std::lock_guard lock(w.mutex);
+          w.rdma = rdma;
+        },
+    .nic_read = locked<nic_read>,
+    .nic_write = locked<nic_write>,
+    .unseen =
+        [] {
+          World& w = world();
+          const std::lock_guard lock(w.mutex);
+          uint64_t bytes = 0;
+          for (const World::NicWrite& write : w.unseen) bytes += write.bytes.size();
+          return bytes;
+        },
+    .flushes = value<&World::flushes>,
+    .dmabufs = value<&World::dmabufs>,
 };
 
 bool is_context(Context context) {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "common/fd.h"
 #include "engine/memory/cuda/driver.h"
@@ -83,6 +84,15 @@ struct World {
   uint64_t batches = 0;
   uint64_t copies = 0;
   uint64_t imports = 0;
+  Rdma rdma;
+  struct NicWrite {
+    DevicePointer to;
+    std::vector<std::byte> bytes;
+    int device;
+  };
+  std::vector<NicWrite> unseen;
+  uint64_t flushes = 0;
+  uint64_t dmabufs = 0;
 };
 
 World& world();
@@ -98,6 +108,10 @@ Allocation* find(DevicePointer address, size_t* offset = nullptr);
 // Where the bytes of device memory are, if it is memory of the current context's device. Null otherwise.
 std::byte* reach(DevicePointer address, size_t length, int device);
 bool is_pinned(DevicePointer address, size_t length);
+// What NICs have written to that GPU's memory is there.
+void show_writes(int device);
+bool nic_read(void* into, uint64_t address, uint64_t length);
+bool nic_write(uint64_t address, const void* from, uint64_t length);
 Code map_memory(DevicePointer* address, size_t size, UniqueFd fd, int device, bool imported);
 
 }  // namespace kvferry::fake_cuda

@@ -60,7 +60,7 @@ const kvf_fabric_table kTable = {
       return int32_t{KVF_OK};
     },
     [](kvf_fabric*, uint64_t) { return int32_t{KVF_OK}; },
-    [](kvf_fabric*, void*, uint64_t, kvf_memory** out, kvf_text) {
+    [](kvf_fabric*, const kvf_range*, kvf_memory** out, kvf_text) {
       *out = new kvf_memory;
       return int32_t{KVF_OK};
     },
