@@ -26,6 +26,8 @@ CLEAN = {
     "common/good.cc": '#include "common/good.h"\n\nint answer() {\n  return 42;\n}\n',
     "tool.py": '"""Says nothing."""\n',
     "tool": '#!/usr/bin/env bash\necho "$@"\n',
+    "test/wrong.patch": "answers wrong\n--- a/common/good.cc\n+++ b/common/good.cc\n@@ -3,3 +3,3 @@\n int answer() {\n"
+    "-  return 42;\n+  return 41;\n }\n",
 }
 
 LONG_FUNCTION = "int long_one() {\n" + "  // line\n" * 59 + "  return 1;\n}\n"
@@ -79,6 +81,11 @@ VIOLATIONS: dict[str, list[tuple[str, str]]] = {
         ("test/bad.py", "time.sleep(1)\n"),
     ],
     "links": [("bad.md", "[gone](docs/gone.md)\n"), ("bad.md", "[gone](DESIGN.md#gone)\n")],
+    "patches": [
+        ("test/bad.patch", CLEAN["test/wrong.patch"].replace("-  return 42", "-  return 43")),
+        ("test/bad.patch", CLEAN["test/wrong.patch"].replace("good.cc", "gone.cc")),
+        ("test/bad.patch", "no patch\n"),
+    ],
     "python": [("bad.py", "import os\n"), ("bad.py", "print( 1 )\n"), ("bad.py", "def f(x):\n    return x\n")],
     "shell": [("bad", "#!/usr/bin/env bash\nrm $1/*\n")],
     "headers": [("common/bad.h", "#pragma once\n\nstd::string name();\n"), ("common/bad.h", "struct Unguarded {};\n")],
