@@ -65,6 +65,7 @@ TEST_F(OfiPlugin, LeavesTheProcessAlone) {
   const ProcessState now;
   for (const auto& [call, code] : now.calls) EXPECT_EQ(code, kAtStart.calls.at(call)) << call;
   EXPECT_EQ(now.on_segv, kAtStart.on_segv);
+  EXPECT_EQ(now.environment, kAtStart.environment);
   EXPECT_EQ(variables(), kVariablesAtStart) << "settings of libfabric's stay in the environment";
 }
 

@@ -5,11 +5,14 @@
 #include <csignal>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "common/config.h"
 
 namespace kvferry::test {
 
-// The first bytes of calls that libraries like to hook, and who handles crashes.
+// The first bytes of calls that libraries like to hook, who handles crashes, and the environment that children get.
 struct ProcessState {
   ProcessState() {
     for (const char* call : {"mmap", "munmap", "brk", "madvise", "shmat"}) {
@@ -22,6 +25,7 @@ struct ProcessState {
   }
   std::map<std::string, std::vector<unsigned char>> calls;
   void (*on_segv)(int) = nullptr;
+  std::vector<std::pair<std::string, std::string>> environment = Environment::of_process().with_prefix("");
 };
 // Before any library was loaded: some take signals when they are, not only when they are opened.
 inline const ProcessState kAtStart;

@@ -7,6 +7,8 @@
 #include "test/conformance/plugin_config.h"
 #include "test/conformance/process_state.h"
 #include "test/support/engines.h"
+#include "test/support/process.h"
+#include "test/support/sanitized.h"
 #include "test/support/trial.h"
 
 // What the fabric ucx says where it cannot be used, and what it leaves alone in the process.
@@ -45,6 +47,18 @@ TEST_F(UcxPlugin, LeavesTheProcessesMemoryCallsAndSignalsAlone) {
   const ProcessState now;
   for (const auto& [call, code] : now.calls) EXPECT_EQ(code, kAtStart.calls.at(call)) << call;
   EXPECT_EQ(now.on_segv, kAtStart.on_segv);
+  EXPECT_EQ(now.environment, kAtStart.environment);
+}
+
+// The test above can fail: it does where the user wants the hooks, whose word stays.
+TEST_F(UcxPlugin, IsSeenToHookMemoryCallsWhereTheEnvironmentAsksForIt) {
+  if (kSanitized) GTEST_SKIP() << "a sanitizer has hooks of its own in these calls";
+  ProcessOptions options;
+  options.arguments = {"--gtest_filter=UcxPlugin.LeavesTheProcessesMemoryCallsAndSignalsAlone"};
+  options.environment = {{"UCX_MEM_MMAP_HOOK_MODE", "bistro"}};
+  Process child = must(Process::spawn(std::filesystem::read_symlink("/proc/self/exe").string(), options));
+  EXPECT_TRUE(child.read_line_with("munmap", std::chrono::seconds(30)).ok());
+  EXPECT_TRUE(child.read_line_with("[  FAILED  ]", std::chrono::seconds(30)).ok());
 }
 
 }  // namespace

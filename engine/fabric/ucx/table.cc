@@ -1,6 +1,7 @@
 #include <cstring>
 
 #include "engine/fabric/plugin_kit.h"
+#include "engine/fabric/ucx/early.h"
 #include "engine/fabric/ucx/endpoint.h"
 #include "engine/fabric/ucx/fabric.h"
 
@@ -66,5 +67,6 @@ const kvf_fabric_table kTable = {
 }  // namespace kvferry::ucx
 
 extern "C" __attribute__((visibility("default"))) const kvf_fabric_table* kvferry_fabric_v1() {
+  kvferry::ucx::after_ucx();
   return &kvferry::ucx::kTable;
 }
