@@ -113,6 +113,9 @@ static_assert(kDeviceDirectRdma == CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED
 static_assert(kDeviceFlushOptions == CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS);
 static_assert(kDeviceWritesOrdering == CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING);
 static_assert(kDeviceDmabuf == CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED);
+static_assert(kDevicePciBus == CU_DEVICE_ATTRIBUTE_PCI_BUS_ID);
+static_assert(kDevicePciDevice == CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID);
+static_assert(kDevicePciDomain == CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID);
 static_assert(kFlushByHost == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST);
 static_assert(kOrderedForAll == CU_GPU_DIRECT_RDMA_WRITES_ORDERING_ALL_DEVICES);
 static_assert(kFlushCurrentContext == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX);
