@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from typing import Any
 
 from asking import TIMEOUT, Answer, AskError, ask, ask_all, body_of, post, prompts
@@ -23,6 +24,8 @@ Case = Callable[[Deployment], Result]
 
 LIMIT = 30.0
 """Seconds for what comes soon: half of what a read may take, and leases that a case does not wait for have 480."""
+TRIES = 3
+"""For what has a limit of its own on a machine that may stand still."""
 
 
 def local(deployment: Deployment, wanted: list[list[int]]) -> list[Answer]:
@@ -134,10 +137,10 @@ def _free(deployment: Deployment) -> float:
     return eventually(lambda: used_blocks(deployment.prefiller) == 0, LIMIT, "the prefiller has all of its blocks back")
 
 
-def _count(server: Server, metric: str) -> Callable[[], bool]:
+def _count(server: Server, metric: str, **labels: str) -> Callable[[], bool]:
     """Whether it has grown since now."""
-    before = server.metric(metric)
-    return lambda: server.metric(metric) > before
+    before = server.metric(metric, **labels)
+    return lambda: server.metric(metric, **labels) > before
 
 
 def _stages(deployment: Deployment) -> dict[str, Callable[[], bool]]:
@@ -160,22 +163,50 @@ def post_only(port: int, body: bytes) -> http.client.HTTPConnection:
     return connection
 
 
+def _free_for_good(deployment: Deployment, began: float) -> float:
+    """Seconds from `began` until the prefiller had all of its blocks back and kept them: what reaches it late shows."""
+    since: float | None = None
+
+    def stays_free() -> bool:
+        nonlocal since
+        is_free = running(deployment.prefiller) == 0 and used_blocks(deployment.prefiller) == 0
+        seen = time.monotonic()
+        since = (since or seen) if is_free else None
+        return since is not None and seen - since > 0.3
+
+    eventually(stays_free, LIMIT, "the prefiller has all of its blocks back")
+    assert since is not None
+    return since - began
+
+
+def _leave(deployment: Deployment, stage: str, stream: bool, seed: int) -> float:
+    """A client leaves at this stage: how long until the prefiller has its blocks back."""
+    (prompt,) = prompts(1, seed, shortest=1700)
+    reached = _stages(deployment)[stage]
+    # Until then the prefiller may not have the request yet, and looks as if it had given it back.
+    was_sent_on = _count(deployment.proxy, "kvferry_proxy_legs_total", leg="prefill")
+    connection = post_only(deployment.proxy.port, body_of(prompt, stream, max_tokens=200, min_tokens=200))
+    eventually(reached, LIMIT, f"the request gets as far as {stage}")
+    began = time.monotonic()
+    connection.close()
+    eventually(was_sent_on, LIMIT, "the proxy is done with the prefiller")
+    seconds = _free_for_good(deployment, began)
+    eventually(lambda: running(deployment.decoder) == 0, LIMIT, "the decoder has ended the request")
+    return seconds
+
+
 def client_gone(deployment: Deployment) -> Result:
-    """A client that leaves at each stage: the prefiller has its blocks back."""
-    longest = 0.0
-    for number, stage in enumerate(_stages(deployment)):
-        for stream in (False, True):
-            (prompt,) = prompts(1, seed=100 + 2 * number + stream, shortest=1700)
-            reached = _stages(deployment)[stage]
-            connection = post_only(deployment.proxy.port, body_of(prompt, stream, max_tokens=200, min_tokens=200))
-            eventually(reached, LIMIT, f"the request gets as far as {stage}")
-            connection.close()
-            eventually(lambda: running(deployment.prefiller) == 0, LIMIT, "the prefiller has ended the request")
-            longest = max(longest, _free(deployment))
-            eventually(lambda: running(deployment.decoder) == 0, LIMIT, "the decoder has ended the request")
+    """A client that leaves at each stage: the prefiller has its blocks back within a second."""
+    worst = 0.0
+    for number, (stage, stream) in enumerate(product(_stages(deployment), (False, True))):
+        took: list[float] = []
+        while not took or (took[-1] >= 1 and len(took) < TRIES):
+            took.append(_leave(deployment, stage, stream, seed=100 + TRIES * number + len(took)))
+        check(min(took) < 1, f"a client that left when {stage} (streamed: {stream}) held blocks for {took} s")
+        worst = max(worst, min(took))
     (prompt,) = prompts(1, seed=99, shortest=600)
     check_equal([ask(deployment.proxy.port, prompt)], local(deployment, [prompt]))
-    return {"seconds_until_free": round(longest, 3)}
+    return {"seconds_until_free": round(worst, 3)}
 
 
 def nobody_comes(deployment: Deployment) -> Result:
