@@ -39,6 +39,12 @@ def main() -> None:
     gpu.store(ours, bytes(range(256)) * (BYTES // 256))
     seen["write"] = engines[0].batch_transfer_sync_write(session, [ours], [theirs], [BYTES])
     seen["written"] = gpu.load(theirs, BYTES) == bytes(range(256)) * (BYTES // 256)
+    # A CPU that touches it ends there.
+    seen["stored"] = engines[0].write_bytes_to_buffer(ours, b"bytes", 5)
+    try:
+        seen["loaded"] = len(engines[0].read_bytes_from_buffer(ours, 5))
+    except ValueError as refused:
+        seen["loaded"] = str(refused).replace(hex(ours), "there")
     print(json.dumps(seen))
 
 

@@ -14,7 +14,7 @@ DRIVER = Path(__file__).parents[2] / "build/release/test/fake_cuda/libcuda.so.1"
 
 @pytest.mark.skipif(not DRIVER.exists(), reason="the fake driver is not built")
 @pytest.mark.parametrize("fabrics", ["tcp", "local,tcp"])
-def test_addresses_of_a_gpu_are_recognised(fabrics: str) -> None:
+def test_addresses_of_a_gpu_are_recognised_and_no_cpu_touches_them(fabrics: str) -> None:
     settings = {"KVFERRY_CUDA_DRIVER": str(DRIVER), "KVFERRY_FABRICS": fabrics}
     words = [sys.executable, str(PROGRAM)]
     environment = {**os.environ, **settings}
@@ -27,4 +27,6 @@ def test_addresses_of_a_gpu_are_recognised(fabrics: str) -> None:
         "other bytes that changed": 0,
         "write": 0,
         "written": True,
+        "stored": -1,
+        "loaded": "memory at there is cuda's, which a CPU may not touch",
     }

@@ -64,3 +64,5 @@ class RegisteredMemory:
             region = self._regions[bases[at]] if at >= 0 else None
         if region is None or length < 0 or address + length > region.address + region.length:
             raise Refused(f"{length} bytes at {address:#x} are not registered")
+        if region.kind != "host":
+            raise Refused(f"memory at {address:#x} is {region.kind}'s, which a CPU may not touch")

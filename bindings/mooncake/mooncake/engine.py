@@ -168,7 +168,7 @@ class TransferEngine(Reporter):
         return self._status("write_bytes_to_buffer", lambda: self._memory.store(dst, data, length))
 
     def read_bytes_from_buffer(self, addr: int, length: int) -> bytes:
-        """Raises ValueError for memory that is not registered."""
+        """Raises ValueError for memory that is not registered, or a GPU's."""
         try:
             return self._memory.load(addr, length)
         except Refused as refused:
