@@ -115,15 +115,22 @@ def both_ways(deployment: Deployment) -> Result:
 
 
 def planted_fault(deployment: Deployment) -> Result:
-    """The comparison is made: without the last layer's KV, answers differ."""
+    """The comparison is made: without the last layer's KV, answers differ and bytes are missed."""
     wanted = prompts(2, seed=10, shortest=900)
     alone = local(deployment, wanted)
+    ledger = Ledger(deployment)
     deployment.plant.touch()
     try:
         got = ask_all(deployment.proxy.port, wanted)
     finally:
         deployment.plant.unlink()
     check(not any(a.equals(b) for a, b in zip(got, alone, strict=True)), "answers do not depend on the last layer's KV")
+    try:
+        told = ledger.close(wanted)
+    except CheckError as missed:
+        check(str(missed).startswith("bytes read are not"), f"bytes are not what is missed: {missed}")
+    else:
+        raise CheckError(f"nothing is missed of a layer that was not moved: {told}")
     forget_prefixes(deployment.decoder)
     return {}
 
