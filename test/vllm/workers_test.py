@@ -10,6 +10,7 @@ import unittest
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -308,6 +309,42 @@ class Workers(unittest.TestCase):
             made.reader._prefillers._client = Mock(workers=Mock(side_effect=answers))
             self.read(made, [[3, 9, 4]], [[7, 5, 6]])
             self.check_moved(made, [[3, 9, 4]], [[7, 5, 6]])
+
+    def test_a_load_that_ends_at_once_is_reported_by_the_step_that_began_it(self) -> None:
+        """Where the step computes nothing. A machine that stands still may come too late: one of many counts."""
+
+        def in_one_step(transfer_id: str) -> bool:
+            made.publish([[3, 9, 4]], transfer_id)
+            wanted = made.ask([[7, 5, 6]], transfer_id)
+            made.reader.start(made.decode.build_meta(), True)
+            if wanted in (made.reader.results().finished_recving or ()):
+                return True
+            self.assertTrue(made.until_loaded(wanted))
+            return False
+
+        with pair(full()) as made:
+            self.read(made, [[3, 9, 4]], [[7, 5, 6]])  # the first contact
+            self.assertTrue(any(in_one_step(f"x-{number}") for number in range(50)))
+
+    def test_a_step_that_computes_never_waits_for_a_load(self) -> None:
+        """What is asked for is announced only: a wait would last as long as it may."""
+        with pair(full()) as made:
+            self.read(made, [[3, 9, 4]], [[7, 5, 6]])  # the first contact
+            for empty, longest in ((False, 60.0), (True, 0.2)):
+                made.reader._settings = replace(made.reader._settings, short_wait=longest)
+                made.prefill.on_new_request(request(publishing(f"x-{empty}"), TOKENS))
+                made.step_owners()
+                made.ask([[7, 5, 6]], f"x-{empty}")
+                meta = made.decode.build_meta()
+                began = time.monotonic()
+                made.reader.start(meta, empty)
+                took = time.monotonic() - began
+                self.assertEqual(len(made.reader._loading), 2 if empty else 1)
+                self.assertFalse(made.reader.results().finished_recving)
+                if empty:
+                    self.assertGreater(took, longest / 2)
+                else:
+                    self.assertLess(took, longest)
 
     def test_a_prefiller_that_nobody_knows_fails_the_load(self) -> None:
         with pair(full()) as made:
