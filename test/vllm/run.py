@@ -49,10 +49,10 @@ GROUPS = {
     "kvferry_recompute": Group(Setup(env=SHORT_LEASE, policy="recompute"), (cases.slow_decoder,)),
     "tp_2_to_1": Group(Setup(prefill_tp=2), UNEQUAL_RANKS, by_default=True),
     "tp_1_to_2": Group(Setup(decode_tp=2), UNEQUAL_RANKS),
-    "kvferry_in_multi": Group(Setup(inside_multi=True), (short, cases.several_at_once)),
+    "kvferry_in_multi": Group(Setup(inside_multi=True), (short, cases.several_at_once), by_default=True),
     "kvferry_both": Group(Setup(both=True), (cases.both_ways,)),
-    "kvferry_window": Group(Setup(window=300), (short, cases.several_at_once)),
-    "kvferry_planted": Group(Setup(planted=True), (cases.planted_fault,)),
+    "kvferry_window": Group(Setup(window=300), (short, cases.several_at_once), by_default=True),
+    "kvferry_planted": Group(Setup(planted=True), (cases.planted_fault,), by_default=True),
 }
 ORIGINAL = ROOT / "build/mooncake-original"
 TIMINGS = {
@@ -152,7 +152,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Group]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--case", action="append", choices=sorted(GROUPS), help="a group of cases; without any, about 5 minutes' worth"
+        "--case", action="append", choices=sorted(GROUPS), help="a group of cases; without any, about 7 minutes' worth"
     )
     parser.add_argument("--only", action="append", help="of these groups, the cases of this name alone")
     parser.add_argument("--all", action="store_true", help="every group")
