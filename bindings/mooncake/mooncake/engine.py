@@ -102,7 +102,7 @@ class TransferEngine(Reporter):
     def initialize_ext(
         self, local_hostname: str, metadata_server: str, protocol: str, device_name: str, metadata_type: str
     ) -> int:
-        """`device_name` is accepted and has nothing to choose from: no fabric here has devices."""
+        """`device_name` is accepted and chooses nothing: variables do (docs/rdma.md)."""
 
         def start() -> None:
             if self._engine is not None:
