@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
@@ -25,6 +25,7 @@ from fakes import (
     tensors,
     window,
 )
+from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
@@ -93,12 +94,20 @@ class Refusals(unittest.TestCase):
             self.refuses(f"{axis} context", lambda more=more: check_config(config(**more)))
 
     def test_draft_models_with_a_cache_are_refused_and_others_pass(self) -> None:
-        for draft in (True, False):
-            speculation = SimpleNamespace(use_eagle=lambda draft=draft: draft, method="x")
-            if draft:
-                self.refuses("draft model", lambda s=speculation: check_config(config(speculation=s)))
-            else:
-                check_config(config(speculation=speculation))
+        for method in ("ngram", "ngram_gpu", "suffix", "medusa", "mlp_speculator"):
+            check_config(config(speculation=SimpleNamespace(method=method)))
+        # What vLLM says of each method that it has.
+        told = object.__new__(SpeculativeConfig)
+        refused = [method for method in get_args(SpeculativeMethod) if self.has_cache(told, method)]
+        self.assertLessEqual({"eagle", "eagle3", "mtp", "draft_model", "extract_hidden_states"}, set(refused))
+        for method in (*refused, "custom_class", "of tomorrow"):
+            speculation = SimpleNamespace(method=method)
+            self.refuses(f"{method}, .*draft model", lambda s=speculation: check_config(config(speculation=s)))
+
+    @staticmethod
+    def has_cache(told: SpeculativeConfig, method: str) -> bool:
+        object.__setattr__(told, "method", method)
+        return told.uses_draft_kv_cache()
 
     def test_both_roles_ask(self) -> None:
         for side in (Scheduler, Worker):

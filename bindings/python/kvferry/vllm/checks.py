@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 # Exactly these: what vLLM derives from them keeps other things in its blocks, or drops other blocks.
 KINDS = (FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec)
 
+# Speculation that keeps no KV cache of its own; a draft model's is no layer of what is published.
+WITHOUT_CACHE = ("ngram", "ngram_gpu", "suffix", "medusa", "mlp_speculator")
+
 
 class Unsupported(ValueError):
     """A setting or a model that the connector cannot serve correctly."""
@@ -34,8 +37,11 @@ def check_config(config: VllmConfig) -> None:
         raise Unsupported("decode context parallelism: tokens are dealt out among the ranks")
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         raise Unsupported("prefill context parallelism: tokens are dealt out among the ranks")
-    if config.speculative_config is not None and config.speculative_config.use_eagle():
-        raise Unsupported("speculation with a draft model that has a KV cache of its own")
+    speculation = config.speculative_config
+    if speculation is not None and speculation.method not in WITHOUT_CACHE:
+        raise Unsupported(
+            f"speculation by {speculation.method}, which has a draft model with a KV cache of its own, or may have one"
+        )
 
 
 def check_cache(cache: KVCacheConfig) -> None:
