@@ -1,7 +1,8 @@
 """Writes the tables of docs/performance.md from the documents that scripts/bench has gathered.
 
 Usage: bench_report.py FILE KVFERRY.json [PEER.json ...] --auth PSK.json MTLS.json
-What is between the two markers of FILE is replaced; the rest of it is for people to write.
+What is between the two markers of FILE is replaced; the rest of it is for people to write. Exit status 3: a goal beside
+another library is missed.
 """
 
 import json
@@ -10,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- figures: written by scripts/bench -->", "<!-- end of figures -->"
+MISSED = 3
 Document = dict[str, Any]
+
+# Beside other libraries, for reads and writes: block, count, fabric, label of the library, what its time is divided by.
+NIXL, NIXL_TCP, MOONCAKE = "NIXL, UCX's choice", "NIXL, UCX_TLS=tcp", "Mooncake, tcp"
+PEER_GOALS = (
+    (4 << 10, 1, "local", NIXL, 1.0),
+    (4 << 10, 1, "tcp", MOONCAKE, 1.0),
+    (4 << 10, 256, "local", NIXL, 5.0),
+    (4 << 10, 256, "tcp", NIXL_TCP, 10.0),
+    (4 << 10, 256, "tcp", MOONCAKE, 10.0),
+    (64 << 20, 1, "local", NIXL, 1.0),
+    (64 << 20, 1, "tcp", MOONCAKE, 1.3),
+)
 
 
 def size(count: int) -> str:
@@ -72,23 +86,40 @@ def figure_table(document: Document) -> list[str]:
     return ["## Control figures", "", *table(["what", "value", "goal"], rows)] if rows else []
 
 
-def peer_table(document: Document, peers: list[Document]) -> list[str]:
+def peer_verdicts(case: Document, own: Document, others: Document) -> list[Document]:
+    """Of one case, by microseconds: `own` by fabric, `others` by label. What was not measured is judged by nobody."""
+    verdicts = []
+    for block, count, fabric, label, divisor in PEER_GOALS:
+        mine, theirs = own.get(fabric), others.get(label)
+        if (block, count) != (case["block"], case["count"]) or mine is None or theirs is None:
+            continue
+        goal = f"{fabric} <= " + (label if divisor == 1 else f"1/{divisor:g} of {label}")
+        verdicts.append({"goal": goal, "reached": mine <= theirs / divisor})
+    return verdicts
+
+
+def peer_table(document: Document, peers: list[Document]) -> tuple[list[str], bool]:
+    """And whether all goals beside other libraries are reached."""
     if not peers:
-        return []
+        return [], True
     key = ("operation", "block", "count")
     found = {p["label"]: {tuple(c[k] for k in key): c["us"] for c in p["cases"]} for p in peers}
     ours = {(c["fabric"], *(c[k] for k in key)): c["us"]["p50"] for c in document["cases"]}
-    rows = []
+    rows, all_reached = [], True
     for case in peers[0]["cases"]:
         which = tuple(case[k] for k in key)
-        own = [number(ours.get((fabric, *which))) for fabric in ("local", "tcp")]
-        others = [number(found[p["label"]].get(which)) for p in peers]
-        rows.append([f"{case['operation']} {shape(case)}", *own, *others])
+        own = {fabric: ours.get((fabric, *which)) for fabric in ("local", "tcp")}
+        others = {label: cases.get(which) for label, cases in found.items()}
+        verdicts = peer_verdicts(case, own, others)
+        all_reached = all_reached and all(verdict["reached"] for verdict in verdicts)
+        told = "; ".join(map(outcome, verdicts))
+        figures = [number(value) for value in (*own.values(), *others.values())]
+        rows.append([f"{case['operation']} {shape(case)}", *figures, told])
     contact = [f"{p['first_contact_ms']:.1f} ms" for p in peers]
-    rows.append(["first contact and 4 KiB read", "see above", "see above", *contact])
-    head = ["us, median", "kvferry local", "kvferry tcp", *(p["label"] for p in peers)]
+    rows.append(["first contact and 4 KiB read", "see above", "see above", *contact, ""])
+    head = ["us, median", "kvferry local", "kvferry tcp", *(p["label"] for p in peers), "goal"]
     note = "A `?` is a case that was not measured, or one whose bytes were wrong."
-    return ["## Other libraries, the same cases", "", note, "", *table(head, rows)]
+    return ["## Other libraries, the same cases", "", note, "", *table(head, rows)], all_reached
 
 
 def auth_table(modes: dict[str, Document]) -> list[str]:
@@ -117,26 +148,28 @@ def auth_table(modes: dict[str, Document]) -> list[str]:
     return ["## Authentication", "", *table(["what", *modes], rows)]
 
 
-def main() -> None:
+def main() -> int:
     arguments = sys.argv[1:]
     split = arguments.index("--auth")
     page, *files = (Path(name) for name in arguments[:split])
     document, *peers = (json.loads(file.read_text()) for file in files)
     psk, mtls = (json.loads(Path(file).read_text()) for file in arguments[split + 1 :])
+    beside_peers, all_reached = peer_table(document, peers)
     lines = [
         f"Measured on {document['date']} on a machine with {document['cores']} cores, both processes on it.",
         "",
         *case_table(document),
         *figure_table(document),
         *auth_table({"open": document, "psk": psk, "mtls": mtls}),
-        *peer_table(document, peers),
+        *beside_peers,
     ]
     before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         sys.exit(f"{page} lacks its markers")
     page.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+    return 0 if all_reached else MISSED
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

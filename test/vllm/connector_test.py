@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import unittest
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -25,8 +27,10 @@ from fakes import (
     tensors,
     window,
 )
+from vllm.config import KVTransferConfig
 from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     KVCacheConfig,
@@ -213,6 +217,18 @@ class Agreement(unittest.TestCase):
         self.assertIs(kvferry.vllm.MooncakeConnector, kvferry.vllm.KVFerryConnector)
         self.assertIs(KVConnectorFactory.get_connector_class_by_name("KVFerryConnector"), kvferry.vllm.KVFerryConnector)
 
+    def test_settings_for_vllms_own_connector_find_ours_by_the_module_path(self) -> None:
+        for name in ("MooncakeConnector", "KVFerryConnector"):
+            told = KVTransferConfig(kv_connector=name, kv_connector_module_path="kvferry.vllm", kv_role="kv_both")
+            self.assertIs(KVConnectorFactory.get_connector_class(told), kvferry.vllm.KVFerryConnector)
+
+    def test_pages_with_heads_apart_are_asked_for_where_there_are_heads(self) -> None:
+        asked = kvferry.vllm.KVFerryConnector.get_required_kvcache_layout
+        for mla, layout in ((False, "LBHNC"), (True, None)):
+            told = SimpleNamespace(model_config=SimpleNamespace(use_mla=mla))
+            self.assertEqual(asked(told), layout)  # type: ignore[arg-type]
+        self.assertIsNone(asked(SimpleNamespace(model_config=None)))  # type: ignore[arg-type]
+
     def test_statistics_add_up_in_any_process(self) -> None:
         one, other = KVFerryStats(), KVFerryStats()
         one.read(0.5, 100)
@@ -221,6 +237,64 @@ class Agreement(unittest.TestCase):
         told = one.aggregate(rebuilt).reduce()
         self.assertEqual((told["Reads"], told["Failed reads"]), (1, 1))
         self.assertTrue(other.is_empty())
+
+
+class EngineMadeError(Exception):
+    """Instead of an engine."""
+
+
+class Starting(unittest.TestCase):
+    """When there is an engine: in a worker, when its device is set up and its cache is there."""
+
+    def setUp(self) -> None:
+        engine = patch("kvferry.Engine", side_effect=EngineMadeError)
+        self.engine = engine.start()
+        self.addCleanup(engine.stop)
+
+    def test_the_schedulers_role_makes_none(self) -> None:
+        side = kvferry.vllm.KVFerryConnector(config(), KVConnectorRole.SCHEDULER, cache(full()))
+        theirs, mine = request(publishing("x"), TOKENS, "theirs"), request(reading(transfer_id="y"), TOKENS, "mine")
+        for one in (theirs, mine):
+            side.on_new_request(one)
+            side.get_num_new_matched_tokens(one, 0)
+        side.update_state_after_alloc(mine, allocated([1, 2, 3]), TOKENS)
+        side.request_finished(ended(theirs), [5, 6, 7])
+        meta = side.build_connector_meta(SimpleNamespace())  # type: ignore[arg-type]
+        assert isinstance(meta, KVFerryMetadata)
+        self.assertEqual((len(meta.published), len(meta.loads)), (1, 1))
+        side.update_connector_output(SimpleNamespace(finished_recving={"mine"}))  # type: ignore[arg-type]
+        side.request_finished(ended(mine), [1, 2, 3])
+        side.shutdown()
+        self.engine.assert_not_called()
+
+    def test_a_worker_makes_one_when_it_is_given_its_cache(self) -> None:
+        described = cache(full())
+        side = kvferry.vllm.KVFerryConnector(config(), KVConnectorRole.WORKER, described)
+        side.get_kv_connector_stats()
+        self.engine.assert_not_called()
+        with (
+            patch("kvferry.vllm.worker.rank_of_this_worker", lambda _: kvferry.ParallelRank()),
+            self.assertRaises(EngineMadeError),
+        ):
+            side.register_kv_caches(tensors(described))
+        side.shutdown()
+
+    def test_importing_starts_nothing(self) -> None:
+        """What vLLM's own modules start is there before."""
+        program = """
+import os, sys
+import vllm.distributed.kv_transfer.kv_connector.factory, vllm.v1.request, vllm.v1.kv_cache_interface
+import vllm.utils.network_utils, vllm.distributed.kv_transfer.kv_connector.v1.metrics, vllm.platforms
+vllm.platforms.current_platform.device_type
+seen = lambda: (len(os.listdir("/proc/self/task")), sorted(os.listdir("/proc/self/fd")))
+before = seen()
+assert "kvferry" not in sys.modules
+import kvferry.vllm
+print(seen() == before, before, seen())
+"""
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertTrue(ran.stdout.splitlines()[-1].startswith("True "), ran.stdout)
 
 
 class Owners(unittest.TestCase):
