@@ -449,6 +449,9 @@ TEST_F(SecureStreamTest, OlderVersionsOfTlsAreRefused) {
   SSL_CTX_set_max_proto_version(old.get(), TLS1_2_VERSION);
   const SslPtr client(SSL_new(old.get()));
   SSL_set_bio(client.get(), BIO_new(BIO_s_mem()), BIO_new(BIO_s_mem()));
+  const std::string_view protocol = "\x0ekvferry/1 mtls";  // without which it would be refused for another reason
+  SSL_set_alpn_protos(client.get(), reinterpret_cast<const unsigned char*>(protocol.data()),
+                      static_cast<unsigned>(protocol.size()));
   SSL_connect(client.get());
   std::array<char, 4096> hello{};
   const int count = BIO_read(SSL_get_wbio(client.get()), hello.data(), static_cast<int>(hello.size()));
@@ -459,6 +462,7 @@ TEST_F(SecureStreamTest, OlderVersionsOfTlsAreRefused) {
   loop_.run_deferred();
   ASSERT_TRUE(server_->error);
   EXPECT_EQ(server_->error->code, ErrorCode::permission_denied);
+  EXPECT_NE(server_->error->to_string().find("unsupported protocol"), std::string::npos) << server_->error->to_string();
 }
 
 // ---- keys in files

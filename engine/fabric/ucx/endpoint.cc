@@ -1,7 +1,10 @@
 #include "engine/fabric/ucx/endpoint.h"
 
 #include <chrono>
+#include <cstdint>
+#include <cstring>
 #include <memory>
+#include <vector>
 
 #include "engine/fabric/plugin_kit.h"
 
@@ -89,9 +92,15 @@ int32_t disconnect(kvf_endpoint* endpoint, uint32_t patience_ms) {
   return KVF_OK;
 }
 
-int32_t import_key(kvf_endpoint* endpoint, const void* bytes, size_t, kvf_key** out, kvf_text why) {
+// UCX is not told how long a key is and believes the lengths within, a byte each for at most 64 devices: behind what
+// the peer has sent it finds zeros, as many as it could ask for.
+int32_t import_key(kvf_endpoint* endpoint, const void* bytes, size_t size, kvf_key** out, kvf_text why) {
+  constexpr size_t kMostRead = size_t{32} << 10;
+  if (size == 0) return say(why, "an empty key", UCS_ERR_INVALID_PARAM, KVF_FAILED);
+  std::vector<uint8_t> padded(size + kMostRead);
+  std::memcpy(padded.data(), bytes, size);
   auto key = std::make_unique<kvf_key>();
-  if (const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->ep, bytes, &key->rkey); status != UCS_OK)
+  if (const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->ep, padded.data(), &key->rkey); status != UCS_OK)
     return say(why, "cannot use the peer's key", status, KVF_FAILED);
   *out = key.release();
   return KVF_OK;
