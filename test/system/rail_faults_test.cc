@@ -15,7 +15,7 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr size_t kBytes = size_t{64} << 20;
+constexpr size_t kBytes = size_t{16} << 20;
 
 class RailFaults : public OnALink<::testing::Test> {
  protected:
