@@ -26,6 +26,10 @@ struct Job {
   uint64_t bytes = 0;
   std::function<void(Status)> done;  // by the fabric, on loop, once, unless the job was cancelled
 
+  // Set by the fabric: its local memory may still be touched although the job has ended. Its regions stay pinned until
+  // that is over, and nothing else may be read into it meanwhile.
+  bool loose = false;
+
   std::atomic<uint64_t> bytes_done{0};
   std::atomic<uint64_t> spans_done{0};
 };

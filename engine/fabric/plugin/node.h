@@ -34,8 +34,8 @@ class EndpointUser {
 // and who may connect to it. On loop only, but for what RegionMapper says.
 class Node final : public RegionMapper, private FdHandler {
  public:
-  // `host`: numeric, where peers shall connect; `rail`: the how manieth of this fabric it is. An Error says why the
-  // fabric is not viable here.
+  // `host`: numeric, where peers shall connect; `rail`: its number among those of this fabric. An Error says why
+  // the fabric is not viable here.
   static Result<std::unique_ptr<Node>> open(EpollLoop& loop, std::shared_ptr<const Library> library,
                                             const std::vector<FabricSetting>& settings, const std::string& host,
                                             size_t rail, uint64_t client);

@@ -169,7 +169,8 @@ void RailsPath::on_share(const HaulPtr& haul, const Job* part, Status status) {
   } else {
     const ErrorCode code = status.error().code;
     const bool quiet = take_off(haul, share);  // now, while its path still knows it
-    const bool may_move = quiet && (code == ErrorCode::unavailable || code == ErrorCode::peer_lost) &&
+    const bool may_move = quiet && !share.part->loose &&
+                          (code == ErrorCode::unavailable || code == ErrorCode::peer_lost) &&
                           (any_usable() || !has_stand_in_) && ++share.moves < 2 * rails_.size();
     if (may_move && haul->failure.ok())
       haul->again.push_back(std::move(share));
@@ -196,8 +197,12 @@ bool RailsPath::take_off(const HaulPtr& haul, const Share& share) {
 
 void RailsPath::fail(const HaulPtr& haul, const Error& error) {
   if (haul->failure.ok()) haul->failure = error;
-  for (const auto& [part, share] : std::exchange(haul->under_way, {})) take_off(haul, share);
-  finish(haul, haul->failure);
+  bool loose = haul->unsure->count > 0;
+  for (const auto& [part, share] : std::exchange(haul->under_way, {}))
+    loose |= !take_off(haul, share) || share.part->loose;
+  // "unavailable" would let another fabric begin anew beside what may still be under way.
+  const Error& why = haul->failure.error();
+  finish(haul, loose && why.code == ErrorCode::unavailable ? Error{ErrorCode::peer_lost, why.message, why.cause} : why);
 }
 
 void RailsPath::settle(const HaulPtr& haul) {
@@ -302,7 +307,7 @@ void RailsPath::evacuate(size_t rail) {
       auto entry = haul->under_way.extract(part);
       if (entry.empty()) continue;
       Share share = std::move(entry.mapped());
-      if (take_off(haul, share))
+      if (take_off(haul, share) && !share.part->loose)
         haul->again.push_back(std::move(share));
       else if (haul->failure.ok())
         haul->failure = Error{ErrorCode::peer_lost, "the rail that carried part of it is out"};

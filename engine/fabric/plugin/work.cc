@@ -31,6 +31,7 @@ void PieceOperation::ended(int32_t result, const std::string& why) {
 }
 
 void PieceOperation::orphan() {
+  work_->job->loose = true;
   for (const RegionPin& pin : work_->job->pins) pins_.push_back(pin.another());
   --work_->in_flight;
   all_ = nullptr;
