@@ -5,23 +5,13 @@
 #include <cstdio>
 #include <vector>
 
-#include "test/support/engines.h"
+#include "test/conformance/null_engine.h"
 #include "test/support/sanitized.h"
 
 // What the engine costs above a fabric of a plug-in, measured with one that moves nothing (test/support/null_fabric).
 
 namespace kvferry::test {
 namespace {
-
-EngineConfig null_config(const std::string& name) {
-  EngineConfig config;
-  config.engine_id = name;
-  config.fabrics = {"ucx"};
-  config.plugin_folder = KVF_NULL_FABRIC_FOLDER;
-  config.logger = make_null_logger();
-  config.missed_heartbeats = 60;  // a machine may stand still for a while
-  return config;
-}
 
 double cpu_seconds() {
   rusage used{};

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -10,18 +13,23 @@
 #include "engine/fabric/plugin_abi.h"
 
 // A plug-in whose transport moves nothing: every operation is pending, and has ended at the next progress(). What
-// remains is what the engine itself costs. It goes by the name of ucx, because engines know no other.
+// remains is what the engine itself costs. It goes by the name of ucx, because engines know no other. The setting
+// STICK=N lets the first N gets never end, as a broken device does: their connection cannot be ended either. They end
+// with the next.
 
+struct kvf_endpoint {
+  kvf_fabric* fabric;
+};
 struct kvf_fabric {
   kvf_host host{};
   kvferry::UniqueFd wake;
   std::vector<uint64_t> pending;
   std::vector<uint64_t> ending;
+  size_t to_stick = 0;
+  std::vector<uint64_t> stuck;
+  std::vector<std::unique_ptr<kvf_endpoint>> undead;
 };
 struct kvf_memory {};
-struct kvf_endpoint {
-  kvf_fabric* fabric;
-};
 struct kvf_key {};
 
 namespace {
@@ -31,8 +39,14 @@ int32_t begin(kvf_endpoint* endpoint, uint64_t operation) {
   return KVF_PENDING;
 }
 
-int32_t open(const kvf_host* host, const kvf_open_params*, kvf_fabric** out, kvf_facts* facts, kvf_text) {
-  *out = new kvf_fabric{*host, kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)), {}, {}};
+int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** out, kvf_facts* facts, kvf_text) {
+  auto* fabric = new kvf_fabric;
+  fabric->host = *host;
+  fabric->wake = kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  for (size_t i = 0; i < params->setting_count; ++i)
+    if (std::strcmp(params->settings[i].name, "STICK") == 0)
+      fabric->to_stick = std::strtoul(params->settings[i].value, nullptr, 10);
+  *out = fabric;
   std::snprintf(facts->description, sizeof facts->description, "nothing moves");
   facts->enforces_keys = 1;
   facts->longest_operation = UINT64_MAX;
@@ -71,11 +85,17 @@ const kvf_fabric_table kTable = {
       return int32_t{KVF_OK};
     },
     [](kvf_fabric* fabric, const char*, uint64_t, kvf_endpoint** out, kvf_text) {
+      std::move(fabric->stuck.begin(), fabric->stuck.end(), std::back_inserter(fabric->pending));
+      fabric->stuck.clear();
       *out = new kvf_endpoint{fabric};
       return int32_t{KVF_OK};
     },
     [](kvf_endpoint* endpoint, uint32_t) {
       while (!endpoint->fabric->pending.empty()) progress(endpoint->fabric);
+      if (!endpoint->fabric->stuck.empty()) {
+        endpoint->fabric->undead.emplace_back(endpoint);
+        return int32_t{KVF_FAILED};
+      }
       delete endpoint;
       return int32_t{KVF_OK};
     },
@@ -85,7 +105,10 @@ const kvf_fabric_table kTable = {
     },
     [](kvf_key* key) { delete key; },
     [](kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
-      return begin(endpoint, operation);
+      if (endpoint->fabric->to_stick == 0) return begin(endpoint, operation);
+      --endpoint->fabric->to_stick;
+      endpoint->fabric->stuck.push_back(operation);
+      return int32_t{KVF_PENDING};
     },
     [](kvf_endpoint* endpoint, const void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
       return begin(endpoint, operation);

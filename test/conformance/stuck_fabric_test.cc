@@ -1,0 +1,51 @@
+#include <gtest/gtest.h>
+
+#include "test/conformance/null_engine.h"
+#include "test/support/eventually.h"
+
+// What becomes of reads on a connection whose operations can neither end nor be ended (test/support/null_fabric).
+
+namespace kvferry::test {
+namespace {
+
+constexpr size_t kLength = 4096;
+
+TEST(StuckFabric, ReadsThatItCannotEndAreNotDoneAndKeepTheirMemory) {
+  EngineConfig config = null_config("initiator");
+  config.fabric_settings = {{"ucx", "STICK", "2"}};
+  const auto owner = must(Engine::create(null_config("owner")));
+  const auto initiator = must(Engine::create(config));
+  std::vector<std::byte> theirs(kLength), ours(kLength), others(kLength);
+  const Region region = must(owner->register_memory(theirs.data(), kLength, MemoryKind::host, kRemoteRead));
+  Region landing = must(initiator->register_memory(ours.data(), kLength, MemoryKind::host, kPrivate));
+  const Region other = must(initiator->register_memory(others.data(), kLength, MemoryKind::host, kPrivate));
+  const auto read = [&](std::byte* into) {
+    TransferRequest asked;
+    asked.peer = must(initiator->peer(owner->address()));
+    asked.operation = Operation::read;
+    asked.pairs = {{into, region.id(), 0, kLength}};
+    asked.timeout = std::chrono::seconds(60);
+    return must(initiator->submit(asked));
+  };
+  const Transfer first = read(others.data());
+  const Transfer second = read(ours.data());
+  ASSERT_TRUE(eventually([&] {
+    return initiator->describe().find("connected to 127.0.0.1:1, 2 operations in flight") != std::string::npos;
+  })) << initiator->describe();
+  first.cancel();
+  EXPECT_EQ(first.wait().status.error().code, ErrorCode::cancelled);
+  const Outcome outcome = second.wait();
+  ASSERT_FALSE(outcome.status.ok()) << "done, and nothing was read";
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::peer_lost) << outcome.status.error().to_string();
+  // The device may still write to it.
+  const Status early = landing.unregister(std::chrono::milliseconds(50));
+  ASSERT_FALSE(early.ok());
+  EXPECT_EQ(early.error().code, ErrorCode::not_quiet) << early.error().to_string();
+  // The next connection works, and ends what was left of the one before.
+  EXPECT_TRUE(read(others.data()).wait().status.ok());
+  EXPECT_TRUE(
+      eventually([&] { return initiator->register_memory(ours.data(), kLength, MemoryKind::host, kPrivate).ok(); }));
+}
+
+}  // namespace
+}  // namespace kvferry::test
