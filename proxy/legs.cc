@@ -129,8 +129,28 @@ Status refuse_hidden_params(const Members& members, Scanner& scanner) {
   return {};
 }
 
+namespace {
+
+// A part's name in pieces or percent signs, as RFC 2231 has it: `name*=`, `name*0=`; not the `filename*=` of a file.
+bool has_encoded_name(std::string_view form) {
+  constexpr std::string_view kName = "name*";
+  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
+  for (size_t star = form.find('*'); star != std::string_view::npos; star = form.find('*', star + 1)) {
+    if (star + 1 < kName.size()) continue;
+    const size_t begin = star + 1 - kName.size();
+    if (!std::equal(kName.begin(), kName.end(), form.begin() + static_cast<std::ptrdiff_t>(begin),
+                    [&](char a, char b) { return a == lower(b); }))
+      continue;
+    if (begin == 0 || std::string_view("; \t\r\n").find(form[begin - 1]) != std::string_view::npos) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 bool hides_params(std::string_view form) {
-  return form.find(kParams) != std::string_view::npos || form.find("vllm_xargs") != std::string_view::npos;
+  return form.find(kParams) != std::string_view::npos || form.find("vllm_xargs") != std::string_view::npos ||
+         has_encoded_name(form);
 }
 
 Result<RequestFacts> read_request(Endpoint endpoint, const std::string& body, Scanner& scanner) {

@@ -57,7 +57,8 @@ std::string rdma_devices() {
 std::string gpus() {
   std::string out;
   for (const fs::path& gpu : entries("/proc/driver/nvidia/gpus"))
-    out += fmt::format("gpu     {}: describe() says whether its memory goes by ucx or ofi, else by tcp\n", gpu.filename().string());
+    out += fmt::format("gpu     {}: describe() says whether its memory goes by ucx or ofi, else by tcp\n",
+                       gpu.filename().string());
   if (out.empty()) return "gpu     none: /proc/driver/nvidia/gpus is not there\n";
   const bool peermem = fs::exists("/sys/module/nvidia_peermem");
   return out + fmt::format("gpu     nvidia_peermem is {}loaded\n", peermem ? "" : "not ");

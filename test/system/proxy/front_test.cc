@@ -188,9 +188,14 @@ TEST_F(Front, FormsThatHideTransferParamsAreRefused) {
   const std::string form = "Content-Type: multipart/form-data; boundary=b\r\n";
   EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; name=\"kv_transfer_params\"\r\n\r\n{}\r\n--b--"), 400);
   EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; name=\"vllm_xargs\"\r\n\r\n{}\r\n--b--"), 400);
+  for (const char* name : {"name*=utf-8''kv%5Ftransfer_params", "NAME*0=\"kv_trans\"; name*1=\"fer_params\""})
+    EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; " + std::string(name) + "\r\n\r\n{}\r\n--b--"), 400);
   EXPECT_EQ(post(form + "Content-Type: application/json\r\n", "--b--"), 400) << "read as JSON, which it is not";
   EXPECT_EQ(decoder.requests, 0U);
   EXPECT_EQ(post(form, "--b\r\nContent-Disposition: form-data; name=\"language\"\r\n\r\nen\r\n--b--"), 200);
+  EXPECT_EQ(
+      post(form, "--b\r\nContent-Disposition: form-data; name=\"file\"; filename*=utf-8''a%20b\r\n\r\n2 * 3\r\n--b--"),
+      200);
 }
 
 TEST_F(Front, HealthFollowsTheBackends) {
