@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "test/conformance/null_engine.h"
@@ -45,6 +46,30 @@ TEST(StuckFabric, ReadsThatItCannotEndAreNotDoneAndKeepTheirMemory) {
   EXPECT_TRUE(read(others.data()).wait().status.ok());
   EXPECT_TRUE(
       eventually([&] { return initiator->register_memory(ours.data(), kLength, MemoryKind::host, kPrivate).ok(); }));
+}
+
+// A handshake that is lost is not the transfer's end: there is time for a second one.
+TEST(StuckFabric, AConnectionThatNobodyAnswersIsTriedTwice) {
+  for (const char* silent : {"1", "2"}) {
+    EngineConfig config = null_config("initiator");
+    config.fabric_settings = {{"ucx", "SILENT", silent}};
+    config.connect_timeout = std::chrono::seconds(2);
+    const auto owner = must(Engine::create(null_config("owner")));
+    const auto initiator = must(Engine::create(config));
+    std::vector<std::byte> theirs(kLength), ours(kLength);
+    const Region region = must(owner->register_memory(theirs.data(), kLength, MemoryKind::host, kRemoteRead));
+    const Region landing = must(initiator->register_memory(ours.data(), kLength, MemoryKind::host, kPrivate));
+    TransferRequest asked;
+    asked.peer = must(initiator->peer(owner->address()));
+    asked.operation = Operation::read;
+    asked.pairs = {{ours.data(), region.id(), 0, kLength}};
+    asked.timeout = std::chrono::seconds(60);
+    const Outcome outcome = initiator->transfer(std::move(asked));
+    if (silent[0] == '1')
+      EXPECT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+    else
+      EXPECT_THAT(outcome.status.error().to_string(), ::testing::HasSubstr("no answer for 2.0 s"));
+  }
 }
 
 }  // namespace

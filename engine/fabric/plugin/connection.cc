@@ -15,7 +15,8 @@ constexpr Duration kLongestBackoff = std::chrono::seconds(2);
 
 }  // namespace
 
-void PluginPath::connect() {
+// A handshake that was lost costs half of the patience, not the transfer.
+void PluginPath::connect(bool again) {
   if (breaking_ || redial_.armed()) return;  // the redial comes back here
   state_ = State::connecting;
   endpoint_number_ = node_.add(this);
@@ -28,8 +29,12 @@ void PluginPath::connect() {
     });
     return;
   }
-  patience_.arm(loop_.now() + options_.connect_patience,
-                [this] { lost(fmt::format("no answer for {:.1f} s", seconds(options_.connect_patience))); });
+  patience_.arm(loop_.now() + options_.connect_patience / 2, [this, again] {
+    const std::string silence = fmt::format("no answer for {:.1f} s", seconds(options_.connect_patience));
+    if (again) return lost(silence);
+    end_connection(silence);
+    connect(true);
+  });
   // Only when this ends the connection stands: keys that were imported before would reach the peer's memory by its CPU.
   loop_.defer([this, alive = alive_, number = endpoint_number_] {
     if (!*alive || state_ != State::connecting || number != endpoint_number_) return;
@@ -55,10 +60,7 @@ void PluginPath::lost(const std::string& why) {
   break_connection(why);
 }
 
-// One bad operation takes the connection down with all that was on it; reads are asked for again on the next one. A
-// write of which something was under way is over: a second copy of it might meet what the owner does with it.
-void PluginPath::break_connection(const std::string& why) {
-  const bool stood = state_ == State::ready;
+void PluginPath::end_connection(const std::string& why) {
   breaking_ = true;
   state_ = State::idle;
   patience_.cancel();
@@ -80,6 +82,13 @@ void PluginPath::break_connection(const std::string& why) {
   }
   keys_.drop_all();
   breaking_ = false;
+}
+
+// One bad operation takes the connection down with all that was on it; reads are asked for again on the next one. A
+// write of which something was under way is over: a second copy of it might meet what the owner does with it.
+void PluginPath::break_connection(const std::string& why) {
+  const bool stood = state_ == State::ready;
+  end_connection(why);
   backoff_ = std::clamp(backoff_ * 2, kFirstBackoff, kLongestBackoff);
   redial_.arm(loop_.now() + (stood ? kFirstBackoff : backoff_), [this] { connect_later(); });
   const Error error{stood ? ErrorCode::peer_lost : ErrorCode::unavailable,

@@ -68,11 +68,12 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   enum class State { idle, connecting, ready, closed };
 
   // Connecting and its end.
-  void connect();
+  void connect(bool again = false);
   void on_connected(int32_t result, const std::string& why);
   void connect_later();
   void lost(const std::string& why) override;
   void break_connection(const std::string& why);
+  void end_connection(const std::string& why);
   void fail_all(const Error& error);
 
   // Work.

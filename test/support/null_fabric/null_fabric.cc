@@ -15,7 +15,7 @@
 // A plug-in whose transport moves nothing: every operation is pending, and has ended at the next progress(). What
 // remains is what the engine itself costs. It goes by the name of ucx, because engines know no other. The setting
 // STICK=N lets the first N gets never end, as a broken device does: their connection cannot be ended either. They end
-// with the next.
+// with the next. SILENT=N does the same to the first N flushes: connections that nobody answers.
 
 struct kvf_endpoint {
   kvf_fabric* fabric;
@@ -25,7 +25,8 @@ struct kvf_fabric {
   kvferry::UniqueFd wake;
   std::vector<uint64_t> pending;
   std::vector<uint64_t> ending;
-  size_t to_stick = 0;
+  size_t gets_to_stick = 0;
+  size_t flushes_to_stick = 0;
   std::vector<uint64_t> stuck;
   std::vector<std::unique_ptr<kvf_endpoint>> undead;
 };
@@ -34,8 +35,10 @@ struct kvf_key {};
 
 namespace {
 
-int32_t begin(kvf_endpoint* endpoint, uint64_t operation) {
-  endpoint->fabric->pending.push_back(operation);
+int32_t begin(kvf_endpoint* endpoint, uint64_t operation, size_t& to_stick) {
+  const bool sticks = to_stick > 0;
+  to_stick -= sticks ? 1 : 0;
+  (sticks ? endpoint->fabric->stuck : endpoint->fabric->pending).push_back(operation);
   return KVF_PENDING;
 }
 
@@ -44,8 +47,10 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
   fabric->host = *host;
   fabric->wake = kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   for (size_t i = 0; i < params->setting_count; ++i)
-    if (std::strcmp(params->settings[i].name, "STICK") == 0)
-      fabric->to_stick = std::strtoul(params->settings[i].value, nullptr, 10);
+    for (auto& [name, count] : {std::pair<const char*, size_t*>("STICK", &fabric->gets_to_stick),
+                                std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick)})
+      if (std::strcmp(params->settings[i].name, name) == 0)
+        *count = std::strtoul(params->settings[i].value, nullptr, 10);
   *out = fabric;
   std::snprintf(facts->description, sizeof facts->description, "nothing moves");
   facts->enforces_keys = 1;
@@ -105,15 +110,15 @@ const kvf_fabric_table kTable = {
     },
     [](kvf_key* key) { delete key; },
     [](kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
-      if (endpoint->fabric->to_stick == 0) return begin(endpoint, operation);
-      --endpoint->fabric->to_stick;
-      endpoint->fabric->stuck.push_back(operation);
-      return int32_t{KVF_PENDING};
+      return begin(endpoint, operation, endpoint->fabric->gets_to_stick);
     },
     [](kvf_endpoint* endpoint, const void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
-      return begin(endpoint, operation);
+      size_t none = 0;
+      return begin(endpoint, operation, none);
     },
-    [](kvf_endpoint* endpoint, uint64_t operation, kvf_text) { return begin(endpoint, operation); },
+    [](kvf_endpoint* endpoint, uint64_t operation, kvf_text) {
+      return begin(endpoint, operation, endpoint->fabric->flushes_to_stick);
+    },
 };
 
 }  // namespace
