@@ -94,7 +94,8 @@ typedef struct {
   // Failing to open is how a fabric says that it is not viable on this machine.
   int32_t (*open)(const kvf_host* host, const kvf_open_params* params, kvf_fabric** out, kvf_facts* facts,
                   kvf_text why);
-  // REQUIRES: every endpoint of it is gone. Memory that is left is taken back.
+  // REQUIRES: every endpoint of it is gone. Memory that is left is taken back, and what disconnect() could not end has
+  // ended.
   void (*close)(kvf_fabric* fabric);
 
   // Readable when there may be something to progress, once arm() has said KVF_OK; KVF_BUSY: progress first.

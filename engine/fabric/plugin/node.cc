@@ -64,6 +64,7 @@ Node::~Node() {
   *alive_ = false;
   if (wake_fd_ >= 0) loop_.unwatch(wake_fd_);
   if (fabric_ != nullptr) table_.close(fabric_);
+  tell();  // what no connection's end has ended
 }
 
 // ---- memory

@@ -70,7 +70,11 @@ const kvf_fabric_table kTable = {
     KVF_FABRIC_ABI,
     "ucx",
     open,
-    [](kvf_fabric* fabric) { delete fabric; },
+    [](kvf_fabric* fabric) {
+      for (const uint64_t operation : fabric->stuck)
+        fabric->host.ended(fabric->host.self, operation, KVF_LOST, "the fabric is closed");
+      delete fabric;
+    },
     [](kvf_fabric* fabric) { return int32_t{fabric->wake.get()}; },
     [](kvf_fabric* fabric) { return int32_t{fabric->pending.empty() ? KVF_OK : KVF_BUSY}; },
     progress,
