@@ -37,6 +37,18 @@ inline std::vector<Case> all_cases() {
   constexpr MemoryKind kHost = MemoryKind::host;
   constexpr MemoryKind kFake = MemoryKind::fake;
   constexpr MemoryKind kCuda = MemoryKind::cuda;
+  if (kSanitized)  // half as many: every fabric, every kind on either side and every way of proof are in it
+    return {{"tcp", kHost, kHost},
+            {"tcp", kFake, kHost, AuthMode::psk},
+            {"tcp", kHost, kHost, AuthMode::mtls},
+            {"tcp", kCuda, kCuda},
+            {"local", kHost, kHost, AuthMode::psk},
+            {"local", kCuda, kCuda},
+            {"loopback", kHost, kFake},
+            {"ucx", kHost, kHost, AuthMode::open, "posix,tcp,self"},
+            {"ofi", kHost, kHost, AuthMode::open, "tcp"},
+            {"ucx", kHost, kCuda, AuthMode::open, kNic.data()},
+            {"ucx", kCuda, kHost, AuthMode::open, kNic.data()}};
   std::vector<Case> out = {{"tcp", kHost, kHost},
                            {"tcp", kFake, kHost},
                            {"tcp", kHost, kFake},

@@ -1,4 +1,4 @@
-kvferry_test(bootstrap_parts_test WHOLE SOURCES bootstrap_directory_test.cc bootstrap_formats_test.cc
+kvferry_test(bootstrap_parts_test WHOLE ONE_THREAD SOURCES bootstrap_directory_test.cc bootstrap_formats_test.cc
   LINKS kvferry_bootstrap_config)
 kvferry_test(bootstrap_server_test SOURCES bootstrap_server_test.cc LINKS kvferry_bootstrap)
 kvferry_test(bootstrap_client_test WHOLE SOURCES bootstrap_client_test.cc LINKS kvferry_bootstrap)

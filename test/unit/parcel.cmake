@@ -6,4 +6,4 @@ kvferry_test(parcel_reshard_speed_test SOURCES parcel_reshard_speed_test.cc LINK
              TIMEOUT 120)
 # The protocol on virtual time, with the simulator's wires.
 kvferry_test(parcel_protocol_test SOURCES parcel_protocol_test.cc parcel_frames_test.cc parcel_reconnect_test.cc
-             LINKS kvferry_virtual WHOLE TIMEOUT 120)
+             LINKS kvferry_virtual WHOLE ONE_THREAD TIMEOUT 120)
