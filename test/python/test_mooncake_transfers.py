@@ -236,19 +236,34 @@ def test_ten_threads_write_at_once(side: Side, child: Child) -> None:
     assert bytes_of(child, 0, share * 10) == side.memory[: share * 10].tobytes()
 
 
+def probe(side: Side, child: Child) -> None:
+    side.engine.send_probe(child.target)
+
+
+def read(side: Side, child: Child) -> None:
+    side.engine.transfer_sync_read(child.target, side.base, child.address, 64)
+
+
+def wait_for_a_batch(side: Side, child: Child) -> None:
+    number = side.engine.batch_transfer_async_read(child.target, [side.base], [child.address], [64])
+    side.engine.get_batch_transfer_status([number])
+
+
+@pytest.mark.parametrize("side", ["tcp"], indirect=True)  # by which a peer that is stopped cannot answer
+@pytest.mark.parametrize("call", [probe, read, wait_for_a_batch])
 def test_a_waiting_call_leaves_the_interpreter_to_other_threads(
-    side: Side, child: Child, monkeypatch: pytest.MonkeyPatch
+    side: Side, child: Child, call: Callable[[Side, Child], None]
 ) -> None:
-    assert side.engine.transfer_sync_read(child.target, side.base, child.address, 64) == 0
+    read(side, child)
     child.stop()
     try:
         done = threading.Event()
 
-        def probe() -> None:
-            side.engine.send_probe(child.target)  # the child cannot answer
+        def wait() -> None:
+            call(side, child)
             done.set()
 
-        thread = threading.Thread(target=probe)
+        thread = threading.Thread(target=wait)
         thread.start()
         turns = 0
         while not done.is_set() and turns < 50:

@@ -63,9 +63,9 @@ def test_they_work_where_the_libraries_of_the_build_are_hidden(bare_python: Path
         "for name in protobuf fmt spdlog xxhash simdjson; do for library in /usr/lib/*/lib$name*; do "
         '[ -f "$library" ] && mount --bind /dev/null "$library"; done; done; exec "$@"'
     )
-    command = [str(bare_python), "-c", program]
-    if os.geteuid() == 0:
-        command = ["unshare", "--mount", "sh", "-c", hide, "sh", *command]
+    if os.geteuid() != 0:
+        pytest.skip("only root can hide the libraries of the build")
+    command = ["unshare", "--mount", "sh", "-c", hide, "sh", str(bare_python), "-c", program]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert (ran.returncode, ran.stderr) == (0, "")
     loaded = {stem_of(name) for name in ran.stdout.split() if "/lib-dynload/" not in name}

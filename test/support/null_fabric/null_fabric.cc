@@ -13,9 +13,13 @@
 #include "engine/fabric/plugin_abi.h"
 
 // A plug-in whose transport moves nothing: every operation is pending, and has ended at the next progress(). What
-// remains is what the engine itself costs. It goes by the name of ucx, because engines know no other. The setting
-// STICK=N lets the first N gets never end, as a broken device does: their connection cannot be ended either. They end
-// with the next. SILENT=N does the same to the first N flushes: connections that nobody answers.
+// remains is what the engine itself costs. It goes by the name of ucx, because engines know no other. Settings, each a
+// number, let it answer as a transport may:
+// - STICK: so many gets never end, as a broken device's: their connection cannot be ended either. The next ends them.
+// - SILENT: the same for so many flushes: connections that nobody answers.
+// - BUSY: so many gets are not taken now.
+// - REFUSE: so many gets are refused.
+// - LONGEST: bytes of the longest operation, which is what it tells; a longer one is refused.
 
 struct kvf_endpoint {
   kvf_fabric* fabric;
@@ -27,6 +31,9 @@ struct kvf_fabric {
   std::vector<uint64_t> ending;
   size_t gets_to_stick = 0;
   size_t flushes_to_stick = 0;
+  size_t gets_too_early = 0;
+  size_t gets_to_refuse = 0;
+  size_t longest = SIZE_MAX;
   std::vector<uint64_t> stuck;
   std::vector<std::unique_ptr<kvf_endpoint>> undead;
 };
@@ -48,14 +55,27 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
   fabric->wake = kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   for (size_t i = 0; i < params->setting_count; ++i)
     for (auto& [name, count] : {std::pair<const char*, size_t*>("STICK", &fabric->gets_to_stick),
-                                std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick)})
+                                std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick),
+                                std::pair<const char*, size_t*>("BUSY", &fabric->gets_too_early),
+                                std::pair<const char*, size_t*>("REFUSE", &fabric->gets_to_refuse),
+                                std::pair<const char*, size_t*>("LONGEST", &fabric->longest)})
       if (std::strcmp(params->settings[i].name, name) == 0)
         *count = std::strtoul(params->settings[i].value, nullptr, 10);
   *out = fabric;
   std::snprintf(facts->description, sizeof facts->description, "nothing moves");
   facts->enforces_keys = 1;
-  facts->longest_operation = UINT64_MAX;
+  facts->longest_operation = fabric->longest;
   return KVF_OK;
+}
+
+int32_t get(kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size_t length, uint64_t operation,
+            kvf_text why) {
+  kvf_fabric& fabric = *endpoint->fabric;
+  if (fabric.gets_too_early > 0) return --fabric.gets_too_early, KVF_BUSY;
+  if (length <= fabric.longest && fabric.gets_to_refuse == 0) return begin(endpoint, operation, fabric.gets_to_stick);
+  std::snprintf(why.data, why.size, length > fabric.longest ? "longer than it can be" : "refused as it was told to");
+  fabric.gets_to_refuse -= fabric.gets_to_refuse > 0 ? 1 : 0;
+  return KVF_FAILED;
 }
 
 uint32_t progress(kvf_fabric* fabric) {
@@ -113,9 +133,7 @@ const kvf_fabric_table kTable = {
       return int32_t{KVF_OK};
     },
     [](kvf_key* key) { delete key; },
-    [](kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
-      return begin(endpoint, operation, endpoint->fabric->gets_to_stick);
-    },
+    get,
     [](kvf_endpoint* endpoint, const void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
       size_t none = 0;
       return begin(endpoint, operation, none);
