@@ -365,6 +365,17 @@ TEST_F(TlsFront, TheCanaryNeedsNeitherCertificateNorKey) {
   EXPECT_EQ(proxy->metrics().canary_failed.value(), 0U);
 }
 
+TEST_F(TlsFront, AHandshakeThatTricklesInIsEndedInTime) {
+  start();
+  const auto slow = client();
+  const std::string hello("\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03", 11);  // the first of 16 KiB
+  const auto sent = trickle(*slow, hello);
+  ASSERT_TRUE(sent);
+  EXPECT_LT(*sent, 1000) << "it was the handshake's end that ended it";
+  EXPECT_EQ(slow->received(), "");
+  EXPECT_TRUE(ask_secretly("GET /health HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 200"));
+}
+
 TEST_F(TlsFront, PlainHttpGetsNoAnswerAndDisturbsNobody) {
   start();
   auto plain = client();

@@ -7,6 +7,7 @@
 #include <boost/asio/write.hpp>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "common/log.h"
@@ -143,6 +144,21 @@ class ProxySystem : public testing::Test {
            "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
   }
   std::unique_ptr<RawClient> client() { return std::make_unique<RawClient>(loop, proxy->port()); }
+
+  // Sends these bytes, then one more a second, until the proxy closes: how many those were, or nothing when it never
+  // did.
+  std::optional<int> trickle(RawClient& slow, const std::string& begin) {
+    slow.send(begin);
+    settle();
+    int sent = 0;
+    const bool closed = until([&] {
+      clock.forward(1s);
+      if (!slow.closed()) slow.send("a"), ++sent;
+      settle();
+      return slow.closed();
+    });
+    return closed ? std::optional(sent) : std::nullopt;
+  }
 
   // The whole answer to one request on a connection of its own.
   std::unique_ptr<RawClient> ask(const std::string& body, const std::string& path = "/v1/completions",

@@ -85,6 +85,17 @@ TEST_F(Front, ConnectionsPerAddressAreLimited) {
   EXPECT_TRUE(refused("GET /health HTTP/1.1\r\nHost: t\r\n\r\n", 503));
 }
 
+TEST_F(Front, RequestsThatTrickleInAreEndedInTime) {
+  start();
+  for (const std::string begin : {"GET /health HTTP/1.1\r\nHost: t\r\nX-Slow: ",
+                                  "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 80000\r\n\r\n{"}) {
+    const auto slow = client();
+    EXPECT_TRUE(trickle(*slow, begin)) << begin;
+    EXPECT_EQ(slow->status(), 408) << slow->received();
+  }
+  EXPECT_TRUE(shows("kvferry_proxy_connections 0"));
+}
+
 // A client that asks for much and takes nothing; the decoder's stream ends with it, and nothing stays pinned.
 TEST_F(Front, ClientsThatReadNothingAreLetGo) {
   config.client_stall = 300ms;
