@@ -35,8 +35,8 @@ def measure_mooncake() -> float:
     target = f"127.0.0.1:{owner.get_rpc_port()}"
     local, remote = ([own.ctypes.data + at for at in range(0, own.nbytes, BLOCK)] for own in memory)
 
-    def read(*pairs: list[int]) -> float:
-        return best_of(lambda: reader.batch_transfer_sync_read(target, *pairs) == 0)
+    def read(local: list[int], remote: list[int], lengths: list[int]) -> float:
+        return best_of(lambda: reader.batch_transfer_sync_read(target, local, remote, lengths) == 0)
 
     one = read(local[:1], remote[:1], [PAIRS * BLOCK])
     return round(read(local, remote, [BLOCK] * PAIRS) - one, 2)

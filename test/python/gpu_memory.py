@@ -31,7 +31,7 @@ def main() -> None:
     to, source = ([base + at for at in half] for base in (ours, theirs))
     read = engines[0].batch_transfer_sync_read(session, to, source, lengths)
     landed = gpu.load(ours, BYTES)
-    seen = {
+    seen: dict[str, int | str] = {
         "read": read,
         "blocks that are the owner's": sum(landed[at : at + BLOCK] == data[at : at + BLOCK] for at in half),
         "other bytes that changed": sum(any(landed[at : at + BLOCK]) for at in set(blocks) - set(half)),
