@@ -10,6 +10,7 @@
 #include "common/config.h"
 #include "engine/config.h"
 #include "engine/fabric/plugin/library.h"
+#include "test/support/fabric_folders.h"
 #include "test/support/sanitized.h"
 
 namespace kvferry::test {
@@ -74,7 +75,7 @@ inline std::string name_of_transports(const std::string& transports) {
 inline void use_transports(EngineConfig& config, const std::string& fabric, const std::string& transports) {
   if (transports.empty()) return;
   if (transports == kNic) {
-    config.plugin_folder = KVF_NIC_FABRIC_FOLDER;
+    config.plugin_folder = nic_fabric_folder();
     return;
   }
   config.fabric_settings.push_back({fabric, transports_setting(fabric), transports});

@@ -5,6 +5,7 @@
 #include "engine/memory/cuda/cuda_memory.h"
 #include "test/cuda/fixture.h"
 #include "test/support/eventually.h"
+#include "test/support/fabric_folders.h"
 #include "test/support/nic_fabric/control.h"
 
 // Memory of GPUs by the fabrics of plug-ins: what is registered and how, who may see what a NIC has written, and what
@@ -26,7 +27,7 @@ size_t open_descriptors() {
 }
 
 const nic_fabric::Control* nic_control() {
-  void* const library = ::dlopen(KVF_NIC_FABRIC_FOLDER "/libkvferry_fabric_ucx.so", RTLD_NOW | RTLD_LOCAL);
+  void* const library = ::dlopen((nic_fabric_folder() + "/libkvferry_fabric_ucx.so").c_str(), RTLD_NOW | RTLD_LOCAL);
   return reinterpret_cast<nic_fabric::GetControl>(::dlsym(library, nic_fabric::kGetControl))();
 }
 
@@ -39,7 +40,7 @@ class CudaFabrics : public Cuda {
     fake_->set_rdma(rdma);
     EngineConfig config;
     config.fabrics = std::move(fabrics);
-    config.plugin_folder = KVF_NIC_FABRIC_FOLDER;
+    config.plugin_folder = nic_fabric_folder();
     config.logger = make_null_logger();
     config.missed_heartbeats = 60;  // a machine may stand still for a while
     const std::shared_ptr<MemoryOps> kind = std::make_shared<cuda::CudaMemory>(options());

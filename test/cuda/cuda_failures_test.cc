@@ -1,5 +1,6 @@
 #include "engine/memory/cuda/cuda_memory.h"
 #include "test/cuda/fixture.h"
+#include "test/support/fabric_folders.h"
 
 // Every call of the driver fails once, and each time nothing is left behind and no wrong byte is taken for a right one.
 
@@ -121,7 +122,7 @@ void CudaFailures::loop_transfers(const std::vector<std::string>& fabrics) {
     std::vector<std::shared_ptr<MemoryOps>> kinds{std::make_shared<CudaMemory>(options(GetParam()))};
     EngineConfig config;
     config.fabrics = fabrics;
-    config.plugin_folder = KVF_NIC_FABRIC_FOLDER;
+    config.plugin_folder = nic_fabric_folder();
     config.logger = make_null_logger();
     config.missed_heartbeats = 60;  // a session that a stand-still ends would be taken up again, by more calls
     auto initiator = must(Engine::create(config, kinds));

@@ -6,7 +6,7 @@ kvferry_test(late_writes_test
   LINKS kvferry_test_target kvferry_test_link kvferry_trial_keys LABEL system TIMEOUT 600)
 kvferry_test(network_faults_test
   SOURCES network_faults_test.cc network_parcels_test.cc rail_faults_test.cc
-  LINKS kvferry_test_target kvferry_test_link kvferry_test_nic kvferry_trial_keys LABEL system TIMEOUT 120)
+  LINKS kvferry_test_target kvferry_test_link kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 120)
 kvferry_test(auth_test SOURCES auth_test.cc exhaustion_test.cc parcel_tickets_test.cc LINKS kvferry_engine kvferry_trial_keys LABEL system TIMEOUT 120)
 kvferry_test(liars_test
   SOURCES lying_initiator_test.cc lying_owner_test.cc reader_incarnations_test.cc
