@@ -4,8 +4,8 @@
 
 namespace kvferry::test {
 
-// Where the plug-ins of the tests' own are, for EngineConfig::plugin_folder: a NIC between the engines of a process, and
-// a fabric that moves nothing.
+// Folders of the tests' own plug-ins, for EngineConfig::plugin_folder: a NIC between the engines of a process, and what
+// moves nothing.
 std::string nic_fabric_folder();
 std::string null_fabric_folder();
 
