@@ -9,7 +9,7 @@
 namespace kvferry::test {
 namespace {
 
-constexpr size_t kLength = size_t{1} << 20;
+constexpr size_t kReadBytes = size_t{1} << 20;
 
 class NullFabric : public ::testing::Test {
  protected:
@@ -18,21 +18,21 @@ class NullFabric : public ::testing::Test {
     config.fabric_settings = {{"ucx", setting, value}};
     owner_ = must(Engine::create(null_config("owner")));
     initiator_ = must(Engine::create(config));
-    region_.emplace(must(owner_->register_memory(theirs_.data(), kLength, MemoryKind::host, kRemoteRead)));
-    landing_.emplace(must(initiator_->register_memory(ours_.data(), kLength, MemoryKind::host, kPrivate)));
+    region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));
+    landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
   }
 
   Outcome read() {
     TransferRequest asked;
     asked.peer = must(initiator_->peer(owner_->address()));
     asked.operation = Operation::read;
-    asked.pairs = {{ours_.data(), region_->id(), 0, kLength}};
+    asked.pairs = {{ours_.data(), region_->id(), 0, kReadBytes}};
     asked.timeout = std::chrono::seconds(60);
     return initiator_->transfer(std::move(asked));
   }
 
-  std::vector<std::byte> theirs_ = std::vector<std::byte>(kLength);
-  std::vector<std::byte> ours_ = std::vector<std::byte>(kLength);
+  std::vector<std::byte> theirs_ = std::vector<std::byte>(kReadBytes);
+  std::vector<std::byte> ours_ = std::vector<std::byte>(kReadBytes);
   std::unique_ptr<Engine> owner_, initiator_;
   std::optional<Region> region_, landing_;
 };
@@ -41,7 +41,7 @@ TEST_F(NullFabric, ThatTakesNothingNowIsAskedAgain) {
   start("BUSY", "1000");
   const Outcome outcome = read();
   ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
-  EXPECT_EQ(outcome.bytes_done, kLength);
+  EXPECT_EQ(outcome.bytes_done, kReadBytes);
 }
 
 TEST_F(NullFabric, ThatRefusesATransferSaysWhyAndTakesTheNext) {
@@ -58,7 +58,7 @@ TEST_F(NullFabric, GetsNoOperationLongerThanItsLongest) {
   start("LONGEST", "4096");
   const Outcome outcome = read();
   ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
-  EXPECT_EQ(outcome.bytes_done, kLength);
+  EXPECT_EQ(outcome.bytes_done, kReadBytes);
 }
 
 }  // namespace
