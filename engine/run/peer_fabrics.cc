@@ -91,9 +91,13 @@ void Peer::on_regions_changed() {
   if (context_.nodes.empty()) return;
   const uint64_t version = session_->regions_version();
   if (plugin_path_ == nullptr) return session_->tell_regions_quiet(version);
-  plugin_path_->retire(session_->regions(), [this, version, session = session_.get()] {
+  const auto quiet = std::make_shared<bool>(false);
+  InitiatorSession* const session = session_.get();
+  plugin_path_->retire(session->regions(), [this, version, quiet, session] {
+    *quiet = true;
     if (session_.get() == session) session->tell_regions_quiet(version);
   });
+  if (!*quiet && session_.get() == session) session->tell_regions_known(version);
 }
 
 Result<Path*> Peer::choose_path(const Job& job) {

@@ -258,6 +258,13 @@ void InitiatorSession::tell_regions_quiet(uint64_t version) {
   frames_.send(frame);
 }
 
+void InitiatorSession::tell_regions_known(uint64_t version) {
+  if (state_ != State::ready) return;
+  proto::Frame frame;
+  frame.mutable_regions_quiet()->set_known(version);
+  frames_.send(frame);
+}
+
 void InitiatorSession::on_heartbeat(const proto::Frame& frame) {
   auto entry = syncs_.extract(frame.heartbeat_echo().number());
   if (entry.empty())

@@ -65,6 +65,8 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   uint64_t regions_version() const { return regions_version_; }
   // Tells the owner that nothing of ours is under way to regions that were gone at that version of its table.
   void tell_regions_quiet(uint64_t version);
+  // Tells the owner that nothing of ours begins any more to such regions; something may be under way.
+  void tell_regions_known(uint64_t version);
   // The attached link, or null and why not.
   const std::shared_ptr<local::Link>& link() const { return link_; }
   const std::string& why_not_local() const { return why_not_local_; }

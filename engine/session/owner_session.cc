@@ -104,8 +104,10 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
     case proto::Frame::kLocalAttach:
       return on_attach(frame);
     case proto::Frame::kRegionsQuiet:
-      for (const FabricGuests& fabric : context_.guests)
+      for (const FabricGuests& fabric : context_.guests) {
         fabric.guests->quiet(session_id_, frame.regions_quiet().version());
+        fabric.guests->known(session_id_, frame.regions_quiet().known());
+      }
       return;
     case proto::Frame::kLaneTokensWanted: {
       proto::Frame answer;

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <future>
+#include <list>
+#include <thread>
 
 #include "test/conformance/plugin_config.h"
 #include "test/support/engines.h"
@@ -135,6 +138,50 @@ TEST_P(Plugin, IsNotCutOffByAnOwnerThatTakesRegionsBack) {
 }
 
 // ---- faults
+
+// I4, I5: who is too slow to let go of a region loses its connection, and what it wrote there, nothing else. Only its
+// next connection ends what it had under way, so it must be let in before it can say that it is quiet.
+TEST_P(Plugin, ServesAPeerAgainThatItHasCutOff) {
+  std::list<std::vector<std::byte>> taken;  // outlives the owner, which may have it in quarantine
+  std::vector<std::byte> kept(4096, std::byte{3});
+  const auto owner = must(Engine::create(plugin_config(GetParam())));
+  start_initiator();
+  const PeerRef peer = must(engine_->peer(owner->address()));
+  const Region other = must(owner->register_memory(kept.data(), kept.size(), MemoryKind::host, kRemoteReadWrite));
+  const auto ask = [&](Operation operation, RegionId region, uint64_t length) {
+    TransferRequest asked;
+    asked.peer = peer;
+    asked.operation = operation;
+    asked.pairs = {{memory_.data(), region, 0, length}};
+    asked.timeout = seconds(60 * kSlower);
+    return must(engine_->submit(std::move(asked)));
+  };
+  ASSERT_TRUE(ask(Operation::read, other.id(), kept.size()).wait().status.ok());
+  const auto here = std::this_thread::get_id();
+  int cut_off = 0;
+  for (int round = 0; round < 20 && cut_off == 0; ++round) {
+    taken.emplace_back(kBytes);
+    Region region = must(owner->register_memory(taken.back().data(), kBytes, MemoryKind::host, kRemoteReadWrite));
+    ASSERT_TRUE(peer.sync(seconds(60 * kSlower)).ok());
+    const Transfer write = ask(Operation::write, region.id(), kBytes);
+    std::promise<void> stands_still, goes_on;
+    must(engine_->notify(peer, {"name", "payload"})).on_done([&](const Outcome&) {
+      stands_still.set_value();
+      if (std::this_thread::get_id() != here) goes_on.get_future().wait();  // with the initiator's loop
+    });
+    stands_still.get_future().wait();
+    const Status unregistered = region.unregister(seconds(1));
+    goes_on.set_value();
+    EXPECT_TRUE(unregistered.ok() || unregistered.error().code == ErrorCode::not_quiet);
+    cut_off += !write.wait().status.ok();
+  }
+  ASSERT_EQ(cut_off, 1) << "no write was under way";
+  EXPECT_EQ(owner->describe().find("; 0 peers cut off"), std::string::npos) << owner->describe();
+  const Outcome after = ask(Operation::read, other.id(), kept.size()).wait();
+  ASSERT_TRUE(after.status.ok()) << after.status.error().to_string();
+  EXPECT_EQ(after.fabric, fabric());
+  EXPECT_TRUE(eventually([&] { return owner->describe().find("\"quarantined\":[]") != std::string::npos; }));
+}
 
 // Where no connection can be made, tcp stands in: for what waited for it, and at once for what comes later.
 TEST_P(Plugin, LeavesToTcpWhatItCannotReach) {

@@ -55,6 +55,32 @@ TEST_F(GuestsTest, WhoIsLateLosesItsConnectionOnceAndComesBackWhenItHasSaidWhy) 
   EXPECT_TRUE(guests_.admits(100));
 }
 
+// What it has under way may need the next connection to end.
+TEST_F(GuestsTest, WhoKnowsWhyComesBackBeforeItIsQuiet) {
+  guests_.came(1, 100);
+  guests_.known(1, 4);
+  guests_.fence_late(5);
+  EXPECT_FALSE(guests_.admits(100)) << "it may begin anew where it was";
+  guests_.known(1, 5);
+  EXPECT_TRUE(guests_.admits(100));
+  guests_.known(1, 3);  // an old word takes nothing back
+  EXPECT_TRUE(guests_.admits(100));
+  EXPECT_FALSE(guests_.quiet_since(6));
+  guests_.quiet(1, kNeverAgain);
+  EXPECT_FALSE(guests_.admits(100)) << "it has said that it will not begin again";
+}
+
+TEST_F(GuestsTest, WhoOnlyKnowsWhyIsNotQuietWhereTheFenceDoesNotHold) {
+  fence_holds_ = false;
+  guests_.came(1, 100);
+  guests_.fence_late(5);
+  guests_.known(1, 5);
+  EXPECT_TRUE(guests_.admits(100));
+  EXPECT_FALSE(guests_.quiet_since(5));
+  guests_.quiet(1, 5);
+  EXPECT_TRUE(guests_.quiet_since(5));
+}
+
 TEST_F(GuestsTest, AFenceThatDoesNotHoldIsNotEnough) {
   fence_holds_ = false;
   guests_.came(1, 100);

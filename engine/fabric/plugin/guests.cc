@@ -16,11 +16,17 @@ void Guests::quiet(uint64_t session, uint64_t version) {
   if (found != guests_.end()) found->second.quiet = std::max(found->second.quiet, version);
 }
 
-// One that was fenced may come back when it has said that it knows why.
+void Guests::known(uint64_t session, uint64_t version) {
+  const auto found = guests_.find(session);
+  if (found != guests_.end()) found->second.known = std::max(found->second.known, version);
+}
+
+// One that was fenced may come back when it has said that it knows why. It need not be quiet: what was under way on the
+// connection that was ended is over for sure only when the next one stands.
 bool Guests::admits(uint64_t client) const {
   return std::any_of(guests_.begin(), guests_.end(), [client](const auto& entry) {
     const Guest& guest = entry.second;
-    return guest.client == client && guest.quiet >= guest.fenced && guest.quiet != UINT64_MAX;
+    return guest.client == client && std::max(guest.quiet, guest.known) >= guest.fenced && guest.quiet != UINT64_MAX;
   });
 }
 

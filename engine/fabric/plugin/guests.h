@@ -19,6 +19,8 @@ class Guests {
   void left(uint64_t session);
   // Told by the initiator: nothing is under way to regions that were gone at `version`.
   void quiet(uint64_t session, uint64_t version);
+  // Told by the initiator: nothing of it begins any more to regions that were gone at `version`.
+  void known(uint64_t session, uint64_t version);
 
   // Whether a connection of that client's may be taken.
   bool admits(uint64_t client) const;
@@ -33,6 +35,7 @@ class Guests {
   struct Guest {
     uint64_t client = 0;
     uint64_t quiet = 0;      // version of the region table
+    uint64_t known = 0;      // likewise
     uint64_t fenced = 0;     // likewise: its connection was ended for that version's sake
     bool fence_held = true;  // and nothing that came by it is applied any more
   };
