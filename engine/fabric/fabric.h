@@ -20,6 +20,7 @@ struct Job {
   std::vector<Pair> pairs;  // validated and coalesced
   MemoryOps* local_ops = nullptr;
   std::vector<RegionPin> pins;               // the local regions; dropped by run/ when the local side is quiet
+  std::shared_ptr<void> landing;             // local memory that is no region; held while a fabric may touch it
   std::shared_ptr<const RegionTable> table;  // the peer's, as it was when the job was checked against it
   std::vector<const RegionInfo*> remote;     // into `table`, by pair
   TimePoint deadline = kNever;

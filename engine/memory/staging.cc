@@ -14,7 +14,7 @@ constexpr Duration kLongestEventPause = std::chrono::microseconds(500);
 Staging::Buffer& Staging::Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
     release();
-    owner_ = std::exchange(other.owner_, nullptr);
+    owner_ = std::move(other.owner_);
     ops_ = other.ops_;
     data_ = std::exchange(other.data_, nullptr);
     size_ = other.size_;
@@ -25,8 +25,10 @@ Staging::Buffer& Staging::Buffer::operator=(Buffer&& other) noexcept {
 void Staging::Buffer::release() {
   if (data_ == nullptr) return;
   ops_->free_staging(std::exchange(data_, nullptr), size_);
-  owner_->in_use_ -= size_;
-  owner_->serve_waiting();
+  const auto owner = owner_.lock();
+  if (!owner) return;
+  (*owner)->in_use_ -= size_;
+  (*owner)->serve_waiting();
 }
 
 Result<Staging::Buffer> Staging::allocate(MemoryOps& ops, size_t length) {
@@ -34,7 +36,7 @@ Result<Staging::Buffer> Staging::allocate(MemoryOps& ops, size_t length) {
   buffer.data_ = ops.allocate_staging(length);
   if (buffer.data_ == nullptr)
     return Error{ErrorCode::resource_exhausted, "no staging memory for " + std::string(to_string(ops.kind()))};
-  buffer.owner_ = this;
+  buffer.owner_ = self_;
   buffer.ops_ = &ops;
   buffer.size_ = length;
   in_use_ += length;

@@ -28,7 +28,7 @@ class Staging {
 
    private:
     friend class Staging;
-    Staging* owner_ = nullptr;
+    std::weak_ptr<Staging*> owner_;  // which a buffer outlives that a fabric could not let go of
     MemoryOps* ops_ = nullptr;
     std::byte* data_ = nullptr;
     size_t size_ = 0;
@@ -83,6 +83,7 @@ class Staging {
   };
   void check_events();
 
+  const std::shared_ptr<Staging*> self_ = std::make_shared<Staging*>(this);
   Loop& loop_;
   const size_t budget_;
   size_t in_use_ = 0;

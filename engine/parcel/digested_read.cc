@@ -32,6 +32,7 @@ void DigestedRead::copy_ahead() {
     job.operation = Operation::read;
     job.bytes = piece->chunk.bytes;
     job.deadline = whole_->deadline;
+    for (const RegionPin& pin : whole_->pins) job.pins.push_back(pin.another());
     job.table = whole_->table;
     const auto first = whole_->remote.begin() + static_cast<ptrdiff_t>(piece->chunk.first);
     job.remote.assign(first, first + static_cast<ptrdiff_t>(piece->chunk.count));

@@ -118,9 +118,8 @@ void ParcelReader::read_one_sided(const ReadPtr& read, size_t index, OneSidedPat
   const bool directly = reaches_directly(*read, share);
   if (directly) {
     job->local_ops = read->ops;
-    // A fabric's device knows such memory by its regions.
-    if (!read->ops->host_addressable())
-      for (const RegionPin& pin : read->pins) job->pins.push_back(pin.another());
+    // A fabric's device knows memory by its regions, and keeps those that it cannot let go of (I4).
+    for (const RegionPin& pin : read->pins) job->pins.push_back(pin.another());
   }
   if (directly && !share.digest) {
     job->done = [this, held_if_current, index](Status status) {

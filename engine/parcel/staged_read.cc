@@ -23,9 +23,17 @@ void StagedRead::stop(bool path_stands) {
   over_ = true;
   done_ = nullptr;
   if (piece_ && path_stands) path_.cancel(piece_, {});
-  piece_.reset();
-  if (copying_) staging_.drain();
-  if (buffer_ && !copying_) buffer_->release();
+  if (copying_)
+    staging_.drain();
+  else
+    give_buffer_back();
+}
+
+// I4: what the fabric could not let go of keeps it.
+void StagedRead::give_buffer_back() {
+  const std::shared_ptr<Job> piece = std::move(piece_);
+  const std::shared_ptr<Staging::Buffer> buffer = std::move(buffer_);
+  if (buffer && !(piece && piece->loose)) buffer->release();
 }
 
 void StagedRead::next() {
@@ -45,6 +53,7 @@ void StagedRead::fetch(const Chunk& chunk, Staging::Buffer buffer) {
   piece_->operation = Operation::read;
   piece_->bytes = chunk.bytes;
   piece_->deadline = whole_->deadline;
+  piece_->landing = buffer_;
   piece_->table = whole_->table;
   std::byte* into = buffer_->data();
   size_t index = chunk.first;
@@ -56,8 +65,8 @@ void StagedRead::fetch(const Chunk& chunk, Staging::Buffer buffer) {
   piece_->done = [weak = weak_from_this(), chunk](Status status) {
     const auto self = weak.lock();
     if (self == nullptr || self->over_) return;
-    self->piece_.reset();
     if (!status.ok()) return self->finish(std::move(status));
+    self->piece_.reset();
     self->land(chunk);
   };
   path_.start(piece_);
@@ -88,7 +97,7 @@ void StagedRead::land(const Chunk& chunk) {
 
 void StagedRead::finish(Status status) {
   over_ = true;
-  if (buffer_) buffer_->release();
+  give_buffer_back();
   std::exchange(done_, nullptr)(std::move(status), digest_ ? digest_->value() : 0);
 }
 

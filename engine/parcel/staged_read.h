@@ -25,6 +25,7 @@ class StagedRead final : public PiecedRead, public std::enable_shared_from_this<
   void next();
   void fetch(const Chunk& chunk, Staging::Buffer buffer);
   void land(const Chunk& chunk);
+  void give_buffer_back();
   void finish(Status status);
 
   OneSidedPath& path_;

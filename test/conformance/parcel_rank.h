@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,6 +27,7 @@ struct RankOptions {
   uint32_t blocks = kBlocks;
   size_t staging_bytes = size_t{64} << 20;
   std::string transports = {};  // of a plug-in
+  std::function<void(EngineConfig&)> configure = {};
 };
 
 // One rank's cache and the engine that serves it.
@@ -41,6 +43,7 @@ struct Rank {
     config.connect_timeout = std::chrono::seconds(30);
     config.staging_bytes = options.staging_bytes;
     use_transports(config, options.fabrics.front(), options.transports);
+    if (options.configure) options.configure(config);
     std::vector<std::shared_ptr<MemoryOps>> kinds;
     if (options.device) kinds.push_back(options.device->ops());
     engine = must(Engine::create(config, kinds));

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "test/conformance/null_engine.h"
+#include "test/conformance/parcel_rank.h"
 #include "test/support/eventually.h"
 
 // What becomes of reads on a connection whose operations can neither end nor be ended (test/support/null_fabric).
@@ -46,6 +47,45 @@ TEST(StuckFabric, ReadsThatItCannotEndAreNotDoneAndKeepTheirMemory) {
   EXPECT_TRUE(read(others.data()).wait().status.ok());
   EXPECT_TRUE(
       eventually([&] { return initiator->register_memory(ours.data(), kLength, MemoryKind::host, kPrivate).ok(); }));
+}
+
+// I4: a parcel's blocks stay pinned like any memory that a device may still write to.
+TEST(StuckFabric, BlocksThatItCannotLetGoOfStayPinned) {
+  for (const bool digest : {false, true}) {
+    const auto rank = [&](const char* name, uint64_t seed, const char* stick) {
+      RankOptions options{name, {"ucx"}, nullptr, nullptr};
+      options.configure = [stick](EngineConfig& config) {
+        config.plugin_folder = null_fabric_folder();
+        config.fabric_settings = {{"ucx", "STICK", stick}};
+      };
+      return std::make_unique<Rank>(options, seed);
+    };
+    const auto owner = rank("owner", 1, "0");
+    const auto reader = rank("reader", 2, "1");
+    ParcelSpec spec;
+    spec.transfer_id = "t1";
+    spec.tokens = 16;
+    spec.blocks = {{0, {3}}};
+    spec.fingerprint = "model";
+    spec.digest = digest;
+    ASSERT_TRUE(owner->parcels->publish(spec).ok());
+    ParcelReadRequest request;
+    request.transfer_id = "t1";
+    request.owners = {must(reader->engine->peer(owner->engine->address()))};
+    request.group_instance_id = "decoder";
+    request.fingerprint = "model";
+    request.blocks = {{0, {9}}};
+    request.timeout = std::chrono::seconds(60);
+    const ParcelReading reading = must(reader->parcels->read(request));
+    ASSERT_TRUE(eventually([&] {
+      return reader->engine->describe().find("connected to 127.0.0.1:1, 1 operations in flight") != std::string::npos;
+    })) << reader->engine->describe();
+    reading.cancel();
+    EXPECT_EQ(reading.wait().state, ReadState::cancelled);
+    const Status early = reader->region.unregister(std::chrono::milliseconds(50));
+    ASSERT_FALSE(early.ok()) << "the device may still write to it";
+    EXPECT_EQ(early.error().code, ErrorCode::not_quiet) << early.error().to_string();
+  }
 }
 
 // A handshake that is lost is not the transfer's end: there is time for a second one.

@@ -134,6 +134,7 @@ std::shared_ptr<Job> RailsPath::part_of(const Job& job, const Chunk& chunk) cons
   part->deadline = job.deadline;
   part->bytes = chunk.bytes;
   for (const RegionPin& pin : job.pins) part->pins.push_back(pin.another());
+  part->landing = job.landing;
   part->pairs.reserve(chunk.count);
   for_each_pair(job.pairs, chunk, [&](const Pair& pair) { part->pairs.push_back(pair); });
   const auto first = job.remote.begin() + static_cast<std::ptrdiff_t>(chunk.first);
