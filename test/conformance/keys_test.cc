@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -28,10 +29,14 @@ class Side {
     const std::string setting = transports_setting(tested.fabric);
     const std::vector<kvf_setting> settings = {{setting.c_str(), tested.transports}};
     const kvf_host host = {this,
-                           [](void* self, uint64_t operation, int32_t result, const char*) {
+                           [](void* self, uint64_t operation, int32_t result, const char* why) {
                              static_cast<Side*>(self)->ended_[operation] = result;
+                             if (result != KVF_OK) static_cast<Side*>(self)->failures_.push_back(why);
                            },
-                           [](void* self, uint64_t, const char* why) { static_cast<Side*>(self)->lost_ = why; },
+                           [](void* self, uint64_t, const char* why) {
+                             static_cast<Side*>(self)->lost_ = why;
+                             static_cast<Side*>(self)->failures_.push_back(why);
+                           },
                            [](void* self, uint64_t) { return int32_t{static_cast<Side*>(self)->admits_}; }};
     Why why;
     const std::string at = rdma_host().empty() ? "127.0.0.1" : rdma_host();
@@ -47,7 +52,12 @@ class Side {
   kvf_fabric* fabric() const { return fabric_; }
   bool enforces_keys() const { return facts_.enforces_keys != 0; }
   void progress() { table_.progress(fabric_); }
-  void forget_loss() { lost_.clear(); }
+  void forget_loss() {
+    lost_.clear();
+    failures_.clear();
+  }
+  // Why operations have ended, and the connection, since the last forget_loss(): the first is the cause.
+  const std::vector<std::string>& failures() const { return failures_; }
   void admit(bool yes) { admits_ = yes; }
 
   int32_t begin(const std::function<int32_t(uint64_t operation, kvf_text why)>& post) {
@@ -77,6 +87,7 @@ class Side {
   kvf_facts facts_{};
   std::map<uint64_t, int32_t> ended_;
   std::string lost_;
+  std::vector<std::string> failures_;
   bool admits_ = true;
   uint64_t next_ = 1;
 };
@@ -142,6 +153,23 @@ class Keys : public ::testing::TestWithParam<PluginCase> {
         });
   }
 
+  int32_t put(uint64_t offset, size_t length) {
+    ours_.assign(length, std::byte{1});
+    const auto remote = reinterpret_cast<uint64_t>(theirs_.data()) + offset;
+    const auto owner_runs = [&] { owner_->progress(); };
+    const int32_t result = initiator_->result_of(
+        [&](uint64_t operation, kvf_text why) {
+          return table().put(endpoint_, ours_.data(), nullptr, remote, key_, length, operation, why);
+        },
+        owner_runs);
+    if (result != KVF_OK) return result;
+    return initiator_->result_of(
+        [&](uint64_t operation, kvf_text why) { return table().flush(endpoint_, operation, why); }, owner_runs);
+  }
+  // Where the bytes that a device checks lie in a packed key: UCX's begins with a map of devices, the memory's kind and
+  // a length.
+  static size_t place_of_key() { return std::string_view(GetParam().fabric) == "ucx" ? 10 : 0; }
+
   std::shared_ptr<const plugin::Library> library_;
   std::unique_ptr<Side> owner_;
   std::unique_ptr<Side> initiator_;
@@ -177,6 +205,28 @@ TEST_P(Keys, ReachNothingThatWasTakenBack) {
   table().unmap(owner_->fabric(), std::exchange(memory_, nullptr));
   EXPECT_EQ(get(0, 4096, true), KVF_LOST);
   EXPECT_EQ(std::count(ours_.begin(), ours_.end(), std::byte{7}), 0) << "bytes came all the same";
+}
+
+// Bits of a valid key changed, as by one who guesses.
+TEST_P(Keys, ThatAreWrongReachNothingAndTheErrorNamesTheOtherSide) {
+  const std::string right = packed_;
+  for (const Operation operation : {Operation::read, Operation::write}) {
+    disconnect();
+    packed_[place_of_key()] = static_cast<char>(right[place_of_key()] ^ 0x55);
+    ASSERT_NO_FATAL_FAILURE(connect());
+    EXPECT_EQ(operation == Operation::read ? get(0, 4096, true) : put(0, 4096), KVF_LOST);
+    ASSERT_FALSE(initiator_->failures().empty());
+    // libfabric's tcp is told no more than that the connection is gone.
+    if (has_rdma_device()) {
+      EXPECT_THAT(initiator_->failures()[0], ::testing::HasSubstr("remote"));
+    }
+    EXPECT_EQ(ours_, std::vector<std::byte>(4096, std::byte{1})) << "bytes came all the same";
+    EXPECT_EQ(theirs_, std::vector<std::byte>(2 * kBytes, std::byte{7})) << "the owner's memory is not as it was";
+  }
+  disconnect();
+  packed_ = right;
+  ASSERT_NO_FATAL_FAILURE(connect());
+  EXPECT_EQ(get(0, 4096), KVF_OK);
 }
 
 // I8: not when they have left, and not when the last of them is done.
