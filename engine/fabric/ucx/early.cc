@@ -21,3 +21,7 @@ void kvferry::ucx::after_ucx() {
   if (ours) ::unsetenv(kHooks);
   ours = false;
 }
+
+bool kvferry::ucx::environment_has(const std::string& variable) {
+  return ::getenv(variable.c_str()) != nullptr;
+}

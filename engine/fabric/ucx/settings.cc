@@ -10,8 +10,10 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <utility>
 #include <vector>
 
+#include "engine/fabric/ucx/early.h"
 #include "engine/fabric/ucx/fabric.h"
 
 namespace kvferry::ucx {
@@ -101,6 +103,9 @@ Settings Settings::of(const kvf_open_params& params) {
       // Each installs hooks into the process's mmap and munmap.
       {"MEMTYPE_CACHE", "n"},
   };
+  // A host that vanished is told after 2 s. By UCX's own 7 times 1 s it takes many, and some devices never count to 7.
+  for (const auto& [name, value] : {std::pair("RC_RETRY_COUNT", "3"), std::pair("RC_TIMEOUT", "500ms")})
+    if (!environment_has(std::string("UCX_") + name)) out.values_.emplace(name, value);
   for (size_t i = 0; i < params.setting_count; ++i) out.values_[params.settings[i].name] = params.settings[i].value;
   // Of several devices the one at which this fabric shall be reached, and no other.
   if (const std::string device = rdma_device_at(params.host); out.only_rdma() && !device.empty())
