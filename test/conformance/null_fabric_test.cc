@@ -1,9 +1,11 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "engine/fabric/plugin_abi.h"
 #include "test/conformance/null_engine.h"
 
-// What the engine makes of the answers that a plug-in may give to a get (test/support/null_fabric). Nothing moves: that
+// What the engine makes of the answers that a plug-in may give (test/support/null_fabric). Nothing moves: that
 // a transfer is done, and what it counts, is all that there is to see.
 
 namespace kvferry::test {
@@ -22,11 +24,12 @@ class NullFabric : public ::testing::Test {
     landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
   }
 
-  Outcome read() {
+  Outcome read() { return read(*region_, kReadBytes); }
+  Outcome read(const Region& region, uint64_t length) {
     TransferRequest asked;
     asked.peer = must(initiator_->peer(owner_->address()));
     asked.operation = Operation::read;
-    asked.pairs = {{ours_.data(), region_->id(), 0, kReadBytes}};
+    asked.pairs = {{ours_.data(), region.id(), 0, length}};
     asked.timeout = std::chrono::seconds(60);
     return initiator_->transfer(std::move(asked));
   }
@@ -59,6 +62,42 @@ TEST_F(NullFabric, GetsNoOperationLongerThanItsLongest) {
   const Outcome outcome = read();
   ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
   EXPECT_EQ(outcome.bytes_done, kReadBytes);
+}
+
+TEST_F(NullFabric, ImportsTheKeyOfEachRegionOnceAndSaysWhichIsRefused) {
+  start("KEYS", "2");
+  std::vector<std::byte> memory(200);
+  const auto another = [&](size_t at) {
+    return must(owner_->register_memory(memory.data() + at, 100, MemoryKind::host, kRemoteRead));
+  };
+  const Region second = another(0), third = another(100);
+  for (int round = 0; round < 3; ++round) {
+    const Outcome first = read();
+    ASSERT_TRUE(first.status.ok()) << first.status.error().to_string();
+    const Outcome next = read(second, 100);
+    ASSERT_TRUE(next.status.ok()) << next.status.error().to_string();
+    const Outcome refused = read(third, 100);
+    ASSERT_FALSE(refused.status.ok());
+    EXPECT_EQ(refused.status.error().code, ErrorCode::protocol);
+    EXPECT_THAT(refused.status.error().to_string(),
+                ::testing::HasSubstr("the key of region " + std::to_string(third.id()) +
+                                     " cannot be used: "
+                                     "more keys than it was told to import"));
+  }
+}
+
+// Its table may be laid out in any way: nothing of it is looked at but the number.
+TEST(FabricOfAnotherInterface, IsNotUsedAndBothNumbersAreNamed) {
+  EngineConfig config = null_config("engine");
+  config.plugin_folder = other_abi_folder();
+  const auto engine = Engine::create(config);
+  ASSERT_FALSE(engine.ok());
+  EXPECT_EQ(engine.error().code, ErrorCode::unsupported);
+  EXPECT_THAT(
+      engine.error().to_string(),
+      ::testing::HasSubstr(fmt::format("libkvferry_fabric_ucx.so is fabric \"?\" of plug-in interface {}, wanted "
+                                       "is \"ucx\" of {}",
+                                       KVF_FABRIC_ABI + 1, KVF_FABRIC_ABI)));
 }
 
 }  // namespace

@@ -10,4 +10,8 @@ std::string null_fabric_folder() {
   return KVF_NULL_FABRIC_FOLDER;
 }
 
+std::string other_abi_folder() {
+  return KVF_OTHER_ABI_FOLDER;
+}
+
 }  // namespace kvferry::test

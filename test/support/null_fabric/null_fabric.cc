@@ -19,6 +19,7 @@
 // - SILENT: the same for so many flushes: connections that nobody answers.
 // - BUSY: so many gets are not taken now.
 // - REFUSE: so many gets are refused.
+// - KEYS: so many keys are imported; further ones are refused.
 // - LONGEST: bytes of the longest operation, which is what it tells; a longer one is refused.
 
 struct kvf_endpoint {
@@ -33,6 +34,7 @@ struct kvf_fabric {
   size_t flushes_to_stick = 0;
   size_t gets_too_early = 0;
   size_t gets_to_refuse = 0;
+  size_t keys_to_import = SIZE_MAX;
   size_t longest = SIZE_MAX;
   std::vector<uint64_t> stuck;
   std::vector<std::unique_ptr<kvf_endpoint>> undead;
@@ -58,6 +60,7 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
                                 std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick),
                                 std::pair<const char*, size_t*>("BUSY", &fabric->gets_too_early),
                                 std::pair<const char*, size_t*>("REFUSE", &fabric->gets_to_refuse),
+                                std::pair<const char*, size_t*>("KEYS", &fabric->keys_to_import),
                                 std::pair<const char*, size_t*>("LONGEST", &fabric->longest)})
       if (std::strcmp(params->settings[i].name, name) == 0)
         *count = std::strtoul(params->settings[i].value, nullptr, 10);
@@ -76,6 +79,16 @@ int32_t get(kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size
   std::snprintf(why.data, why.size, length > fabric.longest ? "longer than it can be" : "refused as it was told to");
   fabric.gets_to_refuse -= fabric.gets_to_refuse > 0 ? 1 : 0;
   return KVF_FAILED;
+}
+
+int32_t import_key(kvf_endpoint* endpoint, const void*, size_t, kvf_key** out, kvf_text why) {
+  if (endpoint->fabric->keys_to_import == 0) {
+    std::snprintf(why.data, why.size, "more keys than it was told to import");
+    return KVF_FAILED;
+  }
+  --endpoint->fabric->keys_to_import;
+  *out = new kvf_key;
+  return KVF_OK;
 }
 
 uint32_t progress(kvf_fabric* fabric) {
@@ -128,10 +141,7 @@ const kvf_fabric_table kTable = {
       delete endpoint;
       return int32_t{KVF_OK};
     },
-    [](kvf_endpoint*, const void*, size_t, kvf_key** out, kvf_text) {
-      *out = new kvf_key;
-      return int32_t{KVF_OK};
-    },
+    import_key,
     [](kvf_key* key) { delete key; },
     get,
     [](kvf_endpoint* endpoint, const void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
