@@ -116,6 +116,18 @@ TEST_F(RdmaOwner, IsReadAndWrittenWhileItsProcessIsStopped) {
   ASSERT_TRUE(target.process().resume().ok());
 }
 
+// I8: whoever is told of a write finds all of it.
+TEST_F(RdmaOwner, FindsAllBytesOfAWriteWhenItsNotificationComes) {
+  Target target = start_target();
+  memory_.assign(kBytes, std::byte{6});
+  TransferRequest asked = request(target, Operation::write, 0, kBytes);
+  asked.notify = Notification{"written", "all"};
+  target.send("expect 6");
+  const Outcome outcome = engine_->transfer(std::move(asked));
+  EXPECT_EQ(target.answer(), "ok all");
+  expect_moved(outcome, kBytes);
+}
+
 // One address outside costs the connection: none may leave.
 TEST_F(RdmaOwner, IsAskedForNothingOutsideOfItsRegion) {
   Target target = start_target();

@@ -13,11 +13,14 @@
 //   descriptors N       the limit from now on                 says: ok
 //   memory N            bytes of address space beyond today's says: ok
 //   notifications       takes them                            says: COUNT
+//   expect N            waits for a notification, and looks at once whether all bytes are N
+//                                                             says: ok PAYLOAD, or error TEXT
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <cstring>
@@ -28,6 +31,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "test/support/eventually.h"
 
 namespace kvferry {
 namespace {
@@ -77,6 +81,7 @@ class Target {
     if (verb == "fork") return fork_sleeper();
     if (verb == "descriptors") return limit(RLIMIT_NOFILE, number(word));
     if (verb == "memory") return limit_memory(number(word));
+    if (verb == "expect") return expect(static_cast<std::byte>(number(word)));
     if (verb == "notifications") return std::to_string(engine_->notifications().size());
     return "error unknown verb " + verb;
   }
@@ -97,6 +102,16 @@ class Target {
       for (const uint64_t id : engine_->take_completed())
         if (id == 0) return "quiet";
     }
+  }
+
+  std::string expect(std::byte value) {
+    std::vector<ReceivedNotification> got;
+    if (!test::eventually([&] { return !(got = engine_->notifications()).empty(); }, std::chrono::seconds(120)))
+      return "error no notification";
+    // From its end, which comes last.
+    const auto wrong = std::find_if(memory_.rbegin(), memory_.rend(), [value](std::byte one) { return one != value; });
+    if (wrong == memory_.rend()) return "ok " + got[0].notification.payload;
+    return "error byte " + std::to_string(memory_.rend() - wrong - 1) + " is another";
   }
 
   std::string storm(const std::string& address) {
