@@ -124,6 +124,7 @@ class Conformance : public ::testing::TestWithParam<Case> {
     config.auth = auth_of(GetParam().auth);
     config.loopback = hub_;
     use_transports(config, GetParam().fabric, GetParam().transports);
+    use_shared_memory(config, GetParam().transports);
     config.cuda_driver = "no-such-driver.so";  // but for the cases that bring one
     config.missed_heartbeats = 60;             // nobody dies here: a machine may stand still for a while
     config.connect_timeout = std::chrono::seconds(30);

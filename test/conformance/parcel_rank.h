@@ -43,6 +43,7 @@ struct Rank {
     config.connect_timeout = std::chrono::seconds(30);
     config.staging_bytes = options.staging_bytes;
     use_transports(config, options.fabrics.front(), options.transports);
+    use_shared_memory(config, options.transports);
     if (options.configure) options.configure(config);
     std::vector<std::shared_ptr<MemoryOps>> kinds;
     if (options.device) kinds.push_back(options.device->ops());

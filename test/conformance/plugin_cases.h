@@ -26,7 +26,7 @@ inline void PrintTo(const PluginCase& c, std::ostream* out) {
 
 // Where there is an RDMA device, KVFERRY_TEST_UCX_TLS or KVFERRY_TEST_OFI_PROVIDER names what drives it, and
 // KVFERRY_TEST_HOST its address. What exists on every machine emulates RMA: the owner's engine moves the bytes. (UCX
-// takes tcp for the second, too, as long as shared memory is not told to handle errors: docs/rdma.md.)
+// takes tcp for the second, too, where shared memory is not told to handle errors: use_shared_memory().)
 inline const std::vector<PluginCase>& plugin_cases() {
   static const auto ucx_of_a_device = Environment::of_process().get("KVFERRY_TEST_UCX_TLS");
   static const auto ofi_of_a_device = Environment::of_process().get("KVFERRY_TEST_OFI_PROVIDER");
@@ -80,6 +80,12 @@ inline void use_transports(EngineConfig& config, const std::string& fabric, cons
   }
   config.fabric_settings.push_back({fabric, transports_setting(fabric), transports});
   if (!rdma_host().empty()) config.rdma_hosts = {rdma_host()};
+}
+
+// UCX's shared memory tells too little of peers that die (docs/rdma.md), and is taken for nothing unless it is told to:
+// for tests in which nobody does.
+inline void use_shared_memory(EngineConfig& config, std::string_view transports) {
+  if (transports.starts_with("posix")) config.fabric_settings.push_back({"ucx", "MM_ERROR_HANDLING", "y"});
 }
 
 // Empty when the fabric can be tested.
