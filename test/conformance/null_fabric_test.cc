@@ -2,8 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "engine/fabric/plugin_abi.h"
 #include "test/conformance/null_engine.h"
+#include "test/support/raw_peer.h"
 
 // What the engine makes of the answers that a plug-in may give (test/support/null_fabric). Nothing moves: that
 // a transfer is done, and what it counts, is all that there is to see.
@@ -98,6 +101,32 @@ TEST(FabricOfAnotherInterface, IsNotUsedAndBothNumbersAreNamed) {
       ::testing::HasSubstr(fmt::format("libkvferry_fabric_ucx.so is fabric \"?\" of plug-in interface {}, wanted "
                                        "is \"ucx\" of {}",
                                        KVF_FABRIC_ABI + 1, KVF_FABRIC_ABI)));
+}
+
+// A key opens its region to whoever holds it: what a peer is told of private memory is where it lies, and no more.
+TEST_F(NullFabric, ShowsKeysOfOpenRegionsAlone) {
+  start("BUSY", "0");
+  const Region hidden = must(owner_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate));
+  RawConnection peer = RawConnection::dial(owner_->address());
+  ASSERT_TRUE(peer.send(encode_session_preface() + RawConnection::encode(hello())));
+  std::map<RegionId, proto::Region> told;
+  const auto hear_of = [&](size_t regions) {
+    while (told.size() < regions) {
+      const proto::Frame frame = peer.receive_frame(proto::Frame::kRegions);
+      if (!frame.has_regions()) return false;
+      for (const proto::Region& region : frame.regions().added()) told[region.id()] = region;
+    }
+    return true;
+  };
+  ASSERT_TRUE(hear_of(2)) << "the table as it is";
+  std::vector<std::byte> more(64);
+  const Region later = must(owner_->register_memory(more.data(), more.size(), MemoryKind::host, kPrivate));
+  ASSERT_TRUE(hear_of(3)) << "what is added to it";
+  EXPECT_EQ(told[region_->id()].keys_size(), 1);
+  for (const RegionId id : {hidden.id(), later.id()}) {
+    EXPECT_EQ(told[id].permissions(), kPrivate);
+    EXPECT_EQ(told[id].keys_size(), 0);
+  }
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ kvferry_test(network_faults_test
   LINKS kvferry_test_target kvferry_test_link kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 120)
 kvferry_test(auth_test SOURCES auth_test.cc exhaustion_test.cc parcel_tickets_test.cc LINKS kvferry_engine kvferry_trial_keys LABEL system TIMEOUT 120)
 kvferry_test(liars_test
-  SOURCES lying_initiator_test.cc lying_owner_test.cc reader_incarnations_test.cc
+  SOURCES local_liars_test.cc lying_initiator_test.cc lying_owner_test.cc reader_incarnations_test.cc
   LINKS kvferry_engine kvferry_test_process LABEL system TIMEOUT 120)
 get_property(plugins GLOBAL PROPERTY KVFERRY_FABRIC_PLUGINS)
 if(plugins)

@@ -482,6 +482,23 @@ TEST_F(SecureStreamTest, KeysThatOthersMayReadAreRefused) {
   EXPECT_EQ(TlsContext::load(mtls).error().code, ErrorCode::permission_denied);
 }
 
+// Its owner may put another secret there, or widen it.
+TEST_F(SecureStreamTest, KeysOfAnotherUserAreRefused) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to give a file away";
+  ASSERT_TRUE(keys_->write("given", std::string(40, 'g')).ok());
+  AuthConfig psk = *keys_->psk();
+  psk.psk_file = keys_->path("given");
+  ASSERT_TRUE(TlsContext::load(psk).ok());
+  const AuthConfig mtls = *keys_->mtls();
+  for (const std::string& file : {psk.psk_file, mtls.key_file}) ASSERT_EQ(::chown(file.c_str(), 65534, 65534), 0);
+  for (const AuthConfig& auth : {psk, mtls}) {
+    const auto loaded = TlsContext::load(auth);
+    ASSERT_FALSE(loaded.ok());
+    EXPECT_EQ(loaded.error().code, ErrorCode::permission_denied);
+    EXPECT_THAT(loaded.error().to_string(), HasSubstr("belongs to another user"));
+  }
+}
+
 TEST_F(SecureStreamTest, WeakAndMissingSecretsAreRefusedWithoutBeingQuoted) {
   const std::string weak = "hunter2";
   ASSERT_TRUE(keys_->write("weak", weak + "\n").ok());
