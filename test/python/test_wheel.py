@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+HARDENING = Path(__file__).parents[1] / "system" / "hardening_test.sh"
 WHEELS = Path(os.environ.get("KVFERRY_WHEELS", Path(__file__).parents[2] / "build" / "wheels"))
 # Of the machine, as for any wheel with C++ inside.
 SYSTEM_LIBRARIES = {"libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2"}
@@ -38,10 +39,19 @@ def test_wheels_are_small(wheels: list[Path]) -> None:
         assert wheel.stat().st_size < 20 << 20
 
 
-def test_the_module_needs_system_libraries_only(wheels: list[Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def module(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     with zipfile.ZipFile(wheels[0]) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".so"))
-        module = wheel.extract(name, tmp_path)
+        return wheel.extract(name, tmp_path_factory.mktemp("module"))
+
+
+def test_the_module_is_hardened(module: str) -> None:
+    ran = subprocess.run([str(HARDENING), module], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "")
+
+
+def test_the_module_needs_system_libraries_only(module: str) -> None:
     dynamic = subprocess.run(["readelf", "-dW", module], capture_output=True, text=True, check=True).stdout
     needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line}
     assert needed <= SYSTEM_LIBRARIES

@@ -1,7 +1,8 @@
-# What is shipped is built as docs/security.md says; only release builds are.
+# What is shipped is built as docs/security.md says; only release builds are. For the wheel: test/python/test_wheel.py.
 if(CMAKE_BUILD_TYPE MATCHES "Release|RelWithDebInfo" AND NOT KVFERRY_SANITIZE)
   set(shipped)
-  foreach(target kvferry kvferry-bench kvferry-bootstrap kvferry-proxy kvferry-sim)
+  get_property(plugins GLOBAL PROPERTY KVFERRY_FABRIC_PLUGINS)
+  foreach(target kvferry ${plugins} kvferry-bench kvferry-bootstrap kvferry-proxy kvferry-sim)
     if(TARGET ${target})
       list(APPEND shipped $<TARGET_FILE:${target}>)
     endif()
