@@ -108,6 +108,7 @@ void Peer::on_session_ended(const Error& why) {
   const bool was_ready = view_->get().ready;
   last_error_ = why.to_string();
   context_.logger->debug("session with {} ended: {}", address_.to_string(), last_error_);
+  if (session_ && !session_->peer().engine_id.empty()) last_engine_id_ = session_->peer().engine_id;
   if (why.code == ErrorCode::protocol || why.code == ErrorCode::resource_exhausted)
     context_.complaints.note(fmt::format("\"{}\" ({})", last_engine_id_, address_.to_string()), why);
   std::shared_ptr<InitiatorSession> session = std::move(session_);

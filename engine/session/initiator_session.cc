@@ -232,14 +232,38 @@ void InitiatorSession::on_regions(const proto::Frame& frame) {
   // What arrives may hold as much again as the table: everything that was there may have been replaced.
   if (added_.size() > context_.max_regions || removed_.size() > 2 * context_.max_regions)
     return end(too_many_regions());
-  if (!delta.complete()) return;
-  regions_ = RegionTable::next(reset_ ? RegionTable() : *regions_, added_, removed_);
-  if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
-  regions_version_ = delta.version();
-  if (link_) link_->imports().keep_only(*regions_);
+  if (delta.complete()) keep_for_table(delta.version());
+}
+
+void InitiatorSession::keep_for_table(uint64_t version) {
+  if (!changes_) {
+    changes_.emplace();
+    context_.loop.defer([this, weak = std::weak_ptr<bool>(alive_)] {
+      if (!weak.expired()) apply_regions();
+    });
+  }
+  if (reset_) *changes_ = {{}, {}, true, 0};
+  for (const RegionId id : removed_) changes_->added.erase(id);
+  changes_->removed.insert(changes_->removed.end(), removed_.begin(), removed_.end());
+  for (const RegionInfo& region : added_) changes_->added[region.id] = region;
+  changes_->version = version;
   added_.clear();
   removed_.clear();
   reset_ = false;
+  if (changes_->added.size() > context_.max_regions) end(too_many_regions());
+}
+
+void InitiatorSession::apply_regions() {
+  if (!changes_ || state_ == State::over) return;
+  const Changes changes = std::move(*changes_);
+  changes_.reset();
+  std::vector<RegionInfo> added;
+  added.reserve(changes.added.size());
+  for (const auto& [id, region] : changes.added) added.push_back(region);
+  regions_ = RegionTable::next(changes.reset ? RegionTable() : *regions_, added, changes.removed);
+  if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
+  regions_version_ = changes.version;
+  if (link_) link_->imports().keep_only(*regions_);
   regions_known_ = true;
   become_ready_if_synced();
   if (state_ == State::ready) context_.regions_changed();
@@ -267,10 +291,12 @@ void InitiatorSession::tell_regions_known(uint64_t version) {
 
 void InitiatorSession::on_heartbeat(const proto::Frame& frame) {
   auto entry = syncs_.extract(frame.heartbeat_echo().number());
-  if (entry.empty())
+  if (entry.empty()) {
     round_trip_ = context_.loop.now() - last_beat_;
-  else
-    entry.mapped()();
+    return;
+  }
+  apply_regions();
+  if (state_ != State::over) entry.mapped()();
 }
 
 void InitiatorSession::sync(Task synced) {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -106,6 +107,8 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   void send_hello(const std::string& expected_engine_id);
   void on_welcome(const proto::Frame& frame);
   void on_regions(const proto::Frame& frame);
+  void keep_for_table(uint64_t version);
+  void apply_regions();
   Error too_many_regions() const;
   void on_attached(const proto::Frame& frame);
   void on_notify_ack(const proto::Frame& frame);
@@ -130,6 +133,15 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   std::vector<RegionInfo> added_;  // of the delta that is arriving
   std::vector<RegionId> removed_;
   bool reset_ = false;
+  // What whole deltas have changed since `regions_` was made. A new table takes time in the size of the table, however
+  // short the delta (I6): it is made once for all that came in one go, and for who waits for it.
+  struct Changes {
+    std::map<RegionId, RegionInfo> added;
+    std::vector<RegionId> removed;
+    bool reset = false;
+    uint64_t version = 0;
+  };
+  std::optional<Changes> changes_;
   bool regions_known_ = false;
 
   std::shared_ptr<local::Link> attaching_;

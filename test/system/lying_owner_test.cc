@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "test/support/eventually.h"
+#include "test/support/lines.h"
 #include "test/support/raw_peer.h"
 #include "test/system/bystander.h"
 
@@ -106,7 +107,7 @@ void hang_up(RawConnection&) {}
 
 class LyingOwner : public ::testing::Test {
  protected:
-  explicit LyingOwner(int missed_heartbeats = Bystanders::kPatient) : honest_({}, {}, missed_heartbeats) {}
+  explicit LyingOwner(int missed_heartbeats = Bystanders::kPatient) : honest_({}, {}, missed_heartbeats, lines_) {}
   Outcome ask(const Stage& stage, Operation operation, Duration timeout = seconds(20)) {
     TransferRequest request;
     request.peer = must(honest_.initiator().peer(stage.address()));
@@ -164,6 +165,7 @@ class LyingOwner : public ::testing::Test {
     return lane_frame(header, text);
   }
 
+  const std::shared_ptr<Lines> lines_ = std::make_shared<Lines>();
   Bystanders honest_;
 };
 
@@ -216,6 +218,55 @@ TEST_F(LyingOwner, RegionTablesThatAreNone) {
                        "malformed region");
 }
 
+struct TableChange {
+  bool reset = false;
+  std::vector<uint64_t> removed, added;
+};
+
+std::string encode(const std::vector<TableChange>& changes) {
+  std::string out;
+  uint64_t version = 0;
+  for (const TableChange& change : changes) {
+    proto::Frame frame;
+    proto::RegionDelta& delta = *frame.mutable_regions();
+    for (const uint64_t id : change.added) {
+      *delta.add_added() = one_region().regions().added(0);
+      delta.mutable_added(delta.added_size() - 1)->set_id(id);
+    }
+    for (const uint64_t id : change.removed) delta.add_removed(id);
+    delta.set_reset(change.reset);
+    delta.set_version(++version);
+    delta.set_complete(true);
+    out += RawConnection::encode(frame);
+  }
+  return out;
+}
+
+// One table is made of them, as it would be of one after the other.
+TEST_F(LyingOwner, ChangesOfRegionsThatComeInOneGo) {
+  using Ids = std::vector<uint64_t>;
+  const std::pair<std::vector<TableChange>, Ids> cases[] = {
+      {{{true, {}, {1, 2}}, {false, {1}, {3}}, {false, {}, {4}}, {false, {4}, {5}}}, {2, 3, 5}},
+      {{{true, {}, {1, 2}}, {false, {2}, {}}, {true, {}, {7}}, {false, {}, {8}}}, {7, 8}},
+      {{{true, {}, {1}}, {false, {1}, {}}}, {}},
+  };
+  for (const auto& [changes, wanted] : cases) {
+    const Stage stage(
+        [changes = encode(changes)](RawConnection& connection) {
+          connection.receive_frame(proto::Frame::kHello);
+          connection.send(RawConnection::encode(welcome()) + changes);
+          static_cast<void>(connection.is_closed());
+        },
+        hang_up);
+    const PeerRef peer = must(honest_.initiator().peer(stage.address()));
+    ASSERT_TRUE(peer.connect(seconds(20)).ok());
+    Ids known;
+    for (const RegionInfo& region : peer.regions()) known.push_back(region.id);
+    EXPECT_EQ(known, wanted);
+  }
+}
+
+// A million of them, again and again.
 TEST_F(LyingOwner, ARegionTableWithoutEnd) {
   const Stage stage(
       [](RawConnection& connection) {
@@ -230,11 +281,60 @@ TEST_F(LyingOwner, ARegionTableWithoutEnd) {
       },
       hang_up);
   expect_failure(stage, ErrorCode::resource_exhausted, "max_regions");
-  EXPECT_LT(honest_.longest_wait(50), Bystanders::kBearable);
+  const Bystanders::Service service = honest_.service_during([&] {
+    for (int i = 0; i < 4; ++i) EXPECT_FALSE(ask(stage, Operation::read).status.ok());
+  });
+  service.print("a million regions");
+  EXPECT_LT(service.p99, Bystanders::kUsual);
+  EXPECT_LT(service.longest, Bystanders::kBearable);
+  const auto named = [](const std::string& text, const std::string& words) { return text.find(words) != text.npos; };
   EXPECT_TRUE(eventually([&] {
-    const std::string page = honest_.initiator().metrics();
-    return page.find("kvferry_complaints_total{cause=\"resource_exhausted\"} 1") != std::string::npos;
+    return named(honest_.initiator().metrics(), "kvferry_complaints_total{cause=\"resource_exhausted\"} 5");
   }));
+  EXPECT_TRUE(eventually([&] { return named(lines_->text(), "\"fake\" (" + stage.address() + "): "); }))
+      << lines_->text();
+  EXPECT_THAT(lines_->text(), ::testing::HasSubstr("over max_regions (65536)"));
+}
+
+// As many as are allowed, and then changes without end, each of them short.
+TEST_F(LyingOwner, ARegionTableThatNeverComesToRest) {
+  std::atomic<int> changes{0};
+  std::atomic<bool> leave{false};
+  const Stage stage(
+      [&](RawConnection& connection) {
+        connection.receive_frame(proto::Frame::kHello);
+        connection.send_frame(welcome());
+        proto::Frame many = one_region();
+        many.mutable_regions()->set_complete(false);
+        while (many.regions().added_size() < 8000) {
+          proto::Region& next = *many.mutable_regions()->add_added();
+          next = many.regions().added(0);
+        }
+        uint64_t id = 1000;
+        for (int i = 0; i < 8; ++i) {
+          for (proto::Region& region : *many.mutable_regions()->mutable_added()) region.set_id(++id);
+          many.mutable_regions()->set_complete(i == 7);
+          many.mutable_regions()->set_reset(i == 0);
+          connection.send_frame(many);
+        }
+        std::string burst;
+        for (int i = 0; i < 1000; ++i) {
+          proto::Frame change = one_region();
+          change.mutable_regions()->mutable_added(0)->set_id(++id);
+          change.mutable_regions()->add_removed(id - 1);
+          change.mutable_regions()->set_reset(false);
+          burst += RawConnection::encode(change);
+        }
+        while (!leave.load() && connection.send(burst)) ++changes;
+      },
+      hang_up);
+  static_cast<void>(ask(stage, Operation::read, seconds(2)));
+  const Bystanders::Service service =
+      honest_.service_during([&] { EXPECT_TRUE(eventually([&] { return changes > 3; })); });
+  service.print("regions that change all the time");
+  leave.store(true);
+  EXPECT_LT(service.p99, Bystanders::kUsual);
+  EXPECT_LT(service.longest, Bystanders::kBearable);
 }
 
 TEST_F(LyingOwner, ASessionThatDiesBehindTheWelcome) {
