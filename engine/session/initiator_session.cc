@@ -113,6 +113,8 @@ void InitiatorSession::on_frame(const proto::Frame& frame) {
     return finish(Error{code_from_wire(frame.refusal().code()), "refused by the peer", frame.refusal().message()});
   if (frame.body_case() == proto::Frame::kWelcome) return on_welcome(frame);
   if (state_ == State::greeting) return end(Error{ErrorCode::protocol, "the peer's first frame is no welcome"});
+  if (frame.body_case() != proto::Frame::kRegions) apply_regions();  // what it says may be about them
+  if (state_ == State::over) return;
   switch (frame.body_case()) {
     case proto::Frame::kRegions:
       return on_regions(frame);
@@ -291,12 +293,10 @@ void InitiatorSession::tell_regions_known(uint64_t version) {
 
 void InitiatorSession::on_heartbeat(const proto::Frame& frame) {
   auto entry = syncs_.extract(frame.heartbeat_echo().number());
-  if (entry.empty()) {
+  if (entry.empty())
     round_trip_ = context_.loop.now() - last_beat_;
-    return;
-  }
-  apply_regions();
-  if (state_ != State::over) entry.mapped()();
+  else
+    entry.mapped()();
 }
 
 void InitiatorSession::sync(Task synced) {

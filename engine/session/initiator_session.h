@@ -134,7 +134,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   std::vector<RegionId> removed_;
   bool reset_ = false;
   // What whole deltas have changed since `regions_` was made. A new table takes time in the size of the table, however
-  // short the delta (I6): it is made once for all that came in one go, and for who waits for it.
+  // short the delta (I6): it is made once for all that came in one go, and before any other frame is looked at.
   struct Changes {
     std::map<RegionId, RegionInfo> added;
     std::vector<RegionId> removed;
