@@ -251,6 +251,78 @@ def test_registration_has_mooncakes_numbers(make_engine: MakeEngine) -> None:
     assert engine.register_memory(base, 16384) == 0
 
 
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: np.array(x, np.uint64)], ids=str)
+def test_a_batch_is_registered_and_unregistered_whole(make_engine: MakeEngine, kind: Callable[..., Any]) -> None:
+    engine, peer = make_engine(), make_engine()
+    memory, theirs = np.arange(8 * 4096, dtype=np.uint8), np.zeros(8 * 4096, np.uint8)
+    base, far = memory.ctypes.data, theirs.ctypes.data
+    pages = kind([base + page * 4096 for page in (6, 0, 4, 2)])
+    assert engine.batch_register_memory(pages, kind([4096] * 4)) == 0, engine.last_error()
+    assert peer.register_memory(far, theirs.nbytes) == 0
+    assert json.loads(engine.describe())["regions"] == 4
+    target = f"127.0.0.1:{peer.get_rpc_port()}"
+    for page in range(8):
+        status = engine.transfer_sync_write(target, base + page * 4096, far + page * 4096, 4096)
+        assert status == (0 if page % 2 == 0 else -1), page
+    assert all((theirs == memory).reshape(8, 4096)[page].all() for page in (0, 2, 4, 6))
+    assert engine.batch_unregister_memory(pages) == 0
+    assert json.loads(engine.describe())["regions"] == 0
+    assert engine.batch_unregister_memory(pages) == -3
+    assert engine.batch_register_memory([], []) == 0
+
+
+@pytest.mark.parametrize(
+    ("second", "length", "status"),
+    [(4096, 0, -1), (0, 4096, -7), (-1, 4096, -1), (4096, 2**64, -1)],
+    ids=["empty", "overlap", "negative", "too long"],
+)
+def test_nothing_of_a_batch_stays_when_one_in_its_middle_is_refused(
+    make_engine: MakeEngine, second: int, length: int, status: int
+) -> None:
+    engine = make_engine()
+    memory = np.zeros(4 * 4096, np.uint8)
+    base = memory.ctypes.data
+    wrong = base + second if second >= 0 else second
+    assert engine.batch_register_memory([base, wrong, base + 8192], [4096, length, 4096]) == status
+    assert json.loads(engine.describe())["regions"] == 0
+    assert engine.unregister_memory(base) == -3
+    assert engine.batch_register_memory([base, base + 4096, base + 8192], [4096] * 3) == 0, "nor is anything in its way"
+
+
+def test_a_batch_is_registered_while_other_threads_run() -> None:
+    """Were the interpreter's lock kept, the thread that counts would stand still in every one of the calls."""
+    program = """
+import kvferry, mmap, sys, threading, time
+from kvferry._core import unregister_regions
+sys.setswitchinterval(1000)  # a call that lets go of the lock lets the other thread run, and nothing else does
+PAGES = 4096
+memory = mmap.mmap(-1, PAGES * 4096)
+ended, turns = [], []
+def count():
+    while not ended:
+        turns.append(1)
+        time.sleep(0)  # pause of a wait
+with kvferry.Engine() as engine:
+    with engine.register(memory) as whole:
+        addresses = range(whole.address, whole.address + PAGES * 4096, 4096)
+    thread = threading.Thread(target=count)
+    thread.start()
+    registering = unregistering = False
+    deadline = time.monotonic() + 30
+    while not (registering and unregistering) and time.monotonic() < deadline:
+        before = len(turns)
+        regions = engine.register_addresses(addresses, [4096] * PAGES)
+        registering = registering or len(turns) > before
+        before = len(turns)
+        unregister_regions(regions)
+        unregistering = unregistering or len(turns) > before
+    ended.append(True)
+    thread.join()
+print(registering, unregistering)
+"""
+    assert run(program).stdout.split() == ["True", "True"]
+
+
 def test_managed_buffers_hold_bytes(make_engine: MakeEngine) -> None:
     engine = make_engine()
     address = engine.allocate_managed_buffer(8192)

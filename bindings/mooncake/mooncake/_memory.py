@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_right
 
 import kvferry
+from kvferry._core import unregister_regions
 from kvferry.types import Integers
 from mooncake._failures import UNKNOWN_REGION, Refused
 
@@ -18,25 +19,21 @@ class RegisteredMemory:
         self._regions: dict[int, kvferry.Region] = {}
 
     def register(self, engine: kvferry.Engine, addresses: Integers, lengths: Integers) -> None:
-        if len(addresses) != len(lengths):
-            raise Refused("addresses and capacities are not equally many")
-        # Those that were registered before one is refused are unregistered when the dictionary goes.
-        regions = {
-            int(address): engine.register_address(int(address), int(length), readable=True, writable=True)
-            for address, length in zip(addresses, lengths, strict=True)
-        }
+        """All or none."""
+        regions = engine.register_addresses(addresses, lengths, readable=True, writable=True)
         with self._lock:
-            self._regions.update(regions)
+            self._regions.update((region.address, region) for region in regions)
 
     def unregister(self, addresses: Integers) -> None:
-        unknown = []
-        for address in map(int, addresses):
-            with self._lock:
+        regions, unknown = [], []
+        with self._lock:
+            for address in map(int, addresses):
                 region = self._regions.pop(address, None)
-            if region is None:
-                unknown.append(hex(address))
-            else:
-                region.unregister()
+                if region is None:
+                    unknown.append(hex(address))
+                else:
+                    regions.append(region)
+        unregister_regions(regions)
         if unknown:
             raise Refused(f"no memory is registered at {', '.join(unknown)}", UNKNOWN_REGION)
 

@@ -1,5 +1,8 @@
 #include "bindings/python/core/addresses.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace kvferry::python {
 namespace {
 
@@ -54,6 +57,25 @@ Outcome transfer_addresses(Engine& engine, const AddressTransfer& transfer, Dura
 Result<Transfer> submit_addresses(Engine& engine, const AddressTransfer& transfer, Duration connect_timeout) {
   KVF_ASSIGN_OR_RETURN(TransferRequest request, to_request(transfer, connect_timeout));
   return engine.submit(std::move(request));
+}
+
+// Runs of one kind go in one call each, which is one announcement to the peers. Regions that are here when a later one
+// is refused are unregistered as they go.
+Result<std::vector<Region>> register_addresses(Engine& engine, const std::vector<uint64_t>& addresses,
+                                               const std::vector<uint64_t>& lengths, uint32_t permissions) {
+  if (addresses.size() != lengths.size())
+    return Error{ErrorCode::invalid_argument, "addresses and lengths are not equally many"};
+  std::vector<Region> regions;
+  regions.reserve(addresses.size());
+  const auto base = [&](size_t i) { return reinterpret_cast<void*>(addresses[i]); };
+  for (size_t i = 0; i < addresses.size();) {
+    const MemoryKind kind = engine.kind_of(base(i));
+    std::vector<std::pair<void*, uint64_t>> run;
+    for (; i < addresses.size() && engine.kind_of(base(i)) == kind; ++i) run.emplace_back(base(i), lengths[i]);
+    KVF_ASSIGN_OR_RETURN(std::vector<Region> added, engine.register_memory(run, kind, permissions));
+    std::move(added.begin(), added.end(), std::back_inserter(regions));
+  }
+  return regions;
 }
 
 }  // namespace kvferry::python

@@ -25,4 +25,8 @@ struct AddressTransfer {
 Outcome transfer_addresses(Engine& engine, const AddressTransfer& transfer, Duration connect_timeout);
 Result<Transfer> submit_addresses(Engine& engine, const AddressTransfer& transfer, Duration connect_timeout);
 
+// Registers `lengths[i]` bytes at each of `addresses`, of whatever memory kind lies there: all or none. Without Python.
+Result<std::vector<Region>> register_addresses(Engine& engine, const std::vector<uint64_t>& addresses,
+                                               const std::vector<uint64_t>& lengths, uint32_t permissions);
+
 }  // namespace kvferry::python

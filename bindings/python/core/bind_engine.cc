@@ -158,8 +158,24 @@ void bind_memory(nb::class_<PyEngine>& engine) {
           },
           "address"_a, "length"_a, "readable"_a = false, "writable"_a = false,
           "As register(), for memory of the host or of a GPU that the caller keeps alive and in place until the region "
-          "is "
-          "unregistered.");
+          "is unregistered.")
+      .def(
+          "register_addresses",
+          [](const PyEngine& self, nb::handle addresses, nb::handle lengths, bool readable, bool writable) {
+            const auto at = integers(addresses, "addresses");
+            const auto bytes = integers(lengths, "lengths");
+            const auto used = self.get();
+            auto regions = take(
+                without_gil([&] { return register_addresses(*used, at, bytes, to_permissions(readable, writable)); }));
+            nb::list out;
+            for (Region& region : regions)
+              out.append(nb::cast(new PyRegion(std::move(region), Memory()), nb::rv_policy::take_ownership));
+            return out;
+          },
+          "addresses"_a, "lengths"_a, "readable"_a = false, "writable"_a = false,
+          nb::sig("def register_addresses(self, addresses: kvferry.types.Integers, lengths: kvferry.types.Integers, "
+                  "readable: bool = False, writable: bool = False) -> list[Region]"),
+          "register_address() of many, in their order: all or none.");
 }
 
 void bind_transfers(nb::class_<PyEngine>& engine) {

@@ -96,6 +96,21 @@ void bind_regions(nb::module_& module) {
       .def("__repr__", [](const RegionInfo& self) { return describe_region("RemoteRegion", self); });
 }
 
+void bind_unregister_regions(nb::module_& module) {
+  module.def(
+      "unregister_regions",
+      [](nb::handle given, double patience) {
+        const nb::tuple held(nb::borrow(given));  // whoever has the list may change it meanwhile
+        std::vector<PyRegion*> regions;
+        for (const nb::handle region : held) regions.push_back(&nb::cast<PyRegion&>(region));
+        PyRegion::unregister_all(regions, patience);
+      },
+      "regions"_a, "patience"_a = 3.0,
+      nb::sig("def unregister_regions(regions: collections.abc.Iterable[Region], patience: float = 3.0) -> None"),
+      "Region.unregister() of each; `patience` is for them together. Those that can be are unregistered even when "
+      "others cannot; what the first of these failed with is raised.");
+}
+
 void bind_peer(nb::module_& module) {
   nb::class_<PeerRef>(module, "Peer", "Another engine, by its address. Sessions come and go behind it.")
       .def_prop_ro("address", &PeerRef::address)
@@ -154,6 +169,7 @@ void bind_transfer(nb::module_& module) {
 void bind_handles(nb::module_& module) {
   bind_outcome(module);
   bind_regions(module);
+  bind_unregister_regions(module);
   bind_peer(module);
   bind_transfer(module);
 }

@@ -1,8 +1,9 @@
 #include "bindings/python/core/objects.h"
 
-#include <cmath>
+#include <algorithm>
 
 #include "bindings/python/core/errors.h"
+#include "common/clock.h"
 
 namespace nb = nanobind;
 
@@ -24,19 +25,33 @@ void PyEngine::close() {
   without_gil([&] { last.reset(); });
 }
 
-Status PyRegion::try_unregister(Duration patience) {
-  Status status = without_gil([&] { return region_.unregister(patience); });
-  if (!status.ok() && status.error().code == ErrorCode::not_quiet) memory_.owner.release();
-  return status;
+void PyRegion::settle(const Status& status) {
+  if (status.ok())
+    memory_.owner.reset();
+  else if (status.error().code == ErrorCode::not_quiet)
+    memory_.owner.release();
 }
 
 PyRegion::~PyRegion() {
-  [[maybe_unused]] const Status ignored = try_unregister(std::chrono::seconds(3));
+  settle(without_gil([&] { return region_.unregister(std::chrono::seconds(3)); }));
 }
 
 void PyRegion::unregister(double patience) {
-  check(try_unregister(to_duration(patience)));
-  memory_.owner.reset();
+  unregister_all({this}, patience);
+}
+
+void PyRegion::unregister_all(const std::vector<PyRegion*>& regions, double patience) {
+  const SystemClock clock;
+  const TimePoint deadline = clock.now() + to_duration(patience);
+  const auto statuses = without_gil([&] {
+    std::vector<Status> out;
+    out.reserve(regions.size());
+    for (PyRegion* region : regions)
+      out.push_back(region->region_.unregister(std::max(deadline - clock.now(), Duration(0))));
+    return out;
+  });
+  for (size_t i = 0; i < regions.size(); ++i) regions[i]->settle(statuses[i]);
+  for (const Status& status : statuses) check(status);
 }
 
 CompletionQueue::CompletionQueue() : state_(std::make_shared<State>(python::take(EventFd::create()))) {}

@@ -58,9 +58,12 @@ class PyRegion {
 
   const RegionInfo& info() const { return region_.info(); }
   void unregister(double patience);
+  // All of them, in one go without the GIL; `patience` is for them together. Raises what the first that failed did.
+  static void unregister_all(const std::vector<PyRegion*>& regions, double patience);
 
  private:
-  Status try_unregister(Duration patience);
+  // With the GIL: what became of the region decides over its memory.
+  void settle(const Status& status);
   Region region_;
   Memory memory_;
 };
