@@ -45,6 +45,22 @@ void add_fabric_settings(const Environment& environment, std::vector<FabricSetti
   }
 }
 
+Status check_names(const std::vector<std::string>& fabrics, bool has_loopback) {
+  const auto is_one_of = [](const std::string& name, const std::vector<std::string>& names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  for (const std::string& name : fabrics) {
+    if (name == "loopback" ? has_loopback : is_builtin_fabric(name) || name == kRdma) continue;
+    if (name == "loopback" || !is_one_of(name, known_plugins()))
+      return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; there are local, tcp, rdma, ucx, ofi"};
+    if (is_one_of(std::string(kRdma), fabrics))
+      return Error{ErrorCode::invalid_argument, "fabric \"rdma\" stands for ucx or ofi: name it, or these"};
+  }
+  if (std::count(fabrics.begin(), fabrics.end(), kRdma) > 1)
+    return Error{ErrorCode::invalid_argument, "fabric \"rdma\" is named twice"};
+  return {};
+}
+
 Status check_rails(const std::vector<std::string>& hosts) {
   if (hosts.size() > kMaxRails)
     return Error{ErrorCode::invalid_argument,
@@ -140,13 +156,8 @@ Status EngineConfig::validate() const {
                      "a loopback address, or set KVFERRY_ALLOW_OPEN=1 (EngineConfig::allow_open) if the network is "
                      "trusted"};
   if (fabrics.empty())
-    return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp, ucx, ofi"};
-  const auto& plugins = known_plugins();
-  for (const std::string& name : fabrics)
-    if (name == "loopback"
-            ? !loopback
-            : !is_builtin_fabric(name) && std::find(plugins.begin(), plugins.end(), name) == plugins.end())
-      return Error{ErrorCode::unsupported, "unknown fabric \"" + name + "\"; there are local, tcp, ucx, ofi"};
+    return Error{ErrorCode::invalid_argument, "no fabric is named; choose from local, tcp, rdma, ucx, ofi"};
+  KVF_RETURN_IF_ERROR(check_names(fabrics, loopback != nullptr));
   KVF_RETURN_IF_ERROR(check_rails(rdma_hosts));
   if (strict && std::find(fabrics.begin(), fabrics.end(), "tcp") == fabrics.end())
     return Error{ErrorCode::unsupported, "a strict engine uses the fabric tcp alone: name it"};

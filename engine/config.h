@@ -51,6 +51,14 @@ struct AuthConfig {
   Status validate() const;
 };
 
+// What becomes of an engine that is to use RDMA ("rdma" among its fabrics) where that cannot be had. With no other
+// fabric it is refused in any case.
+enum class WithoutRdma : uint8_t {
+  refuse,
+  warn,   // uses the others; one line of the log
+  quiet,  // likewise, and describe() alone tells
+};
+
 // One setting of the library that a plug-in's fabric is made of, by that library's name for it: {"ucx", "TLS", "rc"}.
 struct FabricSetting {
   std::string fabric;
@@ -70,13 +78,15 @@ struct EngineConfig {
   // Regions are private whatever is asked for, and only parcels' tickets open them, over fabrics on which this engine
   // moves the bytes itself: tcp alone.
   bool strict = false;
-  // Fabrics that may be used, best first. A name that this build or machine does not have is an error.
+  // Fabrics that may be used, best first. A name that this build or machine does not have is an error. "rdma" stands
+  // for the first plug-in that works by an RDMA device of this machine (ucx, ofi), and may come to nothing.
   std::vector<std::string> fabrics = {"local", "tcp"};
+  WithoutRdma without_rdma = WithoutRdma::warn;
   // Where the plug-ins of further fabrics lie; empty: beside the library, or in the folder lib beside its own.
   std::string plugin_folder;
   std::vector<FabricSetting> fabric_settings;
   // Numeric hosts on which the fabrics of plug-ins listen: an address of each RDMA device that is to be used, in the
-  // same order on all machines. Empty: the host of `listen`.
+  // same order on all machines. Empty: the host of `listen`; for "rdma" an address of a device where that has none.
   std::vector<std::string> rdma_hosts;
 
   Duration default_timeout = std::chrono::seconds(30);  // of a transfer that sets no deadline
@@ -110,6 +120,8 @@ struct EngineConfig {
 
   // For tests: lets the fabric "loopback" be named, between the engines of one process that hold the same hub.
   std::shared_ptr<loopback::Hub> loopback;
+  // For tests: where the kernel tells of RDMA devices.
+  std::string sys = "/sys";
 
   std::shared_ptr<Logger> logger;  // null: warnings on standard error
 
@@ -119,6 +131,7 @@ struct EngineConfig {
 };
 
 constexpr size_t kMaxRails = 8;
+constexpr std::string_view kRdma = "rdma";  // among the fabrics
 
 // Those that are in every build; the others come as plug-ins (engine/fabric/plugin/).
 bool is_builtin_fabric(std::string_view name);

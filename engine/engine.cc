@@ -126,7 +126,8 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
 
 Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
   KVF_RETURN_IF_ERROR(config.validate());
-  if (config.strict) config.fabrics = {"tcp"};  // process_vm_readv and RDMA devices reach what is registered, all of it
+  if (config.strict)  // process_vm_readv and RDMA devices reach what is registered, all of it
+    std::erase_if(config.fabrics, [](const std::string& name) { return name != "tcp" && name != kRdma; });
   auto state = std::make_shared<EngineState>();
   EngineState& s = *state;
   s.config = std::move(config);
@@ -161,7 +162,7 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
   s.core = std::make_unique<EngineCore>(
       EngineCore::Parts{*s.loop, s.outer_network(), s.random, *s.clock, *s.words, *s.registry, *s.hub, *s.notifications,
                         s.copier.get(), [raw](Task task) { raw->driver->post(std::move(task)); }, s.metrics,
-                        s.config.logger, this_host(), s.open_nodes()},
+                        s.config.logger, this_host(), s.open_nodes(), s.rdma},
       s.config);
   s.parcel_events = std::make_unique<ParcelEvents>(*s.hub);
   s.parcel_owner = std::make_unique<ParcelOwner>(

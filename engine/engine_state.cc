@@ -1,6 +1,13 @@
 #include "engine/engine_state.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "common/text.h"
 #include "engine/memory/cuda/cuda_memory.h"
+#include "engine/rdma_choice.h"
 
 namespace kvferry::detail {
 
@@ -32,24 +39,66 @@ Status EngineState::usable() const {
   return {};
 }
 
+Status EngineState::open_plugin(const std::string& name, const std::vector<std::string>& hosts, bool by_device) {
+  KVF_ASSIGN_OR_RETURN(auto library, plugin::Library::load(name, config.plugin_folder));
+  std::vector<std::unique_ptr<plugin::Node>> rails;
+  for (const std::string& host : hosts) {
+    KVF_ASSIGN_OR_RETURN(auto node,
+                         plugin::Node::open(*loop, library, config.fabric_settings, host, rails.size(), random.next()));
+    if (!node->enforces_keys() && config.auth.mode != AuthMode::open)
+      return Error{ErrorCode::permission_denied,
+                   "fabric \"" + name + "\" would move bytes by transports that check no keys (" + node->describe() +
+                       "): whoever reaches its port could read and write this process's memory. Auth mode " +
+                       std::string(to_string(config.auth.mode)) + " does not allow that"};
+    if (!node->enforces_keys() && by_device)
+      return Error{ErrorCode::unsupported, "it would use no device: " + node->describe()};
+    rails.push_back(std::move(node));
+  }
+  for (auto& node : rails) {
+    registry->add_mapper(node.get());
+    nodes.push_back(std::move(node));
+  }
+  return {};
+}
+
+Status EngineState::open_rdma() {
+  const auto wish = std::find(config.fabrics.begin(), config.fabrics.end(), kRdma);
+  const auto place = choose_rdma_hosts(config, find_rdma_devices(config.sys), interface_addresses());
+  std::string why = place ? place->why : place.error().message;
+  if (place) {
+    for (const std::string& name : known_plugins()) {
+      const Status opened = open_plugin(name, place->hosts, true);
+      if (opened.ok()) {
+        *wish = name;
+        rdma = fmt::format(R"({{"fabric":{},"why":{}}})", json_quote(name), json_quote(why));
+        return {};
+      }
+      why += fmt::format("; {}: {}", name, opened.error().to_string());
+    }
+  }
+  config.fabrics.erase(wish);
+  rdma = fmt::format(R"({{"fabric":null,"why":{}}})", json_quote(why));
+  if (config.fabrics.empty() || config.without_rdma == WithoutRdma::refuse)
+    return Error{ErrorCode::unsupported,
+                 "RDMA cannot be had here (without it: protocol tcp or auto, fabrics local, tcp)", why};
+  const std::string line = fmt::format("RDMA cannot be had: {}: using {}", why, fmt::join(config.fabrics, ", "));
+  if (config.without_rdma == WithoutRdma::warn)
+    config.logger->warning("{}", line);
+  else
+    config.logger->info("{}", line);
+  return {};
+}
+
 Status EngineState::open_plugins() {
   KVF_ASSIGN_OR_RETURN(const Address listen, parse_address(config.listen, false));
   const std::vector<std::string> hosts =
       config.rdma_hosts.empty() ? std::vector<std::string>{listen.host} : config.rdma_hosts;
-  for (const std::string& name : config.fabrics) {
-    if (is_builtin_fabric(name)) continue;
-    KVF_ASSIGN_OR_RETURN(auto library, plugin::Library::load(name, config.plugin_folder));
-    for (size_t rail = 0; rail < hosts.size(); ++rail) {
-      KVF_ASSIGN_OR_RETURN(
-          auto node, plugin::Node::open(*loop, library, config.fabric_settings, hosts[rail], rail, random.next()));
-      if (!node->enforces_keys() && config.auth.mode != AuthMode::open)
-        return Error{ErrorCode::permission_denied,
-                     "fabric \"" + name + "\" would move bytes by transports that check no keys (" + node->describe() +
-                         "): whoever reaches its port could read and write this process's memory. Auth mode " +
-                         std::string(to_string(config.auth.mode)) + " does not allow that"};
-      registry->add_mapper(node.get());
-      nodes.push_back(std::move(node));
-    }
+  const std::vector<std::string> names = config.fabrics;  // open_rdma() changes them
+  for (const std::string& name : names) {
+    if (name == kRdma)
+      KVF_RETURN_IF_ERROR(open_rdma());
+    else if (!is_builtin_fabric(name))
+      KVF_RETURN_IF_ERROR(open_plugin(name, hosts, false));
   }
   return {};
 }

@@ -32,6 +32,7 @@ struct EngineState {
   std::unique_ptr<Registry> registry;
   std::unique_ptr<EpollLoop> loop;
   std::vector<std::unique_ptr<plugin::Node>> nodes;  // of the fabrics of plug-ins
+  std::string rdma;                                  // JSON: what "rdma" has come to; empty: it was not named
   std::unique_ptr<SocketNetwork> network;
   std::unique_ptr<Credentials> credentials;       // null in mode open
   std::unique_ptr<SecureNetwork> secure_network;  // likewise
@@ -60,8 +61,12 @@ struct EngineState {
   Status usable() const;
   void announce();
   Status unregister(RegionId id, Duration patience);
-  // Loads and opens the fabrics of plug-ins that the config names. REQUIRES: the registry and the loop are there.
+  // Loads and opens the fabrics of plug-ins that the config names, and says in it which one "rdma" has come to.
+  // REQUIRES: the registry and the loop are there.
   Status open_plugins();
+  Status open_rdma();
+  // Either all rails of it, one at each host, or none. `by_device`: it must be a device that moves the bytes.
+  Status open_plugin(const std::string& name, const std::vector<std::string>& hosts, bool by_device);
   std::vector<plugin::Node*> open_nodes() const;
 };
 

@@ -82,7 +82,10 @@ std::string limits() {
 
 // An engine with that fabric alone, on a port of its own.
 std::string fabric_line(const std::string& name, EngineConfig config) {
-  const bool used = std::find(config.fabrics.begin(), config.fabrics.end(), name) != config.fabrics.end();
+  const auto names = [&](std::string_view one) {
+    return std::find(config.fabrics.begin(), config.fabrics.end(), one) != config.fabrics.end();
+  };
+  const bool used = names(name) || (names(kRdma) && !is_builtin_fabric(name));
   const char* wish = used ? "named by KVFERRY_FABRICS or its default" : "not named by KVFERRY_FABRICS: never used";
   config.fabrics = {name};
   const auto engine = Engine::create(std::move(config));

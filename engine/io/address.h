@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/result.h"
 
@@ -30,6 +31,14 @@ struct SocketAddress {
 };
 Result<SocketAddress> to_socket_address(const Address& address);
 Address from_socket_address(const sockaddr_storage& storage);
+
+// An address of this machine.
+struct InterfaceAddress {
+  std::string interface;
+  std::string host;
+};
+// Those that need no interface's name to be used: none that are link-local.
+std::vector<InterfaceAddress> interface_addresses();
 
 // "host:port" without the port.
 std::string host_of(const std::string& address);

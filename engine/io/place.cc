@@ -37,7 +37,42 @@ Place place_of(const fs::path& device) {
   return place;
 }
 
+std::vector<fs::path> entries(const fs::path& folder) {
+  std::vector<fs::path> out;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) out.push_back(entry.path());
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+std::string line_in(const fs::path& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
 }  // namespace
+
+// By the interfaces of its ports' addresses (RoCE, with what stands on them, and Soft-RoCE's), and by those that the
+// same hardware has (IPoIB).
+std::vector<RdmaDevice> find_rdma_devices(const std::string& sys) {
+  std::vector<RdmaDevice> out;
+  for (const fs::path& folder : entries(fs::path(sys) / "class/infiniband")) {
+    RdmaDevice& device = out.emplace_back(RdmaDevice{folder.filename().string(), false, {}});
+    const auto add = [&](const std::string& name) {
+      const auto known = std::find(device.interfaces.begin(), device.interfaces.end(), name);
+      if (!name.empty() && known == device.interfaces.end()) device.interfaces.push_back(name);
+    };
+    for (const fs::path& port : entries(folder / "ports")) {
+      if (line_in(port / "state").find("ACTIVE") == std::string::npos) continue;  // "4: ACTIVE"
+      device.active = true;
+      for (const fs::path& index : entries(port / "gid_attrs/ndevs")) add(line_in(index));
+    }
+    for (const fs::path& link : entries(folder / "device/net")) add(link.filename().string());
+  }
+  return out;
+}
 
 NetworkDevice find_network_device(const std::string& name, const std::string& sys) {
   NetworkDevice out{name, {}, 0};

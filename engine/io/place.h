@@ -18,6 +18,16 @@ struct NetworkDevice {
   double gigabits = 0;  // of its fastest port a second; 0: unknown
 };
 
+// One that may be there for RDMA.
+struct RdmaDevice {
+  std::string name;
+  bool active = false;                  // one port of it at least
+  std::vector<std::string> interfaces;  // of the network, whose addresses are its own
+};
+
+// Those under `sys`, by name.
+std::vector<RdmaDevice> find_rdma_devices(const std::string& sys = "/sys");
+
 // What the kernel tells of devices under `sys` (/sys). Unknown names are devices of which nothing is known.
 NetworkDevice find_network_device(const std::string& name, const std::string& sys = "/sys");
 // By its PCI address, "0000:3b:00.0".

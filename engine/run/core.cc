@@ -293,7 +293,7 @@ std::string EngineCore::describe_fabrics() const {
   out += "],\"plugins\":{";
   for (const plugin::Node* node : parts_.nodes)
     out += (node == parts_.nodes.front() ? "" : ",") + json_quote(node->fabric()) + ":" + json_quote(node->describe());
-  return out + "}";
+  return out + (parts_.rdma.empty() ? "}" : "},\"rdma\":" + parts_.rdma);
 }
 
 std::string EngineCore::describe() const {

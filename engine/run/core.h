@@ -54,6 +54,7 @@ class EngineCore {
     std::shared_ptr<Logger> logger;
     HostIdentity host;
     std::vector<plugin::Node*> nodes = {};  // of the fabrics of plug-ins, best first
+    std::string rdma = {};                  // JSON: what the wish for it has come to; empty: there was none
   };
   using TaskPtr = std::shared_ptr<TransferTask>;
   using PeerIndex = size_t;

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "engine/plan/rails.h"
+#include "engine/rdma_choice.h"
 
 namespace kvferry {
 namespace {
@@ -129,6 +130,78 @@ TEST_F(FakeSys, TellsOfDevices) {
   }
   EXPECT_EQ(numa_distances(root_.string()), kTwoSockets);
   EXPECT_TRUE(numa_distances("/nonexistent").empty());
+}
+
+TEST_F(FakeSys, TellsWhichRdmaDevicesAreActiveAndWhoseAddressesTheyHave) {
+  write(root_ / "class/infiniband/mlx5_0/ports/1/state", "4: ACTIVE\n");
+  write(root_ / "class/infiniband/mlx5_0/ports/1/gid_attrs/ndevs/0", "eth0\n");
+  write(root_ / "class/infiniband/mlx5_0/ports/1/gid_attrs/ndevs/1", "eth0.7\n");
+  write(root_ / "class/infiniband/mlx5_0/ports/1/gid_attrs/ndevs/2", "");
+  fs::create_directories(root_ / "class/infiniband/mlx5_0/device/net/eth0");
+  fs::create_directories(root_ / "class/infiniband/mlx5_0/device/net/ib0");
+  write(root_ / "class/infiniband/mlx4_0/ports/1/state", "1: DOWN\n");
+  write(root_ / "class/infiniband/mlx4_0/ports/1/gid_attrs/ndevs/0", "eth1\n");
+  const auto devices = find_rdma_devices(root_.string());
+  ASSERT_EQ(devices.size(), 2u);
+  EXPECT_EQ(devices[0].name, "mlx4_0");
+  EXPECT_FALSE(devices[0].active);
+  EXPECT_EQ(devices[1].name, "mlx5_0");
+  EXPECT_TRUE(devices[1].active);
+  EXPECT_EQ(devices[1].interfaces, (std::vector<std::string>{"eth0", "eth0.7", "ib0"}));
+  EXPECT_TRUE(find_rdma_devices("/nonexistent").empty());
+}
+
+// ---- where the fabrics of plug-ins listen when RDMA is asked for
+
+class RdmaHost : public ::testing::Test {
+ protected:
+  // The host, or what is missing.
+  std::string choose() const {
+    const auto chosen = choose_rdma_hosts(config_, devices_, addresses_);
+    return chosen ? ::testing::PrintToString(chosen->hosts) + " " + chosen->why : chosen.error().message;
+  }
+  EngineConfig config_;
+  std::vector<RdmaDevice> devices_ = {{"mlx4_0", false, {"eth1"}}, {"mlx5_0", true, {"eth0", "eth0.7"}}};
+  std::vector<InterfaceAddress> addresses_ = {
+      {"lo", "127.0.0.1"}, {"eth0", "fd00::1"}, {"eth1", "10.2.0.1"}, {"eth0", "10.0.0.1"}, {"eth0.7", "10.7.0.1"}};
+};
+
+TEST_F(RdmaHost, IsThatOfTheEngineWhereADeviceHasIt) {
+  config_.listen = "10.7.0.1:7100";
+  EXPECT_EQ(choose(), "{ \"10.7.0.1\" } mlx5_0 at 10.7.0.1, an address of eth0.7");
+}
+
+TEST_F(RdmaHost, IsElseAnAddressOfAnActiveDevice) {
+  for (const char* listen : {"0.0.0.0:0", "192.0.2.1:7100", "10.2.0.1:7100"}) {
+    config_.listen = listen;
+    EXPECT_EQ(choose(), "{ \"10.0.0.1\" } mlx5_0 at 10.0.0.1, an address of eth0") << listen;
+  }
+  config_.listen = "0.0.0.0:0";
+  addresses_.resize(2);
+  EXPECT_EQ(choose(), "{ \"fd00::1\" } mlx5_0 at fd00::1, an address of eth0");
+}
+
+TEST_F(RdmaHost, IsWhatTheUserSays) {
+  config_.rdma_hosts = {"10.9.0.1", "10.9.1.1"};
+  EXPECT_EQ(choose(), "{ \"10.9.0.1\", \"10.9.1.1\" } 10.9.0.1, 10.9.1.1 (KVFERRY_RDMA_HOST)");
+}
+
+TEST_F(RdmaHost, OpensNothingToOthersForAnEngineThatOnlyThisHostReaches) {
+  EXPECT_EQ(choose(),
+            "no other host reaches 127.0.0.1:0: set KVFERRY_LISTEN to an address of mlx5_0, or "
+            "KVFERRY_RDMA_HOST");
+}
+
+TEST_F(RdmaHost, SaysWhatIsMissing) {
+  config_.listen = "0.0.0.0:0";
+  addresses_.resize(1);
+  EXPECT_EQ(choose(), "no interface of mlx5_0 has an address: set KVFERRY_RDMA_HOST");
+  devices_.pop_back();
+  EXPECT_EQ(choose(), "no port of mlx4_0 is active");
+  devices_.clear();
+  EXPECT_EQ(choose(), "this machine has no RDMA device (/sys/class/infiniband)");
+  config_.strict = true;
+  EXPECT_EQ(choose(), "a strict engine uses the fabric tcp alone");
 }
 
 // What is there on any machine that does not forbid the question.

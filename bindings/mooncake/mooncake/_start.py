@@ -1,32 +1,22 @@
 """How initialize() gets its engine."""
 
+import json
 import os
 
 import kvferry
-from kvferry._core import choose_fabrics
 from mooncake._failures import LOGGER
 from mooncake._settings import Settings, listen_addresses
 
 
-def choose(protocol: str, settings: Settings) -> tuple[list[str] | None, dict[str, str]]:
-    """The fabrics (None where KVFERRY_FABRICS names them) and what describe() says of the choice."""
-    if settings.fabrics_named:
-        return None, {"asked": protocol, "fallback": "KVFERRY_FABRICS names the fabrics"}
-    fabrics, fallback = choose_fabrics(protocol, not settings.strict_protocol)
-    if not fallback:
-        return fabrics, {"asked": protocol}
-    LOGGER.warning("%s: using %s", fallback, ", ".join(fabrics))
-    return fabrics, {"asked": protocol, "fallback": fallback}
-
-
-def create_engine(settings: Settings, host: str, port: int, fabrics: list[str] | None) -> kvferry.Engine:
+def create_engine(settings: Settings, host: str, port: int, protocol: str) -> kvferry.Engine:
     """Open to whoever reaches it, as Mooncake's is."""
     refused: kvferry.Error | None = None
     for address in listen_addresses(settings, host, port):
         try:
             return kvferry.Engine(
                 address,
-                fabrics=fabrics,
+                protocol=protocol,
+                fall_back=not settings.strict_protocol,
                 allow_open=True,
                 engine_id=settings.engine_id or f"{host}/{os.getpid()}",
             )
@@ -37,3 +27,18 @@ def create_engine(settings: Settings, host: str, port: int, fabrics: list[str] |
             refused = error
     assert refused is not None
     raise refused
+
+
+def choice_of(engine: kvferry.Engine, protocol: str, settings: Settings) -> dict[str, str]:
+    """What describe() says of the protocol, and one line of the log where it is not what was asked for."""
+    if settings.fabrics_named:
+        return {"asked": protocol, "fallback": "KVFERRY_FABRICS names the fabrics"}
+    told = json.loads(engine.describe())
+    if "rdma" not in told:
+        return {"asked": protocol}
+    rdma = told["rdma"]
+    if rdma["fabric"] is not None:
+        return {"asked": protocol, "fabric": rdma["fabric"], "why": rdma["why"]}
+    if protocol != "auto":
+        LOGGER.warning("protocol %s: %s: using %s", protocol, rdma["why"], ", ".join(told["fabrics"]))
+    return {"asked": protocol, "fallback": rdma["why"]}

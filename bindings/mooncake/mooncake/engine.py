@@ -18,7 +18,7 @@ from mooncake._failures import FAILED, FAILURES, LOGGER, REGISTER_CODES, Refused
 from mooncake._memory import RegisteredMemory
 from mooncake._metadata import Handshake, Metadata, MetadataError, metadata_for
 from mooncake._settings import Settings, join_host, split_host
-from mooncake._start import choose, create_engine
+from mooncake._start import choice_of, create_engine
 
 SUPPORT_CUDA = False
 SUPPORT_EFA = False
@@ -112,14 +112,14 @@ class TransferEngine(Reporter):
                 LOGGER.setLevel(settings.log_level)
             metadata = metadata_for(metadata_server, metadata_type)
             host, port = split_host(local_hostname)
-            fabrics, self._choice = choose(protocol, settings)
             # Under P2PHANDSHAKE the port of the name has never meant anything.
             wanted = 0 if isinstance(metadata, Handshake) else port
-            engine = create_engine(settings, host, wanted, fabrics)
+            engine = create_engine(settings, host, wanted, protocol)
             own_port = engine.address.rpartition(":")[2]
             metadata.publish(local_hostname, join_host(host, int(own_port)))
             self._engine, self._metadata, self._timeout = engine, metadata, settings.timeout
             self._name = local_hostname
+            self._choice = choice_of(engine, protocol, settings)
 
         return self._status("initialize", start)
 

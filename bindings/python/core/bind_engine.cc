@@ -21,7 +21,7 @@ using Texts = std::optional<std::vector<std::string>>;
 
 // The environment first, then what the caller says.
 EngineConfig make_config(std::optional<std::string> listen, std::optional<std::string> engine_id, const Texts& fabrics,
-                         std::optional<std::string> protocol, std::optional<double> timeout,
+                         std::optional<std::string> protocol, bool fall_back, std::optional<double> timeout,
                          std::optional<bool> allow_open, std::optional<std::string> log) {
   const Environment environment = Environment::of_process();
   EngineConfig config = take(EngineConfig::from_environment(environment));
@@ -32,7 +32,7 @@ EngineConfig make_config(std::optional<std::string> listen, std::optional<std::s
   if (fabrics)
     config.fabrics = *fabrics;
   else if (protocol && !environment.get("KVFERRY_FABRICS"))
-    config.fabrics = take(choose_fabrics(*protocol, false)).fabrics;
+    check(apply_protocol(*protocol, fall_back, config));
   if (log) config.logger = make_stderr_logger(take(parse_log_level(*log)), "kvferry");
   return config;
 }
@@ -290,17 +290,20 @@ void bind_engine(nb::module_& module) {
   nb::class_<PyEngine> engine(module, "Engine", nb::is_weak_referenceable(),
                               "A transfer engine: regions of this process, sessions with peers. Thread-safe. What is "
                               "not given comes from the environment (KVFERRY_LISTEN and the others), then from the "
-                              "defaults. `protocol` is tcp, auto, rdma or efa; `fabrics` names fabrics themselves.");
+                              "defaults. `protocol` is tcp, auto, rdma or efa (KVFERRY_FABRICS goes before it); with "
+                              "`fall_back`, what there is serves one that cannot be had, and describe() says why. "
+                              "`fabrics` names fabrics themselves.");
   engine.def(
       "__init__",
       [](PyEngine* self, std::optional<std::string> listen, std::optional<std::string> engine_id, const Texts& fabrics,
-         std::optional<std::string> protocol, std::optional<double> timeout, std::optional<bool> allow_open,
-         std::optional<std::string> log) {
-        new (self) PyEngine(make_config(std::move(listen), std::move(engine_id), fabrics, std::move(protocol), timeout,
-                                        allow_open, std::move(log)));
+         std::optional<std::string> protocol, bool fall_back, std::optional<double> timeout,
+         std::optional<bool> allow_open, std::optional<std::string> log) {
+        new (self) PyEngine(make_config(std::move(listen), std::move(engine_id), fabrics, std::move(protocol),
+                                        fall_back, timeout, allow_open, std::move(log)));
       },
       "listen"_a = nb::none(), nb::kw_only(), "engine_id"_a = nb::none(), "fabrics"_a = nb::none(),
-      "protocol"_a = nb::none(), "timeout"_a = nb::none(), "allow_open"_a = nb::none(), "log"_a = nb::none());
+      "protocol"_a = nb::none(), "fall_back"_a = false, "timeout"_a = nb::none(), "allow_open"_a = nb::none(),
+      "log"_a = nb::none());
   bind_memory(engine);
   bind_transfers(engine);
   bind_address_transfers(engine);

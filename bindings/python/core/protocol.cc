@@ -1,17 +1,19 @@
 #include "bindings/python/core/protocol.h"
 
+#include <string>
+
 namespace kvferry::python {
 
-Result<FabricChoice> choose_fabrics(std::string_view protocol, bool may_fall_back) {
-  FabricChoice choice{{"local", "tcp"}, {}};
-  if (protocol == "tcp" || protocol == "auto") return choice;
-  if (protocol != "rdma" && protocol != "efa")
+Status apply_protocol(std::string_view protocol, bool may_fall_back, EngineConfig& config) {
+  if (protocol != "tcp" && protocol != "auto" && protocol != "rdma" && protocol != "efa")
     return Error{ErrorCode::invalid_argument,
                  "unknown protocol \"" + std::string(protocol) + "\"; choose from tcp, auto, rdma, efa"};
-  choice.fallback =
-      "protocol " + std::string(protocol) + " takes a fabric for RDMA only where KVFERRY_FABRICS names one (ucx, ofi)";
-  if (may_fall_back) return choice;
-  return Error{ErrorCode::unsupported, choice.fallback + "; choose tcp or auto (fabrics local, tcp)"};
+  config.fabrics = {"local", "tcp"};
+  // Payload over RDMA is not encrypted and its devices know nobody: who set keys up is asked before it is used.
+  if (protocol == "tcp" || (protocol == "auto" && config.auth.mode != AuthMode::open)) return {};
+  config.fabrics.insert(config.fabrics.begin(), std::string(kRdma));
+  config.without_rdma = protocol == "auto" || may_fall_back ? WithoutRdma::quiet : WithoutRdma::refuse;
+  return {};
 }
 
 }  // namespace kvferry::python
