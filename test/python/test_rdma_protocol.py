@@ -58,7 +58,7 @@ def told(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_a_device_and_a_plugin_are_used(classes: Path, protocol: str) -> None:
     ran = run(classes, MOONCAKE, protocol, KVFERRY_PLUGINS=str(NULL_FABRIC))
     why = "rdma0 at 127.0.0.1, an address of lo"
-    assert told(ran)["fabrics"] == ["ucx", "local", "tcp"]
+    assert told(ran)["fabrics"] == ["local", "ucx", "tcp"]
     assert told(ran)["protocol"] == {"asked": protocol, "fabric": "ucx", "why": why}
     assert ran.stderr == ""
     ran = run(classes, KVFERRY, protocol, KVFERRY_PLUGINS=str(NULL_FABRIC))
@@ -76,7 +76,7 @@ def test_keys_keep_auto_from_what_is_not_encrypted(classes: Path, tmp_path: Path
     secret.chmod(0o600)
     settings = {"KVFERRY_PLUGINS": str(NULL_FABRIC), "KVFERRY_PSK_FILE": str(secret)}
     assert told(run(classes, MOONCAKE, "auto", **settings))["fabrics"] == ["local", "tcp"]
-    assert told(run(classes, MOONCAKE, "rdma", **settings))["fabrics"] == ["ucx", "local", "tcp"]
+    assert told(run(classes, MOONCAKE, "rdma", **settings))["fabrics"] == ["local", "ucx", "tcp"]
 
 
 def test_a_plugin_that_would_use_no_device_is_passed_over_with_one_line(classes: Path) -> None:

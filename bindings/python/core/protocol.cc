@@ -11,7 +11,7 @@ Status apply_protocol(std::string_view protocol, bool may_fall_back, EngineConfi
   config.fabrics = {"local", "tcp"};
   // Payload over RDMA is not encrypted and its devices know nobody: who set keys up is asked before it is used.
   if (protocol == "tcp" || (protocol == "auto" && config.auth.mode != AuthMode::open)) return {};
-  config.fabrics.insert(config.fabrics.begin(), std::string(kRdma));
+  config.fabrics = {"local", std::string(kRdma), "tcp"};
   config.without_rdma = protocol == "auto" || may_fall_back ? WithoutRdma::quiet : WithoutRdma::refuse;
   return {};
 }
