@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 #include <vector>
 
 #include "common/config.h"
 #include "engine/engine.h"
 #include "engine/io/address.h"
+#include "engine/memory/cuda/driver.h"
 
 namespace kvferry::bench {
 namespace {
@@ -54,14 +56,31 @@ std::string rdma_devices() {
   return out.empty() ? "rdma    no device: /sys/class/infiniband has none\n" : out;
 }
 
-std::string gpus() {
+// What the driver says of NICs that reach a GPU's memory by themselves.
+std::string gpu_line(const cuda::Driver& driver, int number) {
+  int direct = 0, dmabuf = 0, ordering = 0;
+  for (const auto& [attribute, value] :
+       {std::pair(cuda::kDeviceDirectRdma, &direct), std::pair(cuda::kDeviceDmabuf, &dmabuf),
+        std::pair(cuda::kDeviceWritesOrdering, &ordering)})
+    if (driver.device_attribute(value, attribute, number) != cuda::kSuccess) *value = 0;  // a driver from before it
+  return fmt::format("gpu     {}: GPUDirect RDMA {}, dma_buf {}, what NICs write is {}\n", number,
+                     direct != 0 ? "yes" : "no", dmabuf != 0 && driver.range_handle != nullptr ? "yes" : "no",
+                     ordering >= cuda::kOrderedForAll ? "ordered" : "flushed by the driver, or not registered");
+}
+
+std::string gpus(const std::string& library) {
+  const auto driver = cuda::Driver::load(library);
+  if (!driver) return fmt::format("gpu     none: {}\n", driver.error().to_string());
+  int count = 0;
   std::string out;
-  for (const fs::path& gpu : entries("/proc/driver/nvidia/gpus"))
-    out += fmt::format("gpu     {}: describe() says whether its memory goes by ucx or ofi, else by tcp\n",
-                       gpu.filename().string());
-  if (out.empty()) return "gpu     none: /proc/driver/nvidia/gpus is not there\n";
-  const bool peermem = fs::exists("/sys/module/nvidia_peermem");
-  return out + fmt::format("gpu     nvidia_peermem is {}loaded\n", peermem ? "" : "not ");
+  if (Status asked = (*driver)->check((*driver)->device_count(&count), "cannot count GPUs"); !asked.ok())
+    out += fmt::format("gpu     {}\n", asked.error().to_string());
+  for (int number = 0; number < count; ++number) out += gpu_line(**driver, number);
+  const char* peermem = fs::exists("/sys/module/nvidia_peermem") ? "" : "not ";
+  return out + fmt::format(
+                   "gpu     nvidia_peermem is {}loaded: by it, or else by dma_buf, a NIC reaches a GPU's memory; "
+                   "describe() says whether that goes by ucx or ofi, else by tcp\n",
+                   peermem);
 }
 
 std::string limit_text(rlim_t value) {
@@ -105,7 +124,7 @@ Result<std::string> examine_this_host() {
   KVF_ASSIGN_OR_RETURN(Address listen, parse_address(config.listen, false));
   config.listen = Address{listen.host, 0}.to_string();
   config.logger = make_null_logger();
-  std::string out = links() + rdma_devices() + gpus() + limits();
+  std::string out = links() + rdma_devices() + gpus(config.cuda_driver) + limits();
   std::vector<std::string> names = {"local", "tcp"};
   for (const std::string& plugin : known_plugins()) names.push_back(plugin);
   for (const std::string& name : names) out += fabric_line(name, config);

@@ -64,6 +64,18 @@ TEST(Bench, SaysWhichFabricsAreViableOnThisHostAndWhy) {
   EXPECT_THAT(run.output, HasSubstr("limit   locked memory (ulimit -l): "));
 }
 
+// The fake driver has two GPUs, which NICs reach by themselves.
+TEST(Bench, SaysHowNicsReachTheMemoryOfGpus) {
+  const Finished run = run_bench({"--doctor"}, {{"KVFERRY_CUDA_DRIVER", KVF_FAKE_CUDA}});
+  EXPECT_EQ(run.exit_status, 0) << run.output;
+  for (const char* gpu : {"0", "1"})
+    EXPECT_THAT(run.output, HasSubstr(std::string("gpu     ") + gpu +
+                                      ": GPUDirect RDMA yes, dma_buf yes, what NICs write is ordered\n"));
+  EXPECT_THAT(run.output, ContainsRegex("gpu     nvidia_peermem is (not )?loaded"));
+  const Finished without = run_bench({"--doctor"}, {{"KVFERRY_CUDA_DRIVER", "no-such-driver.so"}});
+  EXPECT_THAT(without.output, ContainsRegex("gpu     none: .*no-such-driver.so"));
+}
+
 TEST(Bench, MeasuresTheFabricOfAPlugIn) {
   if (test::kThreadsSanitized) GTEST_SKIP() << "UCX is not built for ThreadSanitizer, which does not see into it";
   const std::map<std::string, std::string> environment = {{"KVFERRY_UCX_TLS", "tcp,self"}};
