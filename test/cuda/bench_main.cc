@@ -4,10 +4,14 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <sstream>
 
 #include "engine/engine.h"
 #include "test/support/cuda_device.h"
+#include "test/support/process.h"
 
 // kvf-gpu-bench: what this machine's GPUs and the CUDA memory kind move, as rows of a table for docs/performance.md.
 
@@ -88,35 +92,62 @@ void gathering(const Plan& plan, CudaDevice& device, Gather gather) {
   std::cerr << to_string(gather) << ": " << kind.describe() << "\n";
 }
 
-void transfers(const Plan& plan, CudaDevice& device) {
-  std::vector<std::unique_ptr<Engine>> engines;
-  std::vector<std::byte*> memory;
-  std::vector<Region> regions;
-  for (const char* name : {"reader", "owner"}) {
-    EngineConfig config;
-    config.engine_id = name;
-    config.fabrics = {"tcp"};
-    config.cuda_driver = cuda_driver();
-    config.missed_heartbeats = 60;  // a machine that stands still ends no session
-    engines.push_back(std::move(Engine::create(config)).value());
-    memory.push_back(device.allocate(2 * plan.bytes));
-    regions.push_back(
-        std::move(engines.back()->register_memory(memory.back(), 2 * plan.bytes, MemoryKind::cuda, kRemoteReadWrite))
-            .value());
-  }
-  const PeerRef peer = std::move(engines[0]->peer(engines[1]->address())).value();
+// What a NIC's link can do, beside which transfers by it are put.
+void line_rates() {
+  std::error_code error;
+  for (const auto& nic : std::filesystem::directory_iterator("/sys/class/infiniband", error))
+    for (const auto& port : std::filesystem::directory_iterator(nic.path() / "ports", error)) {
+      double gigabits = 0;
+      if (std::ifstream(port.path() / "rate") >> gigabits)
+        row("line rate", nic.path().filename().string() + ":" + port.path().filename().string(), gigabits / 8);
+    }
+}
+
+std::unique_ptr<Engine> make_engine(const char* name, const char* fabric) {
+  EngineConfig config;
+  config.engine_id = name;
+  config.fabrics = {fabric};
+  config.cuda_driver = cuda_driver();
+  config.missed_heartbeats = 60;  // a machine that stands still ends no session
+  return std::move(Engine::create(config)).value();
+}
+
+// Reads of a region that has twice the bytes, by the one fabric that the reader has.
+void reads(const Plan& plan, CudaDevice& device, const char* fabric, const std::string& owner, RegionId region) {
+  const auto reader = make_engine("reader", fabric);
+  std::byte* const memory = device.allocate(2 * plan.bytes);
+  const Region landing = std::move(reader->register_memory(memory, 2 * plan.bytes, MemoryKind::cuda, kPrivate)).value();
   for (const bool scattered : {false, true}) {
     TransferRequest request;
-    request.peer = peer;
+    request.peer = std::move(reader->peer(owner)).value();
     const size_t piece = scattered ? plan.block : plan.bytes;
     for (size_t at = 0; at < plan.bytes; at += piece)
-      request.pairs.push_back({memory[0] + 2 * at, regions[1].id(), scattered ? 2 * at : at, piece});
+      request.pairs.push_back({memory + 2 * at, region, scattered ? 2 * at : at, piece});
     const double rate = best_rate(plan, plan.bytes, [&] {
-      const Outcome outcome = engines[0]->transfer(request);
+      const Outcome outcome = reader->transfer(request);
       KVF_CHECK(outcome.status.ok());
     });
-    row(scattered ? "read of blocks, GPU to GPU" : "read of one span, GPU to GPU", "tcp on one host", rate);
+    row(scattered ? "read of blocks, GPU to GPU" : "read of one span, GPU to GPU", std::string(fabric) + " on one host",
+        rate);
   }
+}
+
+void reads_by_tcp(const Plan& plan, CudaDevice& device) {
+  const auto owner = make_engine("owner", "tcp");
+  const Region region = std::move(owner->register_memory(device.allocate(2 * plan.bytes), 2 * plan.bytes,
+                                                         MemoryKind::cuda, kRemoteReadWrite))
+                            .value();
+  reads(plan, device, "tcp", owner->address(), region.id());
+}
+
+// CUDA does not open a process's own handles: the owner is another one.
+void reads_by_local(const Plan& plan, CudaDevice& device) {
+  Process owner = std::move(Process::spawn(KVF_TEST_GPU_OWNER, {std::to_string(4 * plan.bytes)})).value();
+  std::istringstream ready(std::move(owner.read_line_with("ready ", std::chrono::seconds(120))).value());
+  std::string word, address;
+  RegionId region = 0;
+  ready >> word >> address >> region;
+  reads(plan, device, "local", address, region);
 }
 
 int run(int argc, char** argv) {
@@ -135,7 +166,9 @@ int run(int argc, char** argv) {
   std::cout << "| what | how | GB/s |\n|---|---|---|\n";
   raw_copies(plan, device);
   for (const Gather gather : {Gather::kernel, Gather::batch, Gather::single}) gathering(plan, device, gather);
-  transfers(plan, device);
+  line_rates();
+  reads_by_tcp(plan, device);
+  reads_by_local(plan, device);
   return 0;
 }
 
