@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
-#include <utility>
 #include <vector>
 
 #include "engine/fabric/ucx/early.h"
@@ -103,9 +102,9 @@ Settings Settings::of(const kvf_open_params& params) {
       // Each installs hooks into the process's mmap and munmap.
       {"MEMTYPE_CACHE", "n"},
   };
-  // A host that vanished is told after 2 s. By UCX's own 7 times 1 s it takes many, and some devices never count to 7.
-  for (const auto& [name, value] : {std::pair("RC_RETRY_COUNT", "3"), std::pair("RC_TIMEOUT", "500ms")})
-    if (!environment_has(std::string("UCX_") + name)) out.values_.emplace(name, value);
+  // A host that vanished is told after some 5 s, like a session's. By UCX's own 7 tries it takes longer, and some
+  // devices never count to 7.
+  if (!environment_has("UCX_RC_RETRY_COUNT")) out.values_.emplace("RC_RETRY_COUNT", "4");
   for (size_t i = 0; i < params.setting_count; ++i) out.values_[params.settings[i].name] = params.settings[i].value;
   // Of several devices the one at which this fabric shall be reached, and no other.
   if (const std::string device = rdma_device_at(params.host); out.only_rdma() && !device.empty())
