@@ -18,6 +18,7 @@ Error bad_address(std::string_view text, std::string_view why) {
 
 bool is_numeric(const std::string& host) {
   in6_addr ignored;
+  if (host.find('\0') != std::string::npos) return false;  // the calls below would read what stands before it
   return inet_pton(AF_INET, host.c_str(), &ignored) == 1 || inet_pton(AF_INET6, host.c_str(), &ignored) == 1;
 }
 

@@ -1,4 +1,5 @@
 kvferry_fuzzer(engine_acceptor SOURCES engine_acceptor_fuzz.cc LINKS kvferry_engine)
+kvferry_fuzzer(engine_address SOURCES engine_address_fuzz.cc ${PROJECT_SOURCE_DIR}/engine/io/address.cc LINKS kvferry_common)
 kvferry_fuzzer(engine_lane SOURCES engine_lane_fuzz.cc LINKS kvferry_engine)
 kvferry_fuzzer(engine_ofi_name SOURCES engine_ofi_name_fuzz.cc ${PROJECT_SOURCE_DIR}/engine/fabric/ofi/name.cc
   LINKS kvferry_common)
