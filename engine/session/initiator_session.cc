@@ -257,7 +257,7 @@ void InitiatorSession::keep_for_table(uint64_t version) {
 
 void InitiatorSession::apply_regions() {
   if (!changes_ || state_ == State::over) return;
-  const Changes changes = std::move(*changes_);
+  const RegionChanges changes = std::move(*changes_);
   changes_.reset();
   std::vector<RegionInfo> added;
   added.reserve(changes.added.size());

@@ -19,6 +19,15 @@
 
 namespace kvferry {
 
+// What whole deltas have changed since a table was made. A new one takes time in the size of the table, however short
+// the delta (I6): it is made once for all that came in one go, and before any other frame is looked at.
+struct RegionChanges {
+  std::map<RegionId, RegionInfo> added;
+  std::vector<RegionId> removed;
+  bool reset = false;
+  uint64_t version = 0;
+};
+
 // One session seen by the engine that dialled: from the connect to its end, it keeps the copy of the peer's regions,
 // opens lanes and the local link, and carries notifications. A peer that comes back gets a new session. On loop only.
 //
@@ -133,15 +142,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   std::vector<RegionInfo> added_;  // of the delta that is arriving
   std::vector<RegionId> removed_;
   bool reset_ = false;
-  // What whole deltas have changed since `regions_` was made. A new table takes time in the size of the table, however
-  // short the delta (I6): it is made once for all that came in one go, and before any other frame is looked at.
-  struct Changes {
-    std::map<RegionId, RegionInfo> added;
-    std::vector<RegionId> removed;
-    bool reset = false;
-    uint64_t version = 0;
-  };
-  std::optional<Changes> changes_;
+  std::optional<RegionChanges> changes_;
   bool regions_known_ = false;
 
   std::shared_ptr<local::Link> attaching_;

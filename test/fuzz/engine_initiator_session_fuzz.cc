@@ -44,6 +44,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       std::move(stream), Address{"127.0.0.1", 1}, "");
   raw = &session;
   pipe->pump();
+  loop.run_deferred();
   KVF_CHECK(session.regions()->regions().size() <= kMaxRegions);
   for (const RegionInfo& region : session.regions()->regions())
     KVF_CHECK(session.regions()->find(region.id) != nullptr && region.length > 0);
