@@ -39,23 +39,48 @@ def test_wheels_are_small(wheels: list[Path]) -> None:
         assert wheel.stat().st_size < 20 << 20
 
 
-@pytest.fixture(scope="module")
-def module(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+# Of what the wheel holds, and what each may need besides.
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("_core", set()),
+        ("libkvferry_fabric_ucx", {"libucp.so.0", "libucs.so.0"}),
+        ("libkvferry_fabric_ofi", {"libfabric.so.1"}),
+    ],
+    ids=lambda param: str(param[0]),
+)
+def module(
+    wheels: list[Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[str, set[str]]:
+    stem, may_need = request.param
     with zipfile.ZipFile(wheels[0]) as wheel:
-        (name,) = (name for name in wheel.namelist() if name.endswith(".so"))
-        return wheel.extract(name, tmp_path_factory.mktemp("module"))
+        (name,) = (name for name in wheel.namelist() if name.endswith(".so") and stem_of(name) == stem)
+        return wheel.extract(name, tmp_path_factory.mktemp("module")), may_need
 
 
-def test_the_module_is_hardened(module: str) -> None:
-    ran = subprocess.run([str(HARDENING), module], capture_output=True, text=True, check=False)
+def test_the_modules_are_hardened(module: tuple[str, set[str]]) -> None:
+    ran = subprocess.run([str(HARDENING), module[0]], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (0, "")
 
 
-def test_the_module_needs_system_libraries_only(module: str) -> None:
-    dynamic = subprocess.run(["readelf", "-dW", module], capture_output=True, text=True, check=True).stdout
+def test_the_modules_need_system_libraries_only(module: tuple[str, set[str]]) -> None:
+    dynamic = subprocess.run(["readelf", "-dW", module[0]], capture_output=True, text=True, check=True).stdout
     needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line}
-    assert needed <= SYSTEM_LIBRARIES
+    assert needed <= SYSTEM_LIBRARIES | module[1]
     assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
+
+
+def test_the_plugins_are_found_beside_the_module(bare_python: Path) -> None:
+    program = (
+        "import kvferry, sys; e = kvferry.Engine(fabrics=[sys.argv[1], 'tcp']); "
+        "assert sys.argv[1] in e.describe(); maps = open('/proc/self/maps').read(); "
+        "print(sum('/kvferry/libkvferry_fabric_' + sys.argv[1] in line for line in maps.splitlines()) > 0)"
+    )
+    for fabric, settings in {"ucx": {"UCX_TLS": "tcp,self"}, "ofi": {"KVFERRY_OFI_PROVIDER": "tcp"}}.items():
+        environment = {**os.environ, **settings, "KVFERRY_LISTEN": "127.0.0.1:0"}
+        command = [str(bare_python), "-c", program, fabric]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
+        assert (ran.returncode, ran.stdout) == (0, "True\n"), ran.stderr
 
 
 def test_they_work_where_the_libraries_of_the_build_are_hidden(bare_python: Path) -> None:
@@ -70,7 +95,7 @@ def test_they_work_where_the_libraries_of_the_build_are_hidden(bare_python: Path
     )
     # In a mount namespace of its own, where these libraries cannot be read.
     hide = (
-        "for name in protobuf fmt spdlog xxhash simdjson; do for library in /usr/lib/*/lib$name*; do "
+        "for name in protobuf fmt spdlog xxhash simdjson ucp fabric; do for library in /usr/lib/*/lib$name*; do "
         '[ -f "$library" ] && mount --bind /dev/null "$library"; done; done; exec "$@"'
     )
     if os.geteuid() != 0:
