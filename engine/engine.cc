@@ -201,6 +201,7 @@ Engine::~Engine() {
   state_->core.reset();
   for (int turn = 0; turn < 3; ++turn) state_->loop->run_once(state_->clock->now(), nothing_posted);
   state_->copier.reset();
+  state_->registry->unmap_quarantined();
 }
 
 const std::string& Engine::engine_id() const {

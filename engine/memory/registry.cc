@@ -153,6 +153,11 @@ void Registry::forget(RegionState& region) {
   words_.free(region.info.word);
 }
 
+void Registry::unmap_quarantined() {
+  const std::unique_lock lock(mutex_);
+  for (const auto& [base, region] : closing_) unmap(*region);
+}
+
 Result<RegionPin> Registry::pin_local(const void* address, uint64_t length) const {
   const auto base = reinterpret_cast<uint64_t>(address);
   const std::shared_lock lock(mutex_);

@@ -37,6 +37,8 @@ class Registry {
   // pins when this process no longer uses the memory. From here to forget() the range cannot be registered again.
   Result<std::shared_ptr<RegionState>> begin_close(RegionId id);
   void forget(RegionState& region);
+  // At the end of the engine, before its fabrics close: what is still between the two is taken from the mappers.
+  void unmap_quarantined();
 
   // A pin on the region that holds all of [address, address + length), for the initiator's own spans.
   Result<RegionPin> pin_local(const void* address, uint64_t length) const;
