@@ -324,7 +324,7 @@ class Workers(unittest.TestCase):
 
         with pair(full()) as made:
             self.read(made, [[3, 9, 4]], [[7, 5, 6]])  # the first contact
-            self.assertTrue(any(in_one_step(f"x-{number}") for number in range(50)))
+            self.assertTrue(any(in_one_step(f"x-{number}") for number in range(500)))
 
     def test_a_step_that_computes_never_waits_for_a_load(self) -> None:
         """What is asked for is announced only: a wait would last as long as it may."""
