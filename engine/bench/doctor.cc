@@ -12,6 +12,7 @@
 #include "common/config.h"
 #include "engine/engine.h"
 #include "engine/io/address.h"
+#include "engine/io/place.h"
 #include "engine/memory/cuda/driver.h"
 
 namespace kvferry::bench {
@@ -24,14 +25,6 @@ std::string first_line(const fs::path& path) {
   std::ifstream file(path);
   std::string line;
   return std::getline(file, line) && !line.empty() ? line : "-";
-}
-
-std::vector<fs::path> entries(const fs::path& folder) {
-  std::vector<fs::path> out;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error)) out.push_back(entry.path());
-  std::sort(out.begin(), out.end());
-  return out;
 }
 
 std::string links() {

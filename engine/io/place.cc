@@ -37,14 +37,6 @@ Place place_of(const fs::path& device) {
   return place;
 }
 
-std::vector<fs::path> entries(const fs::path& folder) {
-  std::vector<fs::path> out;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error)) out.push_back(entry.path());
-  std::sort(out.begin(), out.end());
-  return out;
-}
-
 std::string line_in(const fs::path& path) {
   std::ifstream file(path);
   std::string line;
@@ -53,6 +45,14 @@ std::string line_in(const fs::path& path) {
 }
 
 }  // namespace
+
+std::vector<fs::path> entries(const fs::path& folder) {
+  std::vector<fs::path> out;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) out.push_back(entry.path());
+  std::sort(out.begin(), out.end());
+  return out;
+}
 
 // By the interfaces of its ports' addresses (RoCE, with what stands on them, and Soft-RoCE's), and by those that the
 // same hardware has (IPoIB).

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct RdmaDevice {
   bool active = false;                  // one port of it at least
   std::vector<std::string> interfaces;  // of the network, whose addresses are its own
 };
+
+// What is in a folder, by name; nothing where there is none.
+std::vector<std::filesystem::path> entries(const std::filesystem::path& folder);
 
 // Those under `sys`, by name.
 std::vector<RdmaDevice> find_rdma_devices(const std::string& sys = "/sys");
