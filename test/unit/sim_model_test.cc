@@ -6,6 +6,7 @@
 
 #include "sim/block_allocator.h"
 #include "sim/model.h"
+#include "test/support/sanitized.h"
 #include "test/support/sim_support.h"
 
 namespace kvferry::sim {
@@ -89,7 +90,7 @@ TEST(SimModel, TheKvOfAnotherPromptChangesTheFirstTokenForNearlyAllPrompts) {
   const std::vector<BlockId> own = blocks_from(0, 20);
   const std::vector<BlockId> other = blocks_from(20, 20);
   size_t changed = 0;
-  constexpr size_t kPairs = 40;
+  constexpr size_t kPairs = test::kSanitized ? 10 : 40;
   for (size_t i = 0; i < kPairs; ++i) {
     const size_t length = 40 + random.below(200);
     std::vector<Token> left = random_prompt(random, length);
@@ -109,7 +110,7 @@ TEST(SimModel, OneWrongBlockChangesTheAnswer) {
   const std::vector<BlockId> own = blocks_from(0, 20);
   const std::vector<BlockId> other = blocks_from(20, 20);
   size_t changed = 0;
-  constexpr size_t kPrompts = 10;
+  constexpr size_t kPrompts = test::kSanitized ? 2 : 10;
   for (size_t i = 0; i < kPrompts; ++i) {
     const std::vector<Token> prompt = random_prompt(random, 220);
     const std::vector<Token> expected = run_greedy(*model, prompt, own, 0, 16);
