@@ -49,6 +49,7 @@ std::vector<plugin::RailsPath::Way> Peer::make_ways(size_t first, const std::str
     plugin::PathOptions options;
     options.has_stand_in = context_.use_tcp || several;
     options.connect_patience = context_.connect_patience;
+    options.logger = context_.logger;
     if (several) options.attempts = 1;  // another rail takes what breaks on this one
     options.piece_bytes = std::min(options.piece_bytes, node->longest_operation());
     if (!node->enforces_keys()) {

@@ -13,6 +13,7 @@
 #include "test/conformance/plugin_config.h"
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
+#include "test/support/lines.h"
 #include "test/support/sanitized.h"
 #include "test/support/silent_port.h"
 #include "test/support/stopwatch.h"
@@ -73,6 +74,7 @@ class Plugin : public ::testing::TestWithParam<PluginCase> {
     EngineConfig config = plugin_config(GetParam());
     config.fabrics.insert(config.fabrics.end(), others.begin(), others.end());
     config.connect_timeout = connect_timeout;
+    config.logger = lines_;
     engine_ = must(Engine::create(std::move(config)));
     memory_.assign(kBytes, std::byte{1});
     region_ = must(engine_->register_memory(memory_.data(), kBytes, MemoryKind::host, kPrivate));
@@ -89,6 +91,7 @@ class Plugin : public ::testing::TestWithParam<PluginCase> {
     return engine_->transfer(request(target, operation, seconds(30 * kSlower)));
   }
 
+  const std::shared_ptr<Lines> lines_ = std::make_shared<Lines>();
   std::unique_ptr<Engine> engine_;
   std::vector<std::byte> memory_;
   Region region_;
@@ -202,6 +205,11 @@ TEST_P(Plugin, LeavesToTcpWhatItCannotReach) {
     EXPECT_EQ(outcome.fabric, "tcp");
     EXPECT_EQ(memory_.back(), std::byte{7});
   }
+  // Said, and said once.
+  const std::string said = lines_->text(), line = fabric() + " cannot connect to ";
+  const size_t first = said.find(line);
+  ASSERT_NE(first, std::string::npos) << said;
+  EXPECT_EQ(said.find(line, first + 1), std::string::npos) << said;
 }
 
 TEST_P(Plugin, MovesBytesAndSaysByWhat) {

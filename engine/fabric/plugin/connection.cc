@@ -50,6 +50,7 @@ void PluginPath::on_connected(int32_t result, const std::string& why) {
   state_ = State::ready;
   backoff_ = Duration(0);
   last_error_.clear();
+  if (std::exchange(said_, false)) options_.logger->info("{} is connected to {}", fabric(), address_);
   unsure_ = false;  // the owner has ended what came before, with all that was on its way
   for (const Task& task : std::exchange(after_connect_, {})) task();
   pump();
@@ -57,7 +58,15 @@ void PluginPath::on_connected(int32_t result, const std::string& why) {
 
 void PluginPath::lost(const std::string& why) {
   if (breaking_ || state_ == State::idle || state_ == State::closed) return;
+  if (state_ == State::connecting && options_.has_stand_in) say_that_others_stand_in(why);
   break_connection(why);
+}
+
+// Once, however often it is tried: who has asked for a fast fabric is served by a slow one from here on.
+void PluginPath::say_that_others_stand_in(const std::string& why) {
+  if (std::exchange(said_, true)) return;
+  options_.logger->warning("{} cannot connect to {}, so that another fabric stands in until it can: {}", fabric(),
+                           address_, why);
 }
 
 void PluginPath::end_connection(const std::string& why) {

@@ -9,6 +9,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "common/log.h"
 #include "engine/fabric/fabric.h"
 #include "engine/fabric/plugin/keys.h"
 #include "engine/fabric/plugin/node.h"
@@ -28,6 +29,7 @@ struct PathOptions {
   Duration connect_patience = std::chrono::seconds(5);
   Duration cancel_patience = std::chrono::milliseconds(20);  // then the connection is ended instead
   Duration quiet_patience = std::chrono::seconds(1);         // for what was in flight on an ended connection
+  std::shared_ptr<Logger> logger = make_null_logger();       // hears when another fabric begins to stand in
 };
 
 // The initiator's side of a plug-in's fabric to one peer: one connection, made when the first job needs it, made anew
@@ -72,6 +74,7 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   void on_connected(int32_t result, const std::string& why);
   void connect_later();
   void lost(const std::string& why) override;
+  void say_that_others_stand_in(const std::string& why);
   void break_connection(const std::string& why);
   void end_connection(const std::string& why);
   void fail_all(const Error& error);
@@ -110,6 +113,7 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   bool unsure_ = false;
   bool breaking_ = false;
   std::string last_error_;
+  bool said_ = false;  // that others stand in
   Duration backoff_{0};
   Timer patience_;
   Timer redial_;
