@@ -126,7 +126,8 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config) {
 
 Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<std::shared_ptr<MemoryOps>> kinds) {
   KVF_RETURN_IF_ERROR(config.validate());
-  if (config.strict)  // process_vm_readv and RDMA devices reach what is registered, all of it
+  // process_vm_readv and RDMA devices reach what is registered, all of it. The word for RDMA stays, to be refused.
+  if (config.strict)
     std::erase_if(config.fabrics, [](const std::string& name) { return name != "tcp" && name != kRdma; });
   auto state = std::make_shared<EngineState>();
   EngineState& s = *state;
@@ -185,7 +186,7 @@ Engine::~Engine() {
     return;
   }
   for (const RegionInfo& region : state_->registry->snapshot())
-    [[maybe_unused]] const Status ignored = state_->unregister(region.id, std::chrono::seconds(1));
+    [[maybe_unused]] const auto ignored = state_->unregister({&region.id, 1}, std::chrono::seconds(1));
   state_->call([this](const Task& finished) {
     state_->parcel_owner->shut_down();
     state_->core->shut_down();

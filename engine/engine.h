@@ -45,6 +45,8 @@ class KVFERRY_API Region {
   // this host is in the middle of a write to it; the range is quarantined until that ends. Repeated calls are ok. In a
   // callback it does not wait: what is not quiet at once is `not_quiet`.
   Status unregister(Duration patience = std::chrono::seconds(3));
+  // The same for several at once; those of one engine share the patience. A status for each.
+  static std::vector<Status> unregister(std::span<Region* const> regions, Duration patience);
 
  private:
   friend class Engine;

@@ -51,7 +51,7 @@ Status EngineState::open_plugin(const std::string& name, const std::vector<std::
                        "): whoever reaches its port could read and write this process's memory. Auth mode " +
                        std::string(to_string(config.auth.mode)) + " does not allow that"};
     if (!node->enforces_keys() && by_device)
-      return Error{ErrorCode::unsupported, "it would use no device: " + node->describe()};
+      return Error{ErrorCode::unsupported, "it would not use a device alone: " + node->describe()};
     rails.push_back(std::move(node));
   }
   for (auto& node : rails) {
@@ -118,22 +118,27 @@ void EngineState::announce() {
   });
 }
 
-Status EngineState::unregister(RegionId id, Duration patience) {
-  if (stopped.load()) return {};
-  KVF_RETURN_IF_ERROR(usable());
-  auto result = std::make_shared<Status>();
+std::vector<Status> EngineState::unregister(std::span<const RegionId> ids, Duration patience) {
+  if (stopped.load() || ids.empty()) return std::vector<Status>(ids.size());
+  if (Status status = usable(); !status.ok()) return std::vector<Status>(ids.size(), status);
+  const auto results = std::make_shared<std::vector<Status>>(ids.size());
   const bool in_callback = driver->owned_here();
-  call([&, result](Task finished) {
-    const auto quiet = [result, finished](Status status) {
-      *result = std::move(status);
-      finished();
-    };
+  call([&, results](Task finished) {
     // A callback cannot wait: it is told how things stand now. The quarantine's end is told like a transfer's, so that
     // a caller's event loop wakes up for it.
-    core->unregister(id, in_callback ? clock->now() : clock->now() + patience, quiet,
-                     [this] { hub->tell(kQuietAgain); });
+    const TimePoint deadline = in_callback ? clock->now() : clock->now() + patience;
+    const auto left = std::make_shared<size_t>(ids.size() + 1);
+    for (size_t i = 0; i < ids.size(); ++i)
+      core->unregister(
+          ids[i], deadline,
+          [results, left, finished, i](Status status) {
+            (*results)[i] = std::move(status);
+            if (--*left == 0) finished();
+          },
+          [this] { hub->tell(kQuietAgain); });
+    if (--*left == 0) finished();  // not before: with it ends what this refers to
   });
-  return *result;
+  return *results;
 }
 
 }  // namespace kvferry::detail

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -60,7 +61,8 @@ struct EngineState {
   void call(const std::function<void(Task finished)>& task, TimePoint deadline = kNever);
   Status usable() const;
   void announce();
-  Status unregister(RegionId id, Duration patience);
+  // All at once, with one patience; a status for each.
+  std::vector<Status> unregister(std::span<const RegionId> ids, Duration patience);
   // Loads and opens the fabrics of plug-ins that the config names, and says in it which one "rdma" has come to.
   // REQUIRES: the registry and the loop are there.
   Status open_plugins();

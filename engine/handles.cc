@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <map>
+
 #include "engine/engine_state.h"
 
 // The handles of engine/engine.h: a region, and how there comes to be one, a peer, a transfer.
@@ -28,9 +30,22 @@ Region::~Region() {
 }
 
 Status Region::unregister(Duration patience) {
-  if (!engine_) return {};
-  const std::shared_ptr<EngineState> engine = std::move(engine_);
-  return engine->unregister(info_.id, patience);
+  Region* const self = this;
+  return unregister({&self, 1}, patience).front();
+}
+
+std::vector<Status> Region::unregister(std::span<Region* const> regions, Duration patience) {
+  std::vector<Status> statuses(regions.size());
+  std::map<std::shared_ptr<EngineState>, std::vector<size_t>> by_engine;  // indices into `regions`
+  for (size_t i = 0; i < regions.size(); ++i)
+    if (regions[i]->engine_) by_engine[std::move(regions[i]->engine_)].push_back(i);
+  for (const auto& [engine, indices] : by_engine) {
+    std::vector<RegionId> ids;
+    for (const size_t i : indices) ids.push_back(regions[i]->info_.id);
+    std::vector<Status> told = engine->unregister(ids, patience);
+    for (size_t k = 0; k < indices.size(); ++k) statuses[indices[k]] = std::move(told[k]);
+  }
+  return statuses;
 }
 
 MemoryKind Engine::kind_of(const void* address) const {

@@ -110,6 +110,19 @@ std::string fabric_line(const std::string& name, EngineConfig config) {
   return fmt::format("fabric  {}: viable, {}{}\n", name, wish, facts);
 }
 
+// What an engine that is given the word "rdma" makes of it here.
+std::string rdma_line(EngineConfig config) {
+  config.fabrics = {std::string(kRdma), "tcp"};
+  const auto engine = Engine::create(std::move(config));
+  if (!engine) return fmt::format("choice  rdma: {}\n", engine.error().to_string());
+  const std::string described = (*engine)->describe();
+  const std::string key = "\"rdma\":";
+  const size_t at = described.find(key);
+  if (at == std::string::npos) return "";
+  const size_t end = described.find('}', at);
+  return "choice  rdma: " + described.substr(at + key.size(), end + 1 - at - key.size()) + "\n";
+}
+
 }  // namespace
 
 Result<std::string> examine_this_host() {
@@ -121,6 +134,7 @@ Result<std::string> examine_this_host() {
   std::vector<std::string> names = {"local", "tcp"};
   for (const std::string& plugin : known_plugins()) names.push_back(plugin);
   for (const std::string& name : names) out += fabric_line(name, config);
+  if (std::find(config.fabrics.begin(), config.fabrics.end(), kRdma) != config.fabrics.end()) out += rdma_line(config);
   out += "choice  between two engines: ";
   for (const std::string& name : config.fabrics) out += name + (name == config.fabrics.back() ? "" : ", then ");
   return out + "; local where both are on one host. describe() says which was taken for a peer, and why.\n";

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 
@@ -105,14 +106,15 @@ std::vector<InterfaceAddress> interface_addresses() {
   if (::getifaddrs(&all) != 0) return out;
   const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owned(all, freeifaddrs);
   for (const ifaddrs* each = all; each != nullptr; each = each->ifa_next) {
-    if (each->ifa_addr == nullptr) continue;
+    if (each->ifa_addr == nullptr || (each->ifa_flags & IFF_UP) == 0) continue;
     const int family = each->ifa_addr->sa_family;
     if (family != AF_INET && family != AF_INET6) continue;
     sockaddr_storage storage{};
     std::memcpy(&storage, each->ifa_addr, family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
     if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<const sockaddr_in6&>(storage).sin6_addr))
       continue;
-    out.push_back({each->ifa_name, from_socket_address(storage).host});
+    const std::string name = each->ifa_name;
+    out.push_back({name.substr(0, name.find(':')), from_socket_address(storage).host});  // "eth0:1": a label of eth0
   }
   return out;
 }

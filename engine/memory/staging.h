@@ -14,7 +14,7 @@ namespace kvferry {
 // Host buffers, copies and events of memory that the CPU cannot touch, within a budget (I6). On loop only.
 class Staging {
  public:
-  // Holds part of the budget; returned with the object. Must not outlive the Staging.
+  // Holds part of the budget; returned with the object. May outlive the Staging, not the MemoryOps.
   class Buffer {
    public:
     Buffer() = default;

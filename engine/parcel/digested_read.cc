@@ -17,10 +17,19 @@ DigestedRead::DigestedRead(OneSidedPath& path, std::shared_ptr<Job> whole, Done 
       chunker_(whole_->pairs, kPieceBytes, kPiecePairs),
       done_(std::move(done)) {}
 
-void DigestedRead::stop(bool path_stands) {
+bool DigestedRead::stop(bool path_stands) {
   done_ = nullptr;
-  for (const PiecePtr& piece : std::exchange(pieces_, {}))
+  for (const PiecePtr& piece : std::exchange(pieces_, {})) {
     if (path_stands && !piece->copied) path_.cancel(piece->job, {});
+    let_go(*piece->job);
+  }
+  return loose_;
+}
+
+// The fabric may know the job for a moment longer, and its regions need not wait for that.
+void DigestedRead::let_go(Job& job) {
+  job.pins.clear();
+  loose_ |= job.loose;
 }
 
 void DigestedRead::copy_ahead() {
@@ -51,6 +60,7 @@ void DigestedRead::copy_ahead() {
 // The copy threads may finish a piece before the one ahead of it; the digest keeps to the order of the bytes.
 void DigestedRead::on_copied(Piece& piece, Status status) {
   piece.copied = true;
+  let_go(*piece.job);
   if (!status.ok()) return finish(std::move(status));
   while (!pieces_.empty() && pieces_.front()->copied) {
     hash(pieces_.front()->chunk);

@@ -134,9 +134,10 @@ void ParcelReader::on_session_ended(EngineCore::PeerIndex peer, const Error& why
 // The claim is asked for again, under its number; the owner that granted it grants it again.
 void ParcelReader::retry_share(const ReadPtr& read, size_t index, const Error& why) {
   Share& share = read->shares[index];
-  stop_share(share);
+  const bool quiet = stop_share(share);
   share.last_error = why.to_string();
-  if (++share.attempts > kMaxAttempts) return give_up(read, ReadState::failed, why, index);
+  // Nothing else may be read into blocks that something late may still land in.
+  if (!quiet || ++share.attempts > kMaxAttempts) return give_up(read, ReadState::failed, why, index);
   share.state = ReadState::waiting;
   share.ticket = false;
   // In a later turn: the session that broke is still on the stack.

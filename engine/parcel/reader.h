@@ -151,7 +151,7 @@ class ParcelReader {
   static uint64_t digest_of_share(const Read& read, const Share& share);
   Status pin_cache(Read& read);
   static void let_go_of_job(Share& share);
-  void stop_share(Share& share);
+  bool stop_share(Share& share);
   // `at_fault`: the share that ended it; else the first that is unfinished is named.
   void give_up(const ReadPtr& read, ReadState state, const Error& why, size_t at_fault = kNobody);
   std::string stage_of(const Share& share) const;

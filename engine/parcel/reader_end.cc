@@ -29,19 +29,23 @@ void ParcelReader::let_go_of_job(Share& share) {
   share.job.reset();
 }
 
-// Nothing more lands in the blocks for this share when this returns (I4).
-void ParcelReader::stop_share(Share& share) {
+// Nothing more lands in the blocks for this share when this returns (I4); but where it returns false, a device that
+// could not be stopped may still write to them, which stay pinned.
+bool ParcelReader::stop_share(Share& share) {
   const bool path_stands = share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path;
+  bool loose = false;
   if (share.pieces)
-    share.pieces->stop(path_stands);
+    loose = share.pieces->stop(path_stands);
   else if (share.job && path_stands)
     share.job_path->cancel(share.job, {});
+  loose |= share.job && share.job->loose;
   share.pieces.reset();
   let_go_of_job(share);
   if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)
     path->cancel(share.fetch);
   share.fetch = 0;
   if (share.sink) std::exchange(share.sink, nullptr)->stop();
+  return !loose;
 }
 
 void ParcelReader::give_up(const ReadPtr& read, ReadState state, const Error& why, size_t at_fault) {

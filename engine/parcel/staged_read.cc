@@ -19,21 +19,21 @@ StagedRead::StagedRead(OneSidedPath& path, Staging& staging, MemoryOps& ops, std
   if (digest) digest_.emplace();
 }
 
-void StagedRead::stop(bool path_stands) {
+bool StagedRead::stop(bool path_stands) {
   over_ = true;
   done_ = nullptr;
   if (piece_ && path_stands) path_.cancel(piece_, {});
   if (copying_)
     staging_.drain();
   else
-    give_buffer_back();
+    let_go();
+  return false;
 }
 
-// I4: what the fabric could not let go of keeps it.
-void StagedRead::give_buffer_back() {
-  const std::shared_ptr<Job> piece = std::move(piece_);
-  const std::shared_ptr<Staging::Buffer> buffer = std::move(buffer_);
-  if (buffer && !(piece && piece->loose)) buffer->release();
+// I4: the buffer goes back with the last that holds it, which is the piece where the fabric could not let go of that.
+void StagedRead::let_go() {
+  piece_.reset();
+  buffer_.reset();
 }
 
 void StagedRead::next() {
@@ -97,7 +97,7 @@ void StagedRead::land(const Chunk& chunk) {
 
 void StagedRead::finish(Status status) {
   over_ = true;
-  give_buffer_back();
+  let_go();
   std::exchange(done_, nullptr)(std::move(status), digest_ ? digest_->value() : 0);
 }
 

@@ -19,13 +19,13 @@ class StagedRead final : public PiecedRead, public std::enable_shared_from_this<
   StagedRead(OneSidedPath& path, Staging& staging, MemoryOps& ops, std::shared_ptr<Job> whole, bool digest, Done done);
 
   void start() override { next(); }
-  void stop(bool path_stands) override;
+  bool stop(bool path_stands) override;
 
  private:
   void next();
   void fetch(const Chunk& chunk, Staging::Buffer buffer);
   void land(const Chunk& chunk);
-  void give_buffer_back();
+  void let_go();
   void finish(Status status);
 
   OneSidedPath& path_;

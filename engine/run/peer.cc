@@ -141,6 +141,7 @@ bool Peer::await_next_session(const TaskPtr& task) {
   if (task->phase != TransferPhase::waiting && task->phase != TransferPhase::moving) return false;
   if (task->phase == TransferPhase::moving) {
     task->exposed = !task->path->cancel(task->job, [] {});
+    if (task->job->loose) return false;  // something late may land beside what would be moved now
     task->path = nullptr;
     task->advance(TransferEvent::session_lost);
   }

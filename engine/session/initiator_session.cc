@@ -113,8 +113,6 @@ void InitiatorSession::on_frame(const proto::Frame& frame) {
     return finish(Error{code_from_wire(frame.refusal().code()), "refused by the peer", frame.refusal().message()});
   if (frame.body_case() == proto::Frame::kWelcome) return on_welcome(frame);
   if (state_ == State::greeting) return end(Error{ErrorCode::protocol, "the peer's first frame is no welcome"});
-  if (frame.body_case() != proto::Frame::kRegions) apply_regions();  // what it says may be about them
-  if (state_ == State::over) return;
   switch (frame.body_case()) {
     case proto::Frame::kRegions:
       return on_regions(frame);
@@ -262,7 +260,8 @@ void InitiatorSession::apply_regions() {
   std::vector<RegionInfo> added;
   added.reserve(changes.added.size());
   for (const auto& [id, region] : changes.added) added.push_back(region);
-  regions_ = RegionTable::next(changes.reset ? RegionTable() : *regions_, added, changes.removed);
+  if (changes.reset || !added.empty() || !changes.removed.empty())
+    regions_ = RegionTable::next(changes.reset ? RegionTable() : *regions_, added, changes.removed);
   if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
   regions_version_ = changes.version;
   if (link_) link_->imports().keep_only(*regions_);
@@ -292,11 +291,13 @@ void InitiatorSession::tell_regions_known(uint64_t version) {
 }
 
 void InitiatorSession::on_heartbeat(const proto::Frame& frame) {
-  auto entry = syncs_.extract(frame.heartbeat_echo().number());
-  if (entry.empty())
+  const auto entry = syncs_.extract(frame.heartbeat_echo().number());
+  if (entry.empty()) {
     round_trip_ = context_.loop.now() - last_beat_;
-  else
-    entry.mapped()();
+    return;
+  }
+  apply_regions();
+  if (state_ != State::over) entry.mapped()();
 }
 
 void InitiatorSession::sync(Task synced) {

@@ -20,7 +20,7 @@
 namespace kvferry {
 
 // What whole deltas have changed since a table was made. A new one takes time in the size of the table, however short
-// the delta (I6): it is made once for all that came in one go, and before any other frame is looked at.
+// the delta (I6): it is made once for all that came in one go, and before an answer to sync(), which this side asks for.
 struct RegionChanges {
   std::map<RegionId, RegionInfo> added;
   std::vector<RegionId> removed;

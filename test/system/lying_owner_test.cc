@@ -296,7 +296,7 @@ TEST_F(LyingOwner, ARegionTableWithoutEnd) {
   EXPECT_THAT(lines_->text(), ::testing::HasSubstr("over max_regions (65536)"));
 }
 
-// As many as are allowed, and then changes without end, each of them short.
+// As many as are allowed, and then changes without end, each of them short, and an answer to nothing behind each.
 TEST_F(LyingOwner, ARegionTableThatNeverComesToRest) {
   std::atomic<int> changes{0};
   std::atomic<bool> leave{false};
@@ -324,6 +324,9 @@ TEST_F(LyingOwner, ARegionTableThatNeverComesToRest) {
           change.mutable_regions()->add_removed(id - 1);
           change.mutable_regions()->set_reset(false);
           burst += RawConnection::encode(change);
+          proto::Frame echo;
+          echo.mutable_heartbeat_echo()->set_number(UINT64_MAX);
+          burst += RawConnection::encode(echo);
         }
         while (!leave.load() && connection.send(burst)) ++changes;
       },

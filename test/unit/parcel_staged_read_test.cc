@@ -29,8 +29,9 @@ class DeafPath final : public OneSidedPath {
   bool reaches(const RegionInfo&) const override { return true; }
 
   void fail() {
-    held_->loose = !ends_;
-    held_->done(Error{ErrorCode::peer_lost, "broke"});
+    const std::shared_ptr<Job> job = ends_ ? std::move(held_) : held_;
+    job->loose = !ends_;
+    job->done(Error{ErrorCode::peer_lost, "broke"});
   }
   void let_go() { held_.reset(); }
 

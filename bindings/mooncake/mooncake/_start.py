@@ -11,7 +11,11 @@ from mooncake._settings import Settings, listen_addresses
 def create_engine(settings: Settings, host: str, port: int, protocol: str) -> kvferry.Engine:
     """Open to whoever reaches it, as Mooncake's is."""
     refused: kvferry.Error | None = None
+    elsewhere: set[str] = set()  # hosts that are not this machine
     for address in listen_addresses(settings, host, port):
+        host_of_address = address.rpartition(":")[0]
+        if host_of_address in elsewhere:
+            continue
         try:
             return kvferry.Engine(
                 address,
@@ -21,9 +25,11 @@ def create_engine(settings: Settings, host: str, port: int, protocol: str) -> kv
                 engine_id=settings.engine_id or f"{host}/{os.getpid()}",
             )
         except kvferry.Error as error:
-            # Taken, or no address of this machine.
+            # Taken, or no address of this machine: then no other port of it is worth a try.
             if error.code not in ("already_exists", "unavailable"):
                 raise
+            if error.code == "unavailable":
+                elsewhere.add(host_of_address)
             refused = error
     assert refused is not None
     raise refused

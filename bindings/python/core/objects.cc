@@ -41,15 +41,11 @@ void PyRegion::unregister(double patience) {
 }
 
 void PyRegion::unregister_all(const std::vector<PyRegion*>& regions, double patience) {
-  const SystemClock clock;
-  const TimePoint deadline = clock.now() + to_duration(patience);
-  const auto statuses = without_gil([&] {
-    std::vector<Status> out;
-    out.reserve(regions.size());
-    for (PyRegion* region : regions)
-      out.push_back(region->region_.unregister(std::max(deadline - clock.now(), Duration(0))));
-    return out;
-  });
+  const Duration within = to_duration(patience);
+  std::vector<Region*> handles;
+  handles.reserve(regions.size());
+  for (PyRegion* region : regions) handles.push_back(&region->region_);
+  const auto statuses = without_gil([&] { return Region::unregister(handles, within); });
   for (size_t i = 0; i < regions.size(); ++i) regions[i]->settle(statuses[i]);
   for (const Status& status : statuses) check(status);
 }

@@ -60,8 +60,25 @@ void PluginPath::start(std::shared_ptr<Job> job) {
   auto work = std::make_shared<Work>();
   work->job = std::move(job);
   works_.emplace(work->job.get(), work);
-  enqueue(work);
-  pump();
+  const auto& remote = work->job->remote;
+  const auto gone =
+      std::find_if(remote.begin(), remote.end(), [this](const auto* each) { return is_taken_back(*each); });
+  if (gone == remote.end()) {
+    enqueue(work);
+    return pump();
+  }
+  // In a later turn: whoever starts a job does not expect its end in the same call.
+  loop_.defer([this, alive = alive_, work, id = (*gone)->id] {
+    if (!*alive || work->ended) return;
+    fail(work, Error{ErrorCode::not_found, fmt::format("region {} was unregistered", id)});
+    settle(work);
+  });
+}
+
+// The owner has been told that nothing of ours begins any more there. A region that the table does not know yet is no
+// such one: their numbers rise.
+bool PluginPath::is_taken_back(const RegionInfo& region) const {
+  return table_ != nullptr && region.id <= newest_ && table_->find(region.id) == nullptr;
 }
 
 void PluginPath::enqueue(const WorkPtr& work) {
@@ -312,6 +329,8 @@ void PluginPath::barrier(Task task) {
 
 void PluginPath::retire(const std::shared_ptr<const RegionTable>& table, Task quiet) {
   const auto is_gone = [&](const RegionInfo* region) { return table->find(region->id) == nullptr; };
+  table_ = table;
+  if (!table->regions().empty()) newest_ = std::max(newest_, table->regions().back().id);
   std::vector<WorkPtr> leaving;
   for (const auto& [job, work] : works_)
     if (!work->ended && std::any_of(job->remote.begin(), job->remote.end(), is_gone)) leaving.push_back(work);

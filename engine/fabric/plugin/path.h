@@ -94,6 +94,7 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   void read_back(const WorkPtr& work);
   void ask_flush(Question::Answer answer);
   void finish(const WorkPtr& work, Status status);
+  bool is_taken_back(const RegionInfo& region) const;
   bool wait_for(const std::function<bool()>& condition, Duration patience);
   // Runs `task` when everything that was put before has arrived, or can no longer arrive, at the owner.
   void barrier(Task task);
@@ -122,6 +123,8 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   std::unordered_map<const Job*, WorkPtr> works_;
   std::deque<WorkPtr> queue_;  // those with pieces to post, in turn
   InFlight in_flight_;
+  std::shared_ptr<const RegionTable> table_;  // the owner's, when it last took regions back
+  RegionId newest_ = 0;                       // that was ever in it
   bool pump_planned_ = false;
   const std::shared_ptr<uint64_t> echo_ = std::make_shared<uint64_t>();  // where read-backs land
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

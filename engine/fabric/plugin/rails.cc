@@ -193,6 +193,7 @@ bool RailsPath::take_off(const HaulPtr& haul, const Share& share) {
     if (--unsure->count == 0 && unsure->told) std::exchange(unsure->told, {})();
   });
   if (quiet) --haul->unsure->count;
+  haul->job->loose |= share.part->loose;
   return quiet;
 }
 

@@ -85,6 +85,11 @@ std::string rdma_device_at(const std::string& host) {
         if (file >> name && name == interface)
           return device.path().filename().string() + ":" + port.path().filename().string();
       }
+  // IPoIB: no port's table names the interface, but the hardware has it.
+  for (const auto& device : fs::directory_iterator("/sys/class/infiniband", error))
+    if (fs::exists(device.path() / "device" / "net" / interface, error))
+      for (const auto& port : fs::directory_iterator(device.path() / "ports", error))
+        return device.path().filename().string() + ":" + port.path().filename().string();
   return "";
 }
 

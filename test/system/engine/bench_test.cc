@@ -64,6 +64,12 @@ TEST(Bench, SaysWhichFabricsAreViableOnThisHostAndWhy) {
   EXPECT_THAT(run.output, HasSubstr("limit   locked memory (ulimit -l): "));
 }
 
+TEST(Bench, SaysWhatTheWordRdmaComesToOnThisHost) {
+  const Finished run = run_bench({"--doctor"}, {{"KVFERRY_FABRICS", "local,rdma,tcp"}});
+  EXPECT_EQ(run.exit_status, 0) << run.output;
+  EXPECT_THAT(run.output, ContainsRegex(R"(choice  rdma: \{"fabric":(null|"ucx"|"ofi"),"why":"..*"\})"));
+}
+
 // The fake driver has two GPUs, which NICs reach by themselves.
 TEST(Bench, SaysHowNicsReachTheMemoryOfGpus) {
   const Finished run = run_bench({"--doctor"}, {{"KVFERRY_CUDA_DRIVER", KVF_FAKE_CUDA}});
