@@ -20,7 +20,8 @@
 namespace kvferry {
 
 // What whole deltas have changed since a table was made. A new one takes time in the size of the table, however short
-// the delta (I6): it is made once for all that came in one go, and before an answer to sync(), which this side asks for.
+// the delta (I6): it is made once for all that came in one go, and before an answer to sync(), for which this side has
+// asked.
 struct RegionChanges {
   std::map<RegionId, RegionInfo> added;
   std::vector<RegionId> removed;

@@ -31,7 +31,7 @@ def told(engine: TransferEngine, within: float = 120) -> TransferNotify:
     deadline = time.monotonic() + within
     while not (notifies := engine.get_notifies()):
         assert time.monotonic() < deadline, "no notification came"
-        time.sleep(0.001)
+        time.sleep(0.001)  # pause of a wait
     return notifies[0]
 
 
