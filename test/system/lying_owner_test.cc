@@ -336,7 +336,8 @@ TEST_F(LyingOwner, ARegionTableThatNeverComesToRest) {
       honest_.service_during([&] { EXPECT_TRUE(eventually([&] { return changes > 3; })); });
   service.print("regions that change all the time");
   leave.store(true);
-  EXPECT_LT(service.p99, Bystanders::kUsual);
+  // A table of so many takes a sanitizer some twenty times as long, and each read may wait for two.
+  EXPECT_LT(service.p99, kSanitized ? Bystanders::kBearable : Bystanders::kUsual);
   EXPECT_LT(service.longest, Bystanders::kBearable);
 }
 
