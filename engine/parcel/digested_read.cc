@@ -17,19 +17,18 @@ DigestedRead::DigestedRead(OneSidedPath& path, std::shared_ptr<Job> whole, Done 
       chunker_(whole_->pairs, kPieceBytes, kPiecePairs),
       done_(std::move(done)) {}
 
-bool DigestedRead::stop(bool path_stands) {
+void DigestedRead::stop(bool path_stands) {
   done_ = nullptr;
   for (const PiecePtr& piece : std::exchange(pieces_, {})) {
     if (path_stands && !piece->copied) path_.cancel(piece->job, {});
     let_go(*piece->job);
   }
-  return loose_;
 }
 
 // The fabric may know the job for a moment longer, and its regions need not wait for that.
 void DigestedRead::let_go(Job& job) {
   job.pins.clear();
-  loose_ |= job.loose;
+  whole_->loose |= job.loose;
 }
 
 void DigestedRead::copy_ahead() {

@@ -19,7 +19,7 @@ class DigestedRead final : public PiecedRead, public std::enable_shared_from_thi
   DigestedRead(OneSidedPath& path, std::shared_ptr<Job> whole, Done done);
 
   void start() override { copy_ahead(); }
-  bool stop(bool path_stands) override;
+  void stop(bool path_stands) override;
 
  private:
   struct Piece {
@@ -41,7 +41,6 @@ class DigestedRead final : public PiecedRead, public std::enable_shared_from_thi
   Done done_;
   std::deque<PiecePtr> pieces_;  // under way, in the order of the bytes
   Digest digest_;
-  bool loose_ = false;  // some piece is
 };
 
 }  // namespace kvferry

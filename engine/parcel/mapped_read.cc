@@ -33,11 +33,10 @@ void MappedRead::finish(Status status, uint64_t digest) {
   if (done_) std::exchange(done_, nullptr)(std::move(status), digest);
 }
 
-bool MappedRead::stop(bool path_stands) {
+void MappedRead::stop(bool path_stands) {
   done_ = nullptr;
   if (landing_ && path_stands) path_.cancel(whole_, {});
   if (run_) run_->stop();
-  return whole_->loose;
 }
 
 }  // namespace kvferry

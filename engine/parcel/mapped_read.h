@@ -22,7 +22,7 @@ class MappedRead final : public PiecedRead, public std::enable_shared_from_this<
         done_(std::move(done)) {}
 
   void start() override;
-  bool stop(bool path_stands) override;
+  void stop(bool path_stands) override;
 
  private:
   void on_landed(Status status);

@@ -15,8 +15,8 @@ class PiecedRead {
 
   virtual void start() = 0;
   // I4: nothing lands any more when this returns, and `done` is not called. `path_stands`: the path that it was given
-  // is still there. True: the fabric could not let go of memory of the whole job (Job::loose).
-  virtual bool stop(bool path_stands) = 0;
+  // is still there. A whole job of which a piece is loose is so, too (Job::loose).
+  virtual void stop(bool path_stands) = 0;
 };
 
 }  // namespace kvferry

@@ -33,12 +33,11 @@ void ParcelReader::let_go_of_job(Share& share) {
 // could not be stopped may still write to them, which stay pinned.
 bool ParcelReader::stop_share(Share& share) {
   const bool path_stands = share.job_path != nullptr && core_.peer(share.peer).one_sided_path() == share.job_path;
-  bool loose = false;
   if (share.pieces)
-    loose = share.pieces->stop(path_stands);
+    share.pieces->stop(path_stands);
   else if (share.job && path_stands)
     share.job_path->cancel(share.job, {});
-  loose |= share.job && share.job->loose;
+  const bool loose = share.job && share.job->loose;
   share.pieces.reset();
   let_go_of_job(share);
   if (tcp::FetchPath* path = core_.peer(share.peer).fetch_path(); path != nullptr && share.fetch != 0)

@@ -19,7 +19,7 @@ StagedRead::StagedRead(OneSidedPath& path, Staging& staging, MemoryOps& ops, std
   if (digest) digest_.emplace();
 }
 
-bool StagedRead::stop(bool path_stands) {
+void StagedRead::stop(bool path_stands) {
   over_ = true;
   done_ = nullptr;
   if (piece_ && path_stands) path_.cancel(piece_, {});
@@ -27,7 +27,6 @@ bool StagedRead::stop(bool path_stands) {
     staging_.drain();
   else
     let_go();
-  return false;
 }
 
 // I4: the buffer goes back with the last that holds it, which is the piece where the fabric could not let go of that.

@@ -19,7 +19,7 @@ class StagedRead final : public PiecedRead, public std::enable_shared_from_this<
   StagedRead(OneSidedPath& path, Staging& staging, MemoryOps& ops, std::shared_ptr<Job> whole, bool digest, Done done);
 
   void start() override { next(); }
-  bool stop(bool path_stands) override;
+  void stop(bool path_stands) override;
 
  private:
   void next();
