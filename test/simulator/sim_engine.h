@@ -65,19 +65,19 @@ class SimEngine {
     TimePoint now() const override { return loop.now(); }
     const Loop& loop;
   };
-  // One incarnation, in the order in which it must be built.
+  // One incarnation, in the order in which it must be built: an engine's, where memory outlives the loop.
   struct Process {
     Process(SimEngine& engine, uint64_t seed);
     ~Process();
     SeededRandom random;
+    MetricsRegistry metrics;
+    const std::shared_ptr<SimDevice> device = std::make_shared<SimDevice>();
+    std::unique_ptr<GateWords> words;
+    std::unique_ptr<Registry> registry;
     SimLoop loop;
     LoopClock clock{loop};
     SimNetwork network;
     EngineConfig config;
-    const std::shared_ptr<SimDevice> device = std::make_shared<SimDevice>();
-    std::unique_ptr<GateWords> words;
-    std::unique_ptr<Registry> registry;
-    MetricsRegistry metrics;
     CompletionHub hub{[] {}};
     NotificationQueue notifications;
     std::unique_ptr<EngineCore> core;

@@ -108,6 +108,7 @@ TEST(Simulator, SeedsThatFoundBugsHold) {
       {run_parcels, 1410, "a connection's patience ended in the turn in which it became a lane"},
       {run_parcels, 483, "a session that broke over a settle aborted the reader"},
       {run_parcels, 1795368216088, "a former life's hello, handled late, made the owner forget the reader that lives"},
+      {run_parcels, 1795819465622221379, "a cancelled read kept its staging buffer until its timer's turn came"},
   };
   for (const Found& found : kFound) {
     const Verdict verdict = found.scenario(found.seed, true);

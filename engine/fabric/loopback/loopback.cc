@@ -58,7 +58,6 @@ void LoopbackPath::start(std::shared_ptr<Job> job) {
 // One slice of one span; then the loop, and in virtual time the owner, has its turn.
 void LoopbackPath::step(const std::shared_ptr<Running>& running) {
   Job& job = *running->job;
-  if (!jobs_.contains(&job)) return;
   for (size_t moved = 0, spans = 0; moved < kTurnBytes && spans < kTurnSpans && !running->chunker.done(); ++spans) {
     const Chunk slice = running->chunker.take();
     const RegionInfo& region = *job.remote[slice.first];
@@ -76,8 +75,8 @@ void LoopbackPath::step(const std::shared_ptr<Running>& running) {
     if (hub_->span_delay() > Duration(0)) break;
   }
   if (running->chunker.done()) return finish(running, {});
-  loop_.call_at(loop_.now() + hub_->span_delay(), [this, alive = alive_, running] {
-    if (*alive) step(running);
+  loop_.call_at(loop_.now() + hub_->span_delay(), [this, weak = std::weak_ptr(running)] {
+    if (const auto held = weak.lock()) step(held);
   });
 }
 

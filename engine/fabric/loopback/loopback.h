@@ -46,7 +46,6 @@ class LoopbackPath final : public OneSidedPath {
  public:
   LoopbackPath(Loop& loop, std::shared_ptr<const Hub> hub, std::string engine_id, uint64_t incarnation)
       : loop_(loop), hub_(std::move(hub)), engine_id_(std::move(engine_id)), incarnation_(incarnation) {}
-  ~LoopbackPath() override { *alive_ = false; }
 
   const char* fabric() const override { return "loopback"; }
   void start(std::shared_ptr<Job> job) override;
@@ -67,8 +66,7 @@ class LoopbackPath final : public OneSidedPath {
   const std::shared_ptr<const Hub> hub_;
   const std::string engine_id_;
   const uint64_t incarnation_;
-  std::unordered_map<const Job*, std::shared_ptr<Running>> jobs_;
-  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  std::unordered_map<const Job*, std::shared_ptr<Running>> jobs_;  // nobody else keeps one for longer than a step
 };
 
 }  // namespace kvferry::loopback
