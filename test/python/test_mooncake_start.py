@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
+import kvferry
 from conftest import PORTS, Child
 from metadata_server import running_metadata_server
 from mooncake import engine as module
@@ -160,8 +162,16 @@ def test_the_bind_address_is_honoured(make_engine: MakeEngine, monkeypatch: pyte
     assert json.loads(make_engine().describe())["address"].startswith("127.0.0.3:")
 
 
-def test_a_name_that_is_no_address_of_this_machine_listens_on_all(make_engine: MakeEngine) -> None:
-    assert json.loads(make_engine(name="192.0.2.7").describe())["address"].startswith("0.0.0.0:")
+def test_a_name_that_is_no_address_of_this_machine_listens_on_all(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = PORTS.take(4)
+    monkeypatch.setenv("MC_MIN_RPC_PORT", str(low))
+    monkeypatch.setenv("MC_MAX_RPC_PORT", str(low + 3))
+    with mock.patch.object(kvferry, "Engine", wraps=kvferry.Engine) as made:
+        assert json.loads(make_engine(name="192.0.2.7").describe())["address"].startswith("0.0.0.0:")
+    tried = [call.args[0] for call in made.call_args_list]
+    assert len([address for address in tried if address.startswith("192.0.2.7:")]) == 1, "one of its ports is enough"
 
 
 def test_the_timeout_bounds_a_transfer(

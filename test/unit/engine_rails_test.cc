@@ -1,11 +1,20 @@
 #include <gtest/gtest.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <thread>
 
+#include "common/fd.h"
+#include "engine/fabric/ucx/device.h"
 #include "engine/plan/rails.h"
 #include "engine/rdma_choice.h"
 
@@ -149,6 +158,54 @@ TEST_F(FakeSys, TellsWhichRdmaDevicesAreActiveAndWhoseAddressesTheyHave) {
   EXPECT_TRUE(devices[1].active);
   EXPECT_EQ(devices[1].interfaces, (std::vector<std::string>{"eth0", "eth0.7", "ib0"}));
   EXPECT_TRUE(find_rdma_devices("/nonexistent").empty());
+}
+
+// What UCX is told, which would else take the first device that it finds.
+TEST_F(FakeSys, TellsThePortOfAnInterface) {
+  write(root_ / "class/infiniband/mlx5_0/ports/1/gid_attrs/ndevs/0", "eth0\n");
+  write(root_ / "class/infiniband/mlx5_0/ports/2/gid_attrs/ndevs/3", "eth0.7\n");
+  write(root_ / "class/infiniband/mlx5_0/device/net/ib0/dev_port", "0\n");
+  write(root_ / "class/infiniband/mlx5_0/device/net/ib1/dev_port", "1\n");
+  fs::create_directories(root_ / "class/infiniband/mlx5_0/device/net/ib2");
+  // The hardware has it, but it is the address of another's port, as with what stands on several.
+  fs::create_directories(root_ / "class/infiniband/mlx4_0/device/net/eth0");
+  const auto port_of = [&](const char* interface) { return ucx::rdma_port_of(interface, root_.string()); };
+  EXPECT_EQ(port_of("eth0"), "mlx5_0:1");
+  EXPECT_EQ(port_of("eth0.7"), "mlx5_0:2");
+  EXPECT_EQ(port_of("ib0"), "mlx5_0:1") << "IPoIB";
+  EXPECT_EQ(port_of("ib1"), "mlx5_0:2");
+  EXPECT_EQ(port_of("ib2"), "mlx5_0:1") << "a kernel that does not say which port it is";
+  EXPECT_EQ(port_of("eth1"), "");
+  EXPECT_EQ(ucx::rdma_port_of("eth0", "/nonexistent"), "");
+}
+
+// In a network of the test's own: a second address of lo by a label, as ifconfig gives them, and a link that is down.
+TEST(InterfaceAddresses, HaveNoLabelsAndNoneOfLinksThatAreDown) {
+  std::vector<std::string> up, down;
+  bool allowed = false;
+  std::thread([&] {
+    if (!(allowed = ::unshare(CLONE_NEWNET) == 0)) return;
+    const UniqueFd control(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    ifreq request{};
+    std::strcpy(request.ifr_name, "lo");
+    request.ifr_flags = IFF_UP;
+    EXPECT_EQ(::ioctl(control.get(), SIOCSIFFLAGS, &request), 0);
+    ifreq labelled{};
+    std::strcpy(labelled.ifr_name, "lo:7");
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(0x0a090901);
+    std::memcpy(&labelled.ifr_addr, &address, sizeof address);
+    EXPECT_EQ(::ioctl(control.get(), SIOCSIFADDR, &labelled), 0);
+    for (const auto& each : interface_addresses()) up.push_back(each.interface + " " + each.host);
+    EXPECT_EQ(ucx::rdma_port_at("10.9.9.1"), "");
+    request.ifr_flags = 0;
+    EXPECT_EQ(::ioctl(control.get(), SIOCSIFFLAGS, &request), 0);
+    for (const auto& each : interface_addresses()) down.push_back(each.interface + " " + each.host);
+  }).join();
+  if (!allowed) GTEST_SKIP() << "may not make a network of its own";
+  EXPECT_NE(std::find(up.begin(), up.end(), "lo 10.9.9.1"), up.end()) << ::testing::PrintToString(up);
+  EXPECT_TRUE(down.empty()) << ::testing::PrintToString(down);
 }
 
 // ---- where the fabrics of plug-ins listen when RDMA is asked for

@@ -1,17 +1,14 @@
 #include "engine/fabric/ucx/settings.h"
 
-#include <arpa/inet.h>
-#include <ifaddrs.h>
 #include <sys/utsname.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <vector>
 
+#include "engine/fabric/ucx/device.h"
 #include "engine/fabric/ucx/early.h"
 #include "engine/fabric/ucx/fabric.h"
 
@@ -54,45 +51,6 @@ bool stays_inside(const std::string& transport) {
   return transport == "cuda_copy" || transport == "gdr_copy";
 }
 
-std::string interface_at(const std::string& host) {
-  ifaddrs* all = nullptr;
-  if (::getifaddrs(&all) != 0) return "";
-  std::string found;
-  for (const ifaddrs* each = all; each != nullptr && found.empty(); each = each->ifa_next) {
-    if (each->ifa_addr == nullptr) continue;
-    char text[INET6_ADDRSTRLEN] = "";
-    if (each->ifa_addr->sa_family == AF_INET)
-      ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(each->ifa_addr)->sin_addr, text, sizeof text);
-    else if (each->ifa_addr->sa_family == AF_INET6)
-      ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(each->ifa_addr)->sin6_addr, text, sizeof text);
-    if (host == text) found = each->ifa_name;
-  }
-  ::freeifaddrs(all);
-  return found;
-}
-
-// "device:port" of the RDMA device that has an address; empty where there is none.
-std::string rdma_device_at(const std::string& host) {
-  namespace fs = std::filesystem;
-  const std::string interface = interface_at(host);
-  if (interface.empty()) return "";
-  std::error_code error;
-  for (const auto& device : fs::directory_iterator("/sys/class/infiniband", error))
-    for (const auto& port : fs::directory_iterator(device.path() / "ports", error))
-      for (const auto& gid : fs::directory_iterator(port.path() / "gid_attrs" / "ndevs", error)) {
-        std::ifstream file(gid.path());
-        std::string name;
-        if (file >> name && name == interface)
-          return device.path().filename().string() + ":" + port.path().filename().string();
-      }
-  // IPoIB: no port's table names the interface, but the hardware has it.
-  for (const auto& device : fs::directory_iterator("/sys/class/infiniband", error))
-    if (fs::exists(device.path() / "device" / "net" / interface, error))
-      for (const auto& port : fs::directory_iterator(device.path() / "ports", error))
-        return device.path().filename().string() + ":" + port.path().filename().string();
-  return "";
-}
-
 }  // namespace
 
 Settings Settings::of(const kvf_open_params& params) {
@@ -112,7 +70,7 @@ Settings Settings::of(const kvf_open_params& params) {
   if (!environment_has("UCX_RC_RETRY_COUNT")) out.values_.emplace("RC_RETRY_COUNT", "4");
   for (size_t i = 0; i < params.setting_count; ++i) out.values_[params.settings[i].name] = params.settings[i].value;
   // Of several devices the one at which this fabric shall be reached, and no other.
-  if (const std::string device = rdma_device_at(params.host); out.only_rdma() && !device.empty())
+  if (const std::string device = rdma_port_at(params.host); out.only_rdma() && !device.empty())
     out.values_.emplace("NET_DEVICES", device);
   return out;
 }
