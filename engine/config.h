@@ -19,6 +19,8 @@ struct ParcelLimits {
   size_t parcels = 200'000;
   size_t claims_per_parcel = 4096;
   size_t waiting_per_reader = 4096;
+  size_t waiting_claims = 65'536;  // of all readers
+  size_t fetches_per_claim = 16;   // each reads anew; a reader of ours tries nine times
   size_t spans_per_claim = size_t{1} << 20;
   size_t kept_verdicts = 65'536;
   size_t tombstones = 200'000;
@@ -107,7 +109,7 @@ struct EngineConfig {
   // Limits (I6). Memory of a full engine is bounded by their sum:
   size_t max_transfers = 65536;                      // in flight; about 1 KiB each and 60 bytes a pair
   size_t max_pairs = 1 << 20;                        // of one transfer
-  size_t max_regions = 65536;                        // of this engine, and of each peer; about 200 bytes each
+  size_t max_regions = 65536;                        // of this engine, and of each peer; about 200 bytes each, and keys
   size_t max_peers = 16384;                          // that this engine dials; about 10 KiB each
   size_t max_connections = 0;                        // that came, lanes too; 0: 3/4 of the process's descriptors
   size_t max_sessions = 16384;                       // that dial this engine; about 20 KiB each

@@ -96,8 +96,16 @@ Address from_socket_address(const sockaddr_storage& storage) {
   return {text, ntohs(v6->sin6_port)};
 }
 
-std::string host_of(const std::string& address) {
-  return address.substr(0, address.rfind(':'));
+std::string network_of(const std::string& address) {
+  std::string host = address.substr(0, address.rfind(':'));
+  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+  in6_addr v6{};
+  if (::inet_pton(AF_INET6, host.c_str(), &v6) != 1) return host;
+  if (IN6_IS_ADDR_V4MAPPED(&v6) || IN6_IS_ADDR_LOOPBACK(&v6)) return host;
+  std::fill(v6.s6_addr + 8, v6.s6_addr + 16, uint8_t{0});
+  char text[INET6_ADDRSTRLEN] = "";
+  ::inet_ntop(AF_INET6, &v6, text, sizeof text);
+  return std::string(text) + "/64";
 }
 
 std::vector<InterfaceAddress> interface_addresses() {

@@ -40,7 +40,8 @@ struct InterfaceAddress {
 // Those that need no interface's name to be used: none that are link-local.
 std::vector<InterfaceAddress> interface_addresses();
 
-// "host:port" without the port.
-std::string host_of(const std::string& address);
+// By what limits for one host are counted: "host:port" without the port, and of an IPv6 address its network of 64 bits,
+// all of which one machine may have.
+std::string network_of(const std::string& address);
 
 }  // namespace kvferry

@@ -44,6 +44,8 @@ struct RegionInfo {
 
 // Null when the region has no key of that fabric.
 const std::string* find_key(const RegionInfo& region, std::string_view fabric);
+// What its keys take, about.
+size_t key_bytes(const RegionInfo& region);
 
 // A fabric that has to know memory before it moves bytes from or to it. Thread-safe.
 class RegionMapper {

@@ -39,6 +39,7 @@ std::shared_ptr<const RegionTable> RegionTable::next(const RegionTable& before, 
     by_id.push_back(region);
   }
   while (next_fresh != fresh.end()) add_fresh();
+  for (const RegionInfo& region : by_id) table->key_bytes_ += kvferry::key_bytes(region);
 
   const auto lower = [&](uint32_t a, uint32_t b) { return by_id[a].base < by_id[b].base; };
   by_base.reserve(by_id.size());

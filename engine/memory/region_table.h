@@ -21,10 +21,13 @@ class RegionTable {
   // The region that holds all of [address, address + length) in the owner's address space, or null.
   const RegionInfo* find_address(uint64_t address, uint64_t length) const;
   const std::vector<RegionInfo>& regions() const { return by_id_; }
+  // Of all regions.
+  size_t key_bytes() const { return key_bytes_; }
 
  private:
   std::vector<RegionInfo> by_id_;
   std::vector<uint32_t> by_base_;  // indices into by_id_
+  size_t key_bytes_ = 0;
 };
 
 }  // namespace kvferry

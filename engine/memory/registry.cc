@@ -13,6 +13,14 @@ const char* name_of(uint32_t permission) {
 
 }  // namespace
 
+size_t key_bytes(const RegionInfo& region) {
+  constexpr size_t kOfEach = 2 * sizeof(std::string);
+  size_t out = 0;
+  if (region.keys != nullptr)
+    for (const auto& [fabric, key] : *region.keys) out += kOfEach + fabric.size() + key.size();
+  return out;
+}
+
 const std::string* find_key(const RegionInfo& region, std::string_view fabric) {
   if (!region.keys) return nullptr;
   for (const auto& [name, key] : *region.keys)

@@ -17,6 +17,8 @@ uint64_t fresh_generation(Random& random) {
   return (random.next() >> 2) | (uint64_t{1} << 62);
 }
 
+constexpr Duration kTablesPerTurn = std::chrono::milliseconds(1);
+
 // Whether every block of the cache lies in its region.
 Status check_fits(const KvLayout& layout, const std::map<RegionId, RegionInfo>& regions) {
   for (const KvLayer& layer : layout.layers) {
@@ -104,12 +106,13 @@ ParcelOwner::ParcelOwner(Parts parts, ParcelLimits limits)
     : parts_(parts),
       limits_(limits),
       expiry_timer_(parts_.loop),
+      tables_(parts_.loop, kTablesPerTurn),
       parcels_gauge_(parts_.metrics.gauge("kvferry_parcels", "Parcels that are announced or hold blocks")),
       claims_gauge_(parts_.metrics.gauge("kvferry_parcel_claims", "Claims that wait or read")) {
   parts_.lanes.set_desk(this);
   // There from the start, so that an alert has something to look at.
-  for (const char* limit :
-       {"parcels", "claims_per_parcel", "waiting_per_reader", "spans_per_claim", "kept_verdicts", "tombstones"})
+  for (const char* limit : {"parcels", "claims_per_parcel", "waiting_per_reader", "waiting_claims", "fetches_per_claim",
+                            "spans_per_claim", "kept_verdicts", "tombstones"})
     refusals(limit);
 }
 

@@ -14,6 +14,7 @@
 #include "common/metrics.h"
 #include "common/random.h"
 #include "engine/fabric/tcp/owner.h"
+#include "engine/io/fair_turns.h"
 #include "engine/memory/registry.h"
 #include "engine/memory/staging.h"
 #include "engine/parcel/digest_run.h"
@@ -101,6 +102,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   // The owner's own digest of what a claim reads.
   struct Check {
     std::string selection;
+    bool begun = false;                      // it waits for its turn before
     std::shared_ptr<DigestRun> run;          // while it is computed
     std::optional<Result<uint64_t>> digest;  // then
     std::optional<proto::Settle> asked;      // the verdict waits for it
@@ -109,7 +111,10 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   struct Claim {
     ClaimKey key;
     std::string transfer_id;
-    proto::Claim asked;
+    proto::Claim asked;     // what is needed of it later
+    bool by_fetch = false;  // it came with one, and not for a ticket
+    size_t fetches = 0;
+    std::weak_ptr<ParcelStream> stream;  // of the last of them
     ClaimState state = ClaimState::waiting;
     Parcel* parcel = nullptr;  // while granted
     Granted granted;           // while waiting
@@ -117,6 +122,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
     std::vector<const Guest*> heard_over;  // sessions that stand, over which it was asked for
     TimePoint lost_since = kNever;         // none of them stands any more
     std::unique_ptr<Check> check;          // of a one-sided read with a digest
+    bool check_queued = false;             // the check that there is then gets a turn
   };
   enum class RankState : uint8_t { expected, settled, failed };
   struct Parcel {
@@ -149,6 +155,7 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
 
   void on_claim(const Guest& session, const proto::Claim& asked, Granted granted);
   void wait_for_publish(ClaimPtr claim, bool announced);
+  void stop_waiting(const ReaderKey& key);
   Status admit(Parcel& parcel, Claim& claim);
   Status join_group(Parcel& parcel, const Claim& claim);
   void grant(Parcel& parcel, const ClaimPtr& claim);
@@ -159,7 +166,9 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   void settle(const ClaimPtr& claim, const proto::Settle& settle, Status verdict);
   static std::unique_ptr<Check> take_check(Claim& claim);
   void on_check(const ReaderKey& reader, const proto::Check& check);
+  void open_stream(const ClaimPtr& claim, const std::string& selection, const Answer& answer);
   void start_check(const ClaimPtr& claim, const std::string& selection);
+  void begin_check(const ClaimPtr& claim);
   void check_digest(const ClaimPtr& claim, const proto::Settle& settle);
   void judge_digest(const ClaimPtr& claim);
   void send_verdict(const ClaimKey& key);
@@ -210,6 +219,8 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   std::unordered_map<std::string, std::vector<ClaimPtr>> waiting_;  // by transfer id
   std::map<ReaderKey, Reader> readers_;
   std::map<ClaimKey, ClaimPtr> claims_;  // waiting and granted
+  size_t waiting_claims_ = 0;
+  FairTurns<ReaderKey> tables_;  // of spans, which a reader's few bytes make as long as a parcel is
 
   struct Verdict {
     ErrorCode code;  // of a claim that was not accepted

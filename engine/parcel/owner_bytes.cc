@@ -34,6 +34,7 @@ void ParcelOwner::on_check(const ReaderKey& reader, const proto::Check& check) {
   if (found == claims_.end() || found->second->state != ClaimState::granted) return;
   const ClaimPtr claim = found->second;
   if (!claim->parcel->digest || check.generation() != claim->parcel->generation || claim->check) return;
+  if (check.selection().size() > kMaxSelectionBytes) return;
   start_check(claim, check.selection());
 }
 
@@ -47,9 +48,19 @@ std::unique_ptr<ParcelOwner::Check> ParcelOwner::take_check(Claim& claim) {
 void ParcelOwner::start_check(const ClaimPtr& claim, const std::string& selection) {
   claim->check = std::make_unique<Check>();
   claim->check->selection = selection;
-  auto bytes = bytes_of(*claim->parcel, selection);
+  if (std::exchange(claim->check_queued, true)) return;
+  tables_.run(claim->key.reader, [this, claim] {
+    claim->check_queued = false;
+    if (claim->state == ClaimState::granted && claim->check && !claim->check->begun) begin_check(claim);
+  });
+}
+
+void ParcelOwner::begin_check(const ClaimPtr& claim) {
+  claim->check->begun = true;
+  auto bytes = bytes_of(*claim->parcel, claim->check->selection);
   if (!bytes || bytes->ops == nullptr) {
     claim->check->digest.emplace(bytes ? Result<uint64_t>(Digest().value()) : std::move(bytes).error());
+    if (claim->check->asked) judge_digest(claim);
     return;
   }
   const auto pins = std::make_shared<std::vector<RegionPin>>(std::move(bytes->pins));
@@ -66,11 +77,17 @@ void ParcelOwner::start_check(const ClaimPtr& claim, const std::string& selectio
 
 // One-sided: the reader has told the digest of what it read. Until the owner has its own the claim lives.
 void ParcelOwner::check_digest(const ClaimPtr& claim, const proto::Settle& asked) {
+  if (asked.selection().size() > kMaxSelectionBytes)
+    return settle(claim, asked, Error{ErrorCode::invalid_argument, "a selection longer than any valid one"});
   if (!claim->check || claim->check->selection != asked.selection()) {
     take_check(*claim);
     start_check(claim, asked.selection());
   }
-  claim->check->asked = asked;
+  proto::Settle& kept = claim->check->asked.emplace();  // not what else it may carry (I6)
+  kept.set_number(asked.number());
+  kept.set_generation(asked.generation());
+  kept.set_digest(asked.digest());
+  kept.set_more(asked.more());
   if (claim->check->digest) judge_digest(claim);
 }
 

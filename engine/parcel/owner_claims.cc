@@ -84,7 +84,16 @@ void ParcelOwner::on_claim(const Guest& session, const proto::Claim& asked, Gran
   auto claim = std::make_shared<Claim>();
   claim->key = key;
   claim->transfer_id = asked.transfer_id();
-  claim->asked = asked;
+  // Not what else it may carry (I6).
+  claim->by_fetch = !asked.selection().empty();
+  claim->asked.set_fingerprint(asked.fingerprint());
+  claim->asked.set_remaining_ms(asked.remaining_ms());
+  claim->asked.set_known_layout(asked.known_layout());
+  proto::ReaderGroup& group = *claim->asked.mutable_group();
+  group.set_instance_id(asked.group().instance_id());
+  group.set_tp_size(asked.group().tp_size());
+  group.set_pp_size(asked.group().pp_size());
+  group.set_rank(asked.group().rank());
   claim->granted = std::move(granted);
   hear_of(*claim, session);
   claims_.emplace(key, claim);
@@ -102,7 +111,13 @@ void ParcelOwner::wait_for_publish(ClaimPtr claim, bool announced) {
     update_gauges();
     return claim->granted(full("waiting_per_reader", limits_.waiting_per_reader));
   }
+  if (waiting_claims_ >= limits_.waiting_claims) {
+    claims_.erase(claim->key);
+    update_gauges();
+    return claim->granted(full("waiting_claims", limits_.waiting_claims));
+  }
   ++reader.waiting;
+  ++waiting_claims_;
   Duration patience = std::chrono::milliseconds(claim->asked.remaining_ms());
   if (!announced) patience = std::min(patience, limits_.unknown_grace);
   claim->timer = std::make_unique<Timer>(parts_.loop);
@@ -111,7 +126,7 @@ void ParcelOwner::wait_for_publish(ClaimPtr claim, bool announced) {
     if (late == nullptr || late->state != ClaimState::waiting) return;
     std::erase(waiting_[late->transfer_id], late);
     if (waiting_[late->transfer_id].empty()) waiting_.erase(late->transfer_id);
-    if (const auto known = readers_.find(late->key.reader); known != readers_.end()) --known->second.waiting;
+    stop_waiting(late->key.reader);
     late->state = transition(late->state, ClaimEvent::fail);
     claims_.erase(late->key);
     late->granted(announced ? Error{ErrorCode::deadline_exceeded, "the parcel was not published in time"}
@@ -121,12 +136,17 @@ void ParcelOwner::wait_for_publish(ClaimPtr claim, bool announced) {
   waiting_[claim->transfer_id].push_back(std::move(claim));
 }
 
+void ParcelOwner::stop_waiting(const ReaderKey& key) {
+  --waiting_claims_;
+  if (const auto reader = readers_.find(key); reader != readers_.end()) --reader->second.waiting;
+}
+
 std::vector<ParcelOwner::ClaimPtr> ParcelOwner::take_waiting(const std::string& transfer_id) {
   auto entry = waiting_.extract(transfer_id);
   if (entry.empty()) return {};
   for (const ClaimPtr& claim : entry.mapped()) {
     claim->timer.reset();
-    if (const auto reader = readers_.find(claim->key.reader); reader != readers_.end()) --reader->second.waiting;
+    stop_waiting(claim->key.reader);
   }
   return std::move(entry.mapped());
 }
@@ -251,8 +271,7 @@ void ParcelOwner::settle(const ClaimPtr& claim, const proto::Settle& asked, Stat
 void ParcelOwner::fail_claim(const ClaimPtr& claim, bool replaced) {
   if (claim->state == ClaimState::waiting) {
     auto& queue = waiting_[claim->transfer_id];
-    if (std::erase(queue, claim) > 0)
-      if (const auto reader = readers_.find(claim->key.reader); reader != readers_.end()) --reader->second.waiting;
+    if (std::erase(queue, claim) > 0) stop_waiting(claim->key.reader);
     if (queue.empty()) waiting_.erase(claim->transfer_id);
     claim->timer.reset();
     claim->state = transition(claim->state, ClaimEvent::fail);
@@ -318,7 +337,7 @@ proto::Ticket ParcelOwner::ticket_of(const Claim& claim, const Parcel& parcel) c
     ticket.set_layout(layout_bytes_);
     for (const RegionInfo& region : cache_regions_) *ticket.add_regions() = region_to_proto(region, true);
   }
-  if (!claim.asked.selection().empty()) return ticket;  // a stream needs no block ids
+  if (claim.by_fetch) return ticket;  // a stream needs no block ids
   for (const BlockList& blocks : parcel.blocks) {
     proto::BlockGroup& group = *ticket.add_groups();
     group.set_first(blocks.first);

@@ -37,6 +37,7 @@ void ParcelStream::stop() {
   owner_.parts_.lanes.stop(*this);
   if (!staged_.empty()) owner_.parts_.lanes.staging().drain();
   staged_.clear();
+  bytes_ = CacheWalk();
   pins_.clear();
   if (ops_ == nullptr || ops_->host_addressable()) return;
   // It may wait for a copy. Later: sending may lose a lane, and other streams of the parcel with it.
@@ -144,21 +145,34 @@ std::string ParcelStream::trailer() {
 void ParcelOwner::on_fetch(Guest& guest, ByteSpan request, Answer answer) {
   proto::Claim asked;
   if (!proto::parse(asked, request)) return answer(Error{ErrorCode::protocol, "fetch that cannot be parsed"});
+  if (asked.selection().size() > kMaxSelectionBytes)
+    return answer(Error{ErrorCode::invalid_argument, "fetch with a selection longer than any valid one"});
   on_claim(guest, asked, [this, selection = asked.selection(), answer](Result<ClaimPtr> granted) {
     if (!granted) return answer(std::move(granted).error());
     const ClaimPtr claim = *granted;
-    Parcel& parcel = *claim->parcel;
-    auto bytes = bytes_of(parcel, selection);
-    if (!bytes) {
+    if (++claim->fetches > limits_.fetches_per_claim) {
       fail_claim(claim, false);
-      return answer(std::move(bytes).error());
+      return answer(full("fetches_per_claim", limits_.fetches_per_claim));
     }
-    auto stream = std::make_shared<ParcelStream>(*this, ticket_of(*claim, parcel).SerializeAsString(), parcel.id,
-                                                 claim->key.number, parcel.digest, std::move(*bytes));
-    parcel.streams.insert(stream.get());
-    stream->begin();
-    answer(std::shared_ptr<tcp::FetchSource>(std::move(stream)));
+    tables_.run(claim->key.reader, [this, claim, selection, answer] { open_stream(claim, selection, answer); });
   });
+}
+
+void ParcelOwner::open_stream(const ClaimPtr& claim, const std::string& selection, const Answer& answer) {
+  if (claim->state != ClaimState::granted) return answer(Error{ErrorCode::gone, "this claim has ended"});
+  if (const auto before = claim->stream.lock()) before->stop();  // the reader has given it up
+  Parcel& parcel = *claim->parcel;
+  auto bytes = bytes_of(parcel, selection);
+  if (!bytes) {
+    fail_claim(claim, false);
+    return answer(std::move(bytes).error());
+  }
+  auto stream = std::make_shared<ParcelStream>(*this, ticket_of(*claim, parcel).SerializeAsString(), parcel.id,
+                                               claim->key.number, parcel.digest, std::move(*bytes));
+  parcel.streams.insert(stream.get());
+  claim->stream = stream;
+  stream->begin();
+  answer(std::shared_ptr<tcp::FetchSource>(std::move(stream)));
 }
 
 }  // namespace kvferry

@@ -141,7 +141,7 @@ Status EngineCore::admit_session(const std::string& host) const {
 
 void EngineCore::session_came(std::unique_ptr<Stream> stream) {
   const std::string address = stream->peer_address();
-  const std::string host = host_of(address);
+  const std::string host = network_of(address);
   if (Status status = admit_session(host); !status.ok()) {
     strangers_.add();
     return complaints_.note(address, status.error());
@@ -177,7 +177,7 @@ void EngineCore::session_ended(OwnerSession& session, const Error& why) {
   auto entry = sessions_.extract(session.session_id());
   if (entry.empty()) return;
   const std::string address = session.peer_address();
-  const auto host = sessions_by_host_.find(host_of(address));
+  const auto host = sessions_by_host_.find(network_of(address));
   if (host != sessions_by_host_.end() && --host->second == 0) sessions_by_host_.erase(host);
   if (is_misdeed(why)) complaints_.note(fmt::format("\"{}\" ({})", session.engine_id(), address), why);
   sessions_gauge_.set(static_cast<int64_t>(sessions_.size()));

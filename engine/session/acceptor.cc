@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -14,7 +15,11 @@ namespace kvferry {
 class Acceptor::Pending final : public StreamHandler {
  public:
   Pending(Acceptor& acceptor, std::unique_ptr<Stream> stream, uint64_t number)
-      : acceptor_(acceptor), stream_(std::move(stream)), number_(number), expiry_(acceptor.loop_) {
+      : acceptor_(acceptor),
+        stream_(std::move(stream)),
+        host_(network_of(stream_->peer_address())),
+        number_(number),
+        expiry_(acceptor.loop_) {
     stream_->set_handler(this);
     stream_->want(true, false);
     expiry_.arm(after(acceptor.loop_.now(), acceptor.options_.patience), [this] {
@@ -27,6 +32,7 @@ class Acceptor::Pending final : public StreamHandler {
 
   const Stream& stream() const { return *stream_; }
   uint64_t number() const { return number_; }
+  const std::string& host() const { return host_; }
   // It is destroyed in a later turn; nothing happens to it until then.
   void stop() {
     expiry_.cancel();
@@ -73,6 +79,7 @@ class Acceptor::Pending final : public StreamHandler {
 
   Acceptor& acceptor_;
   std::unique_ptr<Stream> stream_;
+  const std::string host_;
   const uint64_t number_;
   Timer expiry_;
   std::array<std::byte, Preface::kBytes + Preface::kLaneBytes> bytes_{};
@@ -102,7 +109,7 @@ Result<std::shared_ptr<const void>> Acceptor::find_place(const std::string& addr
   size_t limit = options_.max_connections;
   if (limit == 0 && ::getrlimit(RLIMIT_NOFILE, &descriptors) == 0)
     limit = static_cast<size_t>(descriptors.rlim_cur) / 4 * 3;
-  const std::string host = host_of(address);
+  const std::string host = network_of(address);
   if (census_->all >= limit)
     return Error{ErrorCode::resource_exhausted, fmt::format("max_connections ({}) are open", limit)};
   if (const auto found = census_->by_host.find(host); found != census_->by_host.end() && found->second >= limit / 4 * 3)
@@ -123,13 +130,19 @@ void Acceptor::accepted(std::unique_ptr<Stream> stream) {
     return complaints_.note(stream->peer_address(), place.error());
   }
   stream->hold(std::move(*place));
-  if (pending_.size() >= options_.max_pending) drop_oldest();
+  if (pending_.size() >= options_.max_pending) drop_one();
   const uint64_t number = next_number_++;
   pending_.emplace(number, std::make_shared<Pending>(*this, std::move(stream), number));
 }
 
-void Acceptor::drop_oldest() {
-  refuse(*pending_.begin()->second,
+void Acceptor::drop_one() {
+  std::unordered_map<std::string, size_t> by_host;
+  for (const auto& [number, pending] : pending_) ++by_host[pending->host()];
+  const auto most = std::max_element(by_host.begin(), by_host.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto oldest = std::find_if(pending_.begin(), pending_.end(),
+                                   [&](const auto& entry) { return entry.second->host() == most->first; });
+  refuse(*oldest->second,
          Error{ErrorCode::resource_exhausted,
                fmt::format("max_pending ({}) connections have not said what they are", options_.max_pending)});
 }

@@ -20,7 +20,7 @@ class Acceptor {
  public:
   struct Options {
     // Connections without a preface, and with TLS in the middle of its handshake; about 40 KiB each. One more costs the
-    // oldest its place: who is honest needs it for a few round trips, who is silent for ever.
+    // oldest of the host that has most its place: who is honest needs it for a few round trips, who is silent for ever.
     size_t max_pending = 512;
     // Of all kinds, lanes too: each costs a descriptor, which the rest of the process needs as well. 0: three quarters
     // of what the process may have. One host gets three quarters of them.
@@ -49,7 +49,7 @@ class Acceptor {
   void accepted(std::unique_ptr<Stream> stream);
   void settled(Pending& pending);
   void refuse(Pending& pending, const Error& error);
-  void drop_oldest();
+  void drop_one();
 
   Loop& loop_;
   const Options options_;

@@ -1,6 +1,8 @@
 #include "engine/session/frames.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "proto/control.pb.h"
 #include "proto/parse.h"
@@ -21,11 +23,18 @@ Frames::Frames(std::unique_ptr<Stream> stream, FramesHandler& handler, Limits li
     : stream_(std::move(stream)), handler_(handler), limits_(limits), out_(std::move(preface)) {
   stream_->set_handler(this);
   stream_->want(true, !out_.empty());
+  if (limits_.room != nullptr) limits_.room->members.insert(this);
 }
 
 Frames::~Frames() {
   stream_->set_handler(nullptr);
-  if (limits_.room != nullptr) limits_.room->held -= accounted_;
+  leave_room();
+}
+
+// Of one that is closed nothing is held for longer than this turn of the loop.
+void Frames::leave_room() {
+  if (limits_.room == nullptr || limits_.room->members.erase(this) == 0) return;
+  limits_.room->held -= std::exchange(accounted_, 0);
 }
 
 void Frames::close(bool flush_first) {
@@ -38,6 +47,7 @@ void Frames::close(bool flush_first) {
   closed_ = true;
   stream_->set_handler(nullptr);
   stream_->want(false, false);
+  leave_room();
 }
 
 void Frames::fail(Error error) {
@@ -49,16 +59,21 @@ void Frames::fail(Error error) {
 bool Frames::keep_within_room() {
   give_back(in_);
   give_back(out_);
-  if (limits_.room == nullptr) return true;
+  if (limits_.room == nullptr || closed_) return !closed_;
   FrameRoom& room = *limits_.room;
   const size_t now = in_.capacity() + out_.capacity();
   room.held = room.held - accounted_ + now;
   accounted_ = now;
-  if (room.held <= room.limit || now <= room.share) return true;
-  fail(Error{ErrorCode::resource_exhausted, "max_session_bytes (" + std::to_string(room.limit) +
-                                                ") of all sessions are used up, " + std::to_string(now) +
-                                                " by this one"});
-  return false;
+  while (room.held > room.limit) {
+    const auto most = std::max_element(room.members.begin(), room.members.end(),
+                                       [](const Frames* a, const Frames* b) { return a->accounted_ < b->accounted_; });
+    Frames& greedy = **most;
+    if (greedy.accounted_ <= room.share) break;
+    greedy.fail(Error{ErrorCode::resource_exhausted, "max_session_bytes (" + std::to_string(room.limit) +
+                                                         ") of all sessions are used up, " +
+                                                         std::to_string(greedy.accounted_) + " by this one"});
+  }
+  return !closed_;
 }
 
 void Frames::send(const proto::Frame& frame) {

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_set>
 
 #include "engine/io/loop.h"
 #include "engine/io/stream.h"
@@ -12,12 +13,15 @@ class Frame;
 
 namespace kvferry {
 
+class Frames;
+
 // What the sessions of one engine hold together of frames that are not whole yet and of those that have not left (I6).
 // On loop only.
 struct FrameRoom {
-  size_t limit = SIZE_MAX;  // of all of them; beyond it who holds more than its share is given up
+  size_t limit = SIZE_MAX;  // of all of them; beyond it those are given up that hold most
   size_t share = 0;         // what each may hold, whatever the others do
   size_t held = 0;
+  std::unordered_set<Frames*> members = {};
 };
 
 class FramesHandler {
@@ -63,8 +67,9 @@ class Frames final : private StreamHandler {
   bool queue(const proto::Frame& frame);
   void flush();
   void fail(Error error);
-  // Gives back what a large frame took, and fails where the room of all is used up.
+  // Gives back what a large frame took. False: the room of all was used up, and this was ended for it.
   bool keep_within_room();
+  void leave_room();
 
   const std::unique_ptr<Stream> stream_;
   FramesHandler& handler_;

@@ -12,6 +12,7 @@ namespace kvferry {
 namespace {
 
 constexpr size_t kNotifyWindow = size_t{1} << 20;  // bytes in the queue, beyond which notifications wait
+constexpr size_t kMaxKeyBytes = size_t{64} << 20;  // of a peer's regions (I6)
 
 }  // namespace
 
@@ -110,7 +111,8 @@ void InitiatorSession::on_frame(const proto::Frame& frame) {
   if (state_ == State::over) return;
   last_heard_ = context_.loop.now();
   if (frame.body_case() == proto::Frame::kRefusal)
-    return finish(Error{code_from_wire(frame.refusal().code()), "refused by the peer", frame.refusal().message()});
+    return finish(
+        Error{code_from_wire(frame.refusal().code()), "refused by the peer", short_text(frame.refusal().message())});
   if (frame.body_case() == proto::Frame::kWelcome) return on_welcome(frame);
   if (state_ == State::greeting) return end(Error{ErrorCode::protocol, "the peer's first frame is no welcome"});
   switch (frame.body_case()) {
@@ -150,14 +152,16 @@ void InitiatorSession::on_welcome(const proto::Frame& frame) {
     return end(Error{ErrorCode::unsupported, fmt::format("the peer chose protocol version {}", welcome.version())});
   if (Status status = check_auth_mode(welcome.auth_mode(), context_.identity.auth); !status.ok())
     return end(status.error());
-  // A shared secret does not tell its holders apart: somebody between could lead this engine's own words back to it.
-  if (context_.identity.auth == AuthMode::psk && welcome.engine_id() == context_.identity.engine_id &&
+  // Neither a shared secret nor names of a group tell their holders apart: somebody between could lead this engine's
+  // own words back to it.
+  if (context_.identity.auth != AuthMode::open && welcome.engine_id() == context_.identity.engine_id &&
       welcome.incarnation() == context_.identity.incarnation && !context_.identity.is_own(address_))
     return end(Error{ErrorCode::permission_denied, "this engine itself answers at the peer's address"});
   peer_ = {welcome.engine_id(), welcome.incarnation(), host_from_proto(welcome.host()), {}};
   constexpr int kMaxFabrics = 20;  // I6
   for (int i = 0; i < std::min(welcome.fabrics_size(), kMaxFabrics); ++i)
-    peer_.fabrics.emplace(welcome.fabrics(i).name(), short_text(welcome.fabrics(i).address()));
+    if (is_fabric_name(welcome.fabrics(i).name()))
+      peer_.fabrics.emplace(welcome.fabrics(i).name(), short_text(welcome.fabrics(i).address()));
   session_id_ = welcome.session_id();
   keep_tokens(welcome.lane_tokens());
   state_ = State::syncing;
@@ -196,7 +200,7 @@ void InitiatorSession::on_attached(const proto::Frame& frame) {
   const proto::LocalAttached& attached = frame.local_attached();
   if (!attaching_) return end(Error{ErrorCode::protocol, "attached without being asked"});
   const std::shared_ptr<local::Link> link = std::move(attaching_);
-  if (attached.code() != 0) return settle_without_local(attached.message());
+  if (attached.code() != 0) return settle_without_local(short_text(attached.message()));
   const Status status = link->complete(
       {attached.proof_address(), attached.words_fd(), attached.session_word(), attached.session_generation()});
   if (!status.ok()) return settle_without_local(status.error().to_string());
@@ -216,6 +220,11 @@ Error InitiatorSession::too_many_regions() const {
                fmt::format("the peer's region table is over max_regions ({})", context_.max_regions)};
 }
 
+Error InitiatorSession::too_many_keys() {
+  return Error{ErrorCode::resource_exhausted,
+               fmt::format("the keys of the peer's region table are over {} MiB", kMaxKeyBytes >> 20)};
+}
+
 void InitiatorSession::on_regions(const proto::Frame& frame) {
   const proto::RegionDelta& delta = frame.regions();
   if (delta.reset()) {
@@ -226,12 +235,14 @@ void InitiatorSession::on_regions(const proto::Frame& frame) {
   for (const proto::Region& region : delta.added()) {
     auto info = region_from_proto(region);
     if (!info) return end(info.error());
+    added_key_bytes_ += key_bytes(*info);
     added_.push_back(*info);
   }
   removed_.insert(removed_.end(), delta.removed().begin(), delta.removed().end());
   // What arrives may hold as much again as the table: everything that was there may have been replaced.
   if (added_.size() > context_.max_regions || removed_.size() > 2 * context_.max_regions)
     return end(too_many_regions());
+  if (added_key_bytes_ > kMaxKeyBytes) return end(too_many_keys());
   if (delta.complete()) keep_for_table(delta.version());
 }
 
@@ -262,7 +273,9 @@ void InitiatorSession::apply_regions() {
   for (const auto& [id, region] : changes.added) added.push_back(region);
   if (changes.reset || !added.empty() || !changes.removed.empty())
     regions_ = RegionTable::next(changes.reset ? RegionTable() : *regions_, added, changes.removed);
+  added_key_bytes_ = 0;
   if (regions_->regions().size() > context_.max_regions) return end(too_many_regions());
+  if (regions_->key_bytes() > kMaxKeyBytes) return end(too_many_keys());
   regions_version_ = changes.version;
   if (link_) link_->imports().keep_only(*regions_);
   regions_known_ = true;

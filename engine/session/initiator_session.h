@@ -120,6 +120,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   void keep_for_table(uint64_t version);
   void apply_regions();
   Error too_many_regions() const;
+  static Error too_many_keys();
   void on_attached(const proto::Frame& frame);
   void on_notify_ack(const proto::Frame& frame);
   void on_heartbeat(const proto::Frame& frame);
@@ -141,6 +142,7 @@ class InitiatorSession final : public tcp::LaneSource, private FramesHandler {
   std::shared_ptr<const RegionTable> regions_ = std::make_shared<RegionTable>();
   uint64_t regions_version_ = 0;
   std::vector<RegionInfo> added_;  // of the delta that is arriving
+  size_t added_key_bytes_ = 0;     // since the last table was made
   std::vector<RegionId> removed_;
   bool reset_ = false;
   std::optional<RegionChanges> changes_;

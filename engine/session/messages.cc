@@ -9,13 +9,16 @@
 namespace kvferry {
 namespace {
 
-constexpr size_t kMaxKeyBytes = 1024;  // I6, of one region and fabric
+// I6
+constexpr size_t kMaxKeyBytes = 1024;  // of one region and fabric
 constexpr size_t kMaxKeys = 20;
+constexpr size_t kMaxFabricName = 32;
+constexpr size_t kMaxBootId = 128;
 
 }  // namespace
 
 HostIdentity host_from_proto(const proto::Host& host) {
-  return {host.boot_id(), host.pid_namespace(), host.pid(), host.uid()};
+  return {host.boot_id().size() <= kMaxBootId ? host.boot_id() : "", host.pid_namespace(), host.pid(), host.uid()};
 }
 
 proto::Host host_to_proto(const HostIdentity& host) {
@@ -38,7 +41,7 @@ Result<RegionInfo> region_from_proto(const proto::Region& region) {
   if (region.keys().empty()) return info;
   auto keys = std::make_shared<RegionKeys>();
   for (const proto::FabricOffer& key : region.keys()) {
-    if (key.address().size() > kMaxKeyBytes || keys->size() >= kMaxKeys)
+    if (key.address().size() > kMaxKeyBytes || !is_fabric_name(key.name()) || keys->size() >= kMaxKeys)
       return Error{ErrorCode::protocol, "malformed key in the peer's region table"};
     keys->emplace_back(key.name(), key.address());
   }
@@ -60,6 +63,10 @@ proto::Region region_to_proto(const RegionInfo& region, bool with_keys) {
       out.mutable_keys(out.keys_size() - 1)->set_address(key);
     }
   return out;
+}
+
+bool is_fabric_name(std::string_view name) {
+  return !name.empty() && name.size() <= kMaxFabricName;
 }
 
 uint32_t to_milliseconds(Duration span) {

@@ -23,6 +23,8 @@ uint32_t to_milliseconds(Duration span);
 
 // At most 1 KiB of a text that may quote what a peer sent, cut between characters: it has to fit into a frame.
 std::string short_text(std::string text);
+// As engines name fabrics to each other: no more is kept of a peer's words (I6).
+bool is_fabric_name(std::string_view name);
 
 proto::AuthMode auth_to_proto(AuthMode mode);
 // ok when a peer of that mode may talk to an engine of `ours`.

@@ -115,7 +115,7 @@ void OwnerSession::on_frame(const proto::Frame& frame) {
       return frames_.send(answer);
     }
     case proto::Frame::kRefusal:
-      return finish(Error{ErrorCode::peer_lost, "the peer left", frame.refusal().message()});
+      return finish(Error{ErrorCode::peer_lost, "the peer left", short_text(frame.refusal().message())});
     case proto::Frame::kClaim:
     case proto::Frame::kSettle:
     case proto::Frame::kRelease:

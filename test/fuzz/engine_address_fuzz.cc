@@ -14,7 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   KVF_CHECK(told->host.find_first_not_of("0123456789abcdefABCDEF.:") == std::string::npos);
   const auto again = parse_address(told->to_string(), false);
   KVF_CHECK(again.ok() && *again == *told);
-  KVF_CHECK(host_of(told->to_string()).find(told->host) != std::string::npos);
+  KVF_CHECK(told->host.find(":") != std::string::npos || network_of(told->to_string()) == told->host);
   const auto raw = to_socket_address(*told);
   KVF_CHECK(raw.ok());
   const Address dialled = from_socket_address(raw->storage);

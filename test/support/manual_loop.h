@@ -28,6 +28,15 @@ class ManualLoop final : public Loop {
   void defer(Task task) override { deferred_.push_back(std::move(task)); }
   void before_sleep(Task task) override { defer(std::move(task)); }
 
+  // What was deferred before, and not what that defers. False: nothing was.
+  bool run_one_turn() {
+    std::deque<Task> batch;
+    batch.swap(deferred_);
+    for (const Task& task : batch) task();
+    return !batch.empty();
+  }
+  // In the middle of a task.
+  void let_pass(Duration span) { now_ += span; }
   void run_deferred() {
     while (!deferred_.empty()) {
       const Task task = std::move(deferred_.front());

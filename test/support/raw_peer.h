@@ -67,6 +67,21 @@ class RawConnection {
     return false;
   }
 
+  // As much of `bytes`, again and again, as the other side takes before it takes nothing for `patience`; at most
+  // `limit`.
+  size_t send_until_stuck(std::string_view bytes, size_t limit, std::chrono::milliseconds patience) {
+    size_t sent = 0;
+    for (size_t at = 0; sent < limit;) {
+      pollfd event{fd_.get(), POLLOUT, 0};
+      if (::poll(&event, 1, static_cast<int>(patience.count())) != 1 || (event.revents & (POLLERR | POLLHUP)) != 0)
+        break;
+      const ssize_t count = ::send(fd_.get(), bytes.data() + at, bytes.size() - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (count <= 0) break;
+      sent += static_cast<size_t>(count);
+      at = (at + static_cast<size_t>(count)) % bytes.size();
+    }
+    return sent;
+  }
   // How little the kernel keeps for who does not read.
   void read_little() {
     const int bytes = 4096;

@@ -233,6 +233,44 @@ TEST_F(LimitsTest, ALaneThatIsNeverReadEndsTheSessionAndIsNamed) {
   expect_service("a lane that is never read");
 }
 
+// They make room among themselves: a slow newcomer of another host, who was there before them all, keeps its place.
+TEST_F(LimitsTest, NewcomersOfOneHostCostNoOtherItsPlace) {
+  start();
+  RawConnection slow = RawConnection::dial(owner().address(), "127.0.0.3");
+  const std::string words = encode_session_preface() + RawConnection::encode(hello("slow"));
+  ASSERT_TRUE(slow.send(words.substr(0, 3)));
+  std::vector<RawConnection> silent;
+  for (int i = 0; i < 700; ++i) silent.push_back(attack());
+  EXPECT_TRUE(silent.front().is_closed());
+  expect_named("max_pending (512)", kAttacker);
+  ASSERT_TRUE(slow.send(words.substr(3)));
+  EXPECT_EQ(slow.receive_frame(proto::Frame::kWelcome).body_case(), proto::Frame::kWelcome);
+  honest_->expect_work();
+}
+
+// Requests that are refused are answered, too, and nobody takes the answers: no more requests are read then.
+TEST_F(LimitsTest, RefusalsThatAreNeverReadAreNotHeapedUp) {
+  start();
+  for (const tcp::FrameType type : {tcp::FrameType::read, tcp::FrameType::write, tcp::FrameType::fetch}) {
+    RawConnection session = attack();
+    EXPECT_TRUE(session.send(encode_session_preface() + RawConnection::encode(hello("deaf"))));
+    const proto::Welcome welcome = session.receive_frame(proto::Frame::kWelcome).welcome();
+    ASSERT_FALSE(welcome.lane_tokens().empty());
+    RawConnection lane = attack();
+    lane.read_little();
+    ASSERT_TRUE(lane.send(encode_lane_preface({welcome.session_id(), welcome.lane_tokens(0), 1})));
+    tcp::Header ask;
+    ask.type = type;
+    if (type == tcp::FrameType::write) ask.payload_bytes = 1;
+    std::string one = lane_frame(ask, type == tcp::FrameType::fetch ? "x" : span_table(1, 0, 1));
+    if (type == tcp::FrameType::write) one += 'x';
+    constexpr size_t kEnough = size_t{64} << 20;  // what kernels keep on the way is a tenth of that
+    EXPECT_LT(lane.send_until_stuck(one, kEnough, std::chrono::milliseconds(500 * kSlower)), kEnough)
+        << "requests of type " << static_cast<int>(type);
+  }
+  honest_->expect_work();
+}
+
 // None of them holds as much as one session may.
 TEST_F(LimitsTest, FramesThatNeverBecomeWholeAreLimitedTogether) {
   start([](EngineConfig& config) { config.max_session_bytes = size_t{16} << 20; });

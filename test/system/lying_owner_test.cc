@@ -296,6 +296,28 @@ TEST_F(LyingOwner, ARegionTableWithoutEnd) {
   EXPECT_THAT(lines_->text(), ::testing::HasSubstr("over max_regions (65536)"));
 }
 
+// As many regions as are allowed would take a gigabyte by their keys.
+TEST_F(LyingOwner, KeysWithoutEnd) {
+  const Stage stage(
+      [](RawConnection& connection) {
+        connection.receive_frame(proto::Frame::kHello);
+        connection.send_frame(welcome());
+        proto::Frame many = one_region();
+        many.mutable_regions()->set_complete(false);
+        many.mutable_regions()->set_reset(false);
+        proto::Region& region = *many.mutable_regions()->mutable_added(0);
+        for (int i = 0; i < 20; ++i) {
+          region.add_keys()->set_name("ofi#" + std::to_string(i));
+          region.mutable_keys(i)->set_address(std::string(1024, 'k'));
+        }
+        while (many.regions().added_size() < 40) *many.mutable_regions()->add_added() = many.regions().added(0);
+        for (int i = 0; i < 200 && connection.send_frame(many); ++i) {
+        }
+      },
+      hang_up);
+  expect_failure(stage, ErrorCode::resource_exhausted, "keys of the peer's region table are over 64 MiB");
+}
+
 // As many as are allowed, and then changes without end, each of them short, and an answer to nothing behind each.
 TEST_F(LyingOwner, ARegionTableThatNeverComesToRest) {
   std::atomic<int> changes{0};

@@ -2,8 +2,10 @@
 
 #include <vector>
 
+#include "engine/io/fair_turns.h"
 #include "engine/run/driver.h"
 #include "test/support/eventually.h"
+#include "test/support/manual_loop.h"
 
 namespace kvferry {
 namespace {
@@ -174,6 +176,55 @@ TEST_F(DriverTest, RunsWhatIsPostedBeforeItStops) {
   for (int i = 0; i < 100; ++i) driver_->post([&] { ++ran; });
   driver_->stop();
   EXPECT_EQ(ran.load(), 100);
+}
+
+// ---- work that peers ask for, turn by turn
+
+class FairTurnsTest : public ::testing::Test {
+ protected:
+  void ask(const std::string& who, Duration takes) {
+    turns_->run(who, [this, who, takes] {
+      ran_.push_back(who);
+      loop_.let_pass(takes);
+    });
+  }
+  std::vector<std::string> ran() { return std::exchange(ran_, {}); }
+  test::ManualLoop loop_;
+  std::optional<FairTurns<std::string>> turns_{std::in_place, loop_, milliseconds(1)};
+  std::vector<std::string> ran_;
+};
+
+TEST_F(FairTurnsTest, RunWhatIsShortAtOnce) {
+  for (int i = 0; i < 100; ++i) ask("a", Duration(0));
+  EXPECT_EQ(ran_.size(), 100u);
+}
+
+TEST_F(FairTurnsTest, LetOthersInBetweenWhatIsLong) {
+  for (int i = 0; i < 4; ++i) ask("a", milliseconds(10));
+  ask("b", milliseconds(10));
+  ask("b", milliseconds(10));
+  EXPECT_EQ(ran(), std::vector<std::string>{"a"});
+  EXPECT_EQ(turns_->waiting(), 5u);
+  std::vector<std::string> order;
+  for (int i = 0; i < 5; ++i) {
+    loop_.run_one_turn();
+    ASSERT_EQ(ran_.size(), 1u) << "one a turn";
+    order.push_back(ran().front());
+  }
+  EXPECT_EQ(order, (std::vector<std::string>{"a", "b", "a", "b", "a"}));
+  EXPECT_EQ(turns_->waiting(), 0u);
+  loop_.run_one_turn();
+  ask("a", milliseconds(10));
+  EXPECT_EQ(ran(), std::vector<std::string>{"a"}) << "at once again";
+}
+
+TEST_F(FairTurnsTest, MayEndInTheMiddle) {
+  ask("a", milliseconds(10));
+  turns_->run("a", [this] { turns_.reset(); });
+  ask("a", milliseconds(10));
+  while (loop_.run_one_turn()) {
+  }
+  EXPECT_EQ(ran(), std::vector<std::string>{"a"});
 }
 
 }  // namespace

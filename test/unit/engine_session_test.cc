@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
 #include "engine/fabric/tcp/owner.h"
+#include "engine/io/address.h"
 #include "engine/session/frames.h"
+#include "engine/session/messages.h"
 #include "proto/control.pb.h"
 #include "test/support/manual_loop.h"
 #include "test/support/raw_peer.h"
@@ -68,38 +70,82 @@ TEST(FramesTest, ThatNobodyReadsEndTheConnection) {
   EXPECT_EQ(recorder.lost->code, ErrorCode::resource_exhausted);
 }
 
-// Whoever floods is given up first: those who hold little go on, and what a session held is free when it ends.
+// Whoever floods is given up, and not whoever comes then: those who hold little go on, and what a session held is free
+// when it ends.
 TEST(FramesTest, ThatAllHoldTooMuchOfEndTheConnectionsThatHoldMost) {
-  const auto room = std::make_shared<FrameRoom>(FrameRoom{100'000, 1000, 0});
+  const auto room = std::make_shared<FrameRoom>(FrameRoom{150'000, 1000, 0});
   Frames::Limits limits;
   limits.room = room;
   proto::Frame large;
   large.mutable_notify()->set_payload(std::string(30'000, 'x'));
   {
+    Recorder flooded;
+    auto [greedy_stream, greedy_pipe] = memory_stream();
+    greedy_pipe->room = 0;
+    Frames greedy(std::move(greedy_stream), flooded, limits, {});
+    for (int i = 0; i < 3; ++i) greedy.send(large);
+    ASSERT_FALSE(flooded.lost) << "there is room yet";
+    const size_t held = room->held;
+    EXPECT_GT(held, 90'000u);
+    // The half of a frame counts too, and goes over the limit.
     Recorder heard;
     auto [stream, pipe] = memory_stream();
     Frames frames(std::move(stream), heard, limits, {});
-    Recorder flooded;
-    auto [other_stream, other_pipe] = memory_stream();
-    other_pipe->room = 0;
-    Frames other(std::move(other_stream), flooded, limits, {});
-    for (int i = 0; i < 10 && !flooded.lost; ++i) other.send(large);
+    std::vector<std::unique_ptr<Frames>> more;
+    std::vector<std::unique_ptr<Recorder>> recorders;
+    for (int i = 0; i < 10 && !flooded.lost; ++i) {
+      recorders.push_back(std::make_unique<Recorder>());
+      auto [other_stream, other_pipe] = memory_stream();
+      more.push_back(std::make_unique<Frames>(std::move(other_stream), *recorders.back(), limits, ""));
+      other_pipe->input = RawConnection::encode(large).substr(0, 12'000);
+      other_pipe->pump();
+    }
     ASSERT_TRUE(flooded.lost);
     EXPECT_EQ(flooded.lost->code, ErrorCode::resource_exhausted);
-    EXPECT_NE(flooded.lost->message.find("max_session_bytes (100000)"), std::string::npos);
-    EXPECT_GT(room->held, 100'000u);
+    EXPECT_NE(flooded.lost->message.find("max_session_bytes (150000)"), std::string::npos);
+    EXPECT_LT(room->held, held) << "what it held is free";
+    for (const auto& recorder : recorders) EXPECT_FALSE(recorder->lost);
     frames.send(beat(1));
     pipe->input = RawConnection::encode(beat(2));
     pipe->pump();
     EXPECT_FALSE(heard.lost);
     EXPECT_EQ(heard.numbers, std::vector<uint64_t>{2});
-    // The half of a frame counts too.
-    pipe->input = RawConnection::encode(large).substr(0, 20'000);
-    pipe->pump();
-    ASSERT_TRUE(heard.lost);
-    EXPECT_EQ(heard.lost->code, ErrorCode::resource_exhausted);
   }
   EXPECT_EQ(room->held, 0u);
+  EXPECT_TRUE(room->members.empty());
+}
+
+// In the middle of what it handles.
+TEST(FramesTest, ThatHoldMostMayBeThoseThatAreBeingHandled) {
+  const auto room = std::make_shared<FrameRoom>(FrameRoom{40'000, 1000, 0});
+  Frames::Limits limits;
+  limits.room = room;
+  proto::Frame large;
+  large.mutable_notify()->set_payload(std::string(30'000, 'x'));
+  struct Echoing final : FramesHandler {
+    Frames* other = nullptr;
+    const proto::Frame* answer = nullptr;
+    int heard = 0;
+    bool lost = false;
+    void on_frame(const proto::Frame&) override {
+      ++heard;
+      other->send(*answer);
+    }
+    void on_frames_lost(Error) override { lost = true; }
+  } first;
+  Recorder second;
+  auto [first_stream, first_pipe] = memory_stream();
+  auto [second_stream, second_pipe] = memory_stream();
+  second_pipe->room = 0;
+  Frames frames(std::move(first_stream), first, limits, {});
+  Frames other(std::move(second_stream), second, limits, {});
+  first.other = &other;
+  first.answer = &large;
+  first_pipe->input = RawConnection::encode(large) + RawConnection::encode(beat(1)) + RawConnection::encode(beat(2));
+  for (int i = 0; i < 10; ++i) first_pipe->pump();
+  EXPECT_GT(first.heard, 0);
+  EXPECT_TRUE(first.lost || second.lost);
+  EXPECT_LE(room->held, 40'000u);
 }
 
 TEST(FramesTest, LargeOnesLeaveNoLargeBuffersBehind) {
@@ -266,6 +312,36 @@ TEST_F(OwnerLaneTest, ThrowsAwayTheRestWhenTheRegionIsFencedAndSaysSo) {
   EXPECT_EQ(tcp::code_of(*header), ErrorCode::not_found);
   EXPECT_TRUE(pipe_->alive);
   registry_->forget(*region);
+}
+
+// ---- what is kept of a peer's words (I6)
+
+TEST(PeersWords, AreKeptUpToALength) {
+  proto::Host host;
+  host.set_boot_id(std::string(1'000'000, 'x'));
+  EXPECT_EQ(host_from_proto(host).boot_id, "") << "no host's: there is no such one here";
+  host.set_boot_id("5f4e7a30-7f7c-4a3c-a7a7-9b7f6a3f2c11");
+  EXPECT_EQ(host_from_proto(host).boot_id, host.boot_id());
+  proto::Region region;
+  region.set_id(1);
+  region.set_length(4096);
+  region.set_word(kNoWord);
+  region.add_keys()->set_name("ofi#1");
+  region.mutable_keys(0)->set_address("key");
+  EXPECT_TRUE(region_from_proto(region).ok());
+  for (const size_t length : {size_t{0}, size_t{33}, size_t{1'000'000}}) {
+    region.mutable_keys(0)->set_name(std::string(length, 'x'));
+    EXPECT_FALSE(region_from_proto(region).ok()) << length;
+  }
+}
+
+TEST(NetworkOf, IsTheHostAndOfIpv6Its64Bits) {
+  EXPECT_EQ(network_of("10.0.0.1:7100"), "10.0.0.1");
+  EXPECT_EQ(network_of("[2001:db8:1:2:3:4:5:6]:7100"), "2001:db8:1:2::/64");
+  EXPECT_EQ(network_of("[2001:db8:1:2:ffff::1]:9"), "2001:db8:1:2::/64");
+  EXPECT_NE(network_of("[2001:db8:1:3::1]:9"), "2001:db8:1:2::/64");
+  EXPECT_EQ(network_of("[::ffff:10.0.0.1]:9"), "::ffff:10.0.0.1") << "an IPv4 address has no such network";
+  EXPECT_EQ(network_of("[::1]:9"), "::1");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <ctime>
+#include <numeric>
 
 #include "engine/parcel/digest.h"
 #include "engine/parcel/selection.h"
@@ -68,6 +69,7 @@ class FrameReader {
   }
   // The error of a fetch, or the trailer's.
   Status fetch(const proto::Claim& claim, size_t room);
+  void begin_fetch(const proto::Claim& claim, size_t room, std::function<void(Status)> ended);
   ParcelNode& node() { return node_; }
   EngineCore::PeerIndex peer() const { return peer_; }
 
@@ -78,7 +80,7 @@ class FrameReader {
   std::vector<proto::Frame> answers_;
 };
 
-Status FrameReader::fetch(const proto::Claim& claim, size_t room) {
+void FrameReader::begin_fetch(const proto::Claim& claim, size_t room, std::function<void(Status)> ended) {
   struct Sink final : tcp::FetchSink {
     void on_head(ByteSpan) override {}
     Result<std::vector<iovec>> place(uint64_t bytes) override {
@@ -87,20 +89,30 @@ Status FrameReader::fetch(const proto::Claim& claim, size_t room) {
       return std::vector<iovec>{{memory.data() + at - bytes, bytes}};
     }
     bool on_filled() override { return true; }
-    void on_end(Result<std::string> trailer) override { end = std::move(trailer); }
+    void on_end(Result<std::string> trailer) override {
+      proto::Verdict verdict;
+      if (!trailer)
+        ended(trailer.error());
+      else if (!verdict.ParseFromString(*trailer))
+        ended(Error{ErrorCode::protocol, "no verdict"});
+      else
+        ended(verdict.code() == 0 ? Status() : Error{code_from_wire(verdict.code()), verdict.message()});
+    }
     std::vector<std::byte> memory;
     size_t at = 0;
-    std::optional<Result<std::string>> end;
+    std::function<void(Status)> ended;
   };
   const auto sink = std::make_shared<Sink>();
   sink->memory.resize(room);
+  sink->ended = std::move(ended);
   node_.core().peer(peer_).fetch_path()->start(claim.SerializeAsString(), sink);
-  if (!scene_.run_until(40s, [&] { return sink->end.has_value(); })) return Error{ErrorCode::internal, "no end"};
-  if (!*sink->end) return sink->end->error();
-  proto::Verdict verdict;
-  if (!verdict.ParseFromString(**sink->end)) return Error{ErrorCode::protocol, "no verdict"};
-  if (verdict.code() != 0) return Error{code_from_wire(verdict.code()), verdict.message()};
-  return {};
+}
+
+Status FrameReader::fetch(const proto::Claim& claim, size_t room) {
+  std::optional<Status> end;
+  begin_fetch(claim, room, [&end](Status status) { end = std::move(status); });
+  if (!scene_.run_until(40s, [&] { return end.has_value(); })) return Error{ErrorCode::internal, "no end"};
+  return *end;
 }
 
 class ParcelFrames : public ::testing::Test {
@@ -309,6 +321,7 @@ ParcelLimits small_limits() {
   limits.parcels = 4;
   limits.claims_per_parcel = 2;
   limits.waiting_per_reader = 2;
+  limits.waiting_claims = 3;
   limits.spans_per_claim = 4;
   limits.kept_verdicts = 1;
   limits.tombstones = 2;
@@ -363,6 +376,94 @@ TEST_F(ParcelLimitsTest, WaitingClaimsOfOneReaderAreBoundedAndOthersStillWait) {
   proto::Frame frame;
   *frame.mutable_claim() = FrameReader::claim(1, "t");
   EXPECT_EQ(other.exchange(frame, 1s), std::nullopt) << "it waits";
+}
+
+TEST_F(ParcelLimitsTest, WaitingClaimsOfAllReadersAreBounded) {
+  ASSERT_TRUE(owner_.owner().announce("t", 60s).ok());
+  FrameReader other(scene_, 2, "other", owner_);
+  std::string id = "t";
+  const auto wait = [&id](FrameReader& reader, uint64_t number) {
+    proto::Frame frame;
+    *frame.mutable_claim() = FrameReader::claim(number, id);
+    return reader.exchange(frame, 1s);
+  };
+  EXPECT_EQ(wait(reader_, 1), std::nullopt);
+  EXPECT_EQ(wait(reader_, 2), std::nullopt);
+  EXPECT_EQ(wait(other, 1), std::nullopt);
+  const auto refused = wait(other, 2);
+  ASSERT_TRUE(refused);
+  EXPECT_THAT(refused->ticket().message(), HasSubstr("waiting_claims (3)"));
+  EXPECT_EQ(counted("waiting_claims"), 1);
+  owner_.owner().withdraw(id);
+  scene_.run_for(1s);  // they are told
+  ASSERT_TRUE(owner_.owner().announce(id = "u", 60s).ok());
+  for (const uint64_t number : {3u, 4u}) EXPECT_EQ(wait(reader_, number), std::nullopt) << "they had given it back";
+  EXPECT_EQ(wait(other, 3), std::nullopt);
+}
+
+// Each makes a table of its spans, which costs the owner more than the asking.
+class ParcelFetchLimitsTest : public ParcelFrames {
+ protected:
+  ParcelFetchLimitsTest() : ParcelFrames(ParcelLimits{.fetches_per_claim = 2}) {}
+};
+
+TEST_F(ParcelFetchLimitsTest, FetchesOfOneClaimAreBounded) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  proto::Claim fetch = FrameReader::claim(1, "t");
+  fetch.set_selection(encode(tokens(0, 16)));
+  for (int i = 0; i < 2; ++i) {
+    const Status read = reader_.fetch(fetch, 1 << 20);
+    EXPECT_TRUE(read.ok()) << read.error().to_string();
+  }
+  const Status refused = reader_.fetch(fetch, 1 << 20);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().to_string(), HasSubstr("fetches_per_claim (2)"));
+  EXPECT_EQ(counted("fetches_per_claim"), 1);
+}
+
+TEST_F(ParcelFrames, ASelectionLongerThanAnyIsRefusedAtOnce) {
+  ASSERT_TRUE(publish("t", {5}).ok());
+  proto::Claim fetch = FrameReader::claim(1, "t");
+  fetch.set_selection(std::string(kMaxSelectionBytes + 1, 'x'));
+  const Status refused = reader_.fetch(fetch, 1 << 20);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::invalid_argument) << refused.error().to_string();
+}
+
+// What a claim carries besides, for instance in fields that nobody knows, is not kept while it waits.
+TEST_F(ParcelFrames, AWaitingClaimKeepsNothingThatItIsNotAskedFor) {
+  ASSERT_TRUE(owner_.owner().announce("t", 60s).ok());
+  constexpr int kClaims = 100;
+  const auto used = [] { return ::mallinfo2().uordblks + ::mallinfo2().hblkhd; };
+  const size_t before = used();
+  for (int i = 0; i < kClaims; ++i) {
+    proto::Frame frame;
+    *frame.mutable_claim() = FrameReader::claim(static_cast<uint64_t>(i) + 1, "t");
+    frame.mutable_claim()->set_selection(std::string(500'000, 'x'));
+    EXPECT_EQ(reader_.exchange(frame, 10ms), std::nullopt) << "it waits";
+  }
+  if (!kSanitized) {
+    EXPECT_LT(used() - before, size_t{10} << 20);
+  }
+}
+
+// A reader that asks anew has given up on what came before it.
+TEST_F(ParcelFrames, AFetchTakesThePlaceOfTheOneBefore) {
+  std::vector<uint32_t> blocks(60);
+  std::iota(blocks.begin(), blocks.end(), 1);
+  ASSERT_TRUE(publish("t", blocks).ok());
+  proto::Claim fetch = FrameReader::claim(1, "t");
+  fetch.set_selection(encode(tokens(0, 60 * 16)));
+  std::vector<Status> ends;
+  for (int i = 0; i < 3; ++i) reader_.begin_fetch(fetch, 1 << 20, [&](Status end) { ends.push_back(std::move(end)); });
+  ASSERT_TRUE(scene_.run_until(40s, [&] { return ends.size() == 3; }));
+  const auto whole = std::count_if(ends.begin(), ends.end(), [](const Status& end) { return end.ok(); });
+  EXPECT_EQ(whole, 1) << "of a reader's fetches of one claim only the last counts";
+  for (const Status& end : ends) {
+    if (!end.ok()) {
+      EXPECT_EQ(end.error().code, ErrorCode::stale) << end.error().to_string();
+    }
+  }
 }
 
 TEST_F(ParcelLimitsTest, SpansOfOneClaimAreBounded) {

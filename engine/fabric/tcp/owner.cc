@@ -161,7 +161,7 @@ Result<std::vector<iovec>> Owner::on_frame(Lane& lane, const Header& header, Byt
     if (header.payload_bytes != 0) return Error{ErrorCode::protocol, "malformed lane frame: read with a payload"};
     KVF_ASSIGN_OR_RETURN(Spans spans, resolve(table, kRemoteRead));
     serve_read(served, header, std::move(spans));
-    if (!lane.closed() && lane.queued_frames() >= kMaxQueuedReplies) lane.pause_input(true);
+    pace(*served);
     return std::vector<iovec>{};
   }
   if (header.type == FrameType::write) {
@@ -173,9 +173,19 @@ Result<std::vector<iovec>> Owner::on_frame(Lane& lane, const Header& header, Byt
 }
 
 void Owner::on_drained(Lane& lane) {
-  lane.pause_input(false);
   const ServedPtr served = find(lane);
+  pace(*served);
   pump(served);
+}
+
+// Requests are taken from a lane only as fast as their answers leave it.
+void Owner::pace(Served& served) {
+  Lane& lane = *served.lane;
+  const size_t waiting = lane.queued_frames() + served.being_copied;
+  if (waiting >= kMaxQueuedReplies)
+    lane.pause_input(true);
+  else if (lane.queued_frames() == 0)
+    lane.pause_input(false);
 }
 
 void Owner::serve_read(const ServedPtr& served, const Header& header, Spans spans) {
@@ -194,16 +204,21 @@ void Owner::serve_staged_read(const ServedPtr& served, uint64_t op, Spans moved)
   auto spans = std::make_shared<Spans>(std::move(moved));
   MemoryOps& ops = *spans->pins.front()->ops;
   const std::weak_ptr<Served> weak = served;
+  ++served->being_copied;
   staging_.acquire(ops, spans->bytes, [this, weak, op, spans, &ops](Result<Staging::Buffer> acquired) {
     const ServedPtr alive = weak.lock();
     if (alive == nullptr || alive->guest == nullptr) return;
-    if (!acquired) return reply(*alive, FrameType::read_reply, op, std::move(acquired).error());
+    if (!acquired) {
+      --alive->being_copied;
+      return reply(*alive, FrameType::read_reply, op, std::move(acquired).error());
+    }
     auto buffer = std::make_shared<Staging::Buffer>(std::move(*acquired));
     const auto copies = staged_spans(spans->places, spans->list, buffer->data());
     staging_.copy(ops, CopyDirection::to_host, copies, [this, weak, op, spans, buffer](Status status) {
       spans->pins.clear();
       const ServedPtr still = weak.lock();
       if (still == nullptr || still->guest == nullptr) return;
+      --still->being_copied;
       if (!status.ok()) return reply(*still, FrameType::read_reply, op, status);
       OutFrame frame;
       frame.op = op;
@@ -246,13 +261,17 @@ void Owner::finish_staged_write(const ServedPtr& served, uint64_t op) {
   auto buffer = std::make_shared<Staging::Buffer>(std::move(served->staging));
   const auto copies = staged_spans(spans->places, spans->list, buffer->data());
   const std::weak_ptr<Served> weak = served;
+  ++served->being_copied;
   staging_.copy(*spans->pins.front()->ops, CopyDirection::to_device, copies,
                 [this, weak, op, spans, buffer](const Status& status) {
                   spans->pins.clear();
                   buffer->release();
                   const ServedPtr still = weak.lock();
-                  if (still != nullptr && still->guest != nullptr) reply(*still, FrameType::write_reply, op, status);
+                  if (still == nullptr || still->guest == nullptr) return;
+                  --still->being_copied;
+                  reply(*still, FrameType::write_reply, op, status);
                 });
+  pace(*served);
 }
 
 void Owner::reply(Served& served, FrameType type, uint64_t op, const Status& status) {
@@ -260,6 +279,7 @@ void Owner::reply(Served& served, FrameType type, uint64_t op, const Status& sta
   frame.op = op;
   frame.head = head_of(type, op, status, 0);
   served.lane->send(std::move(frame));
+  pace(served);
 }
 
 void Owner::on_lost(Lane& lane, Error) {

@@ -76,7 +76,8 @@ class Owner final : private LaneHandler {
   uint64_t bytes_served() const { return bytes_served_; }
 
  private:
-  // Replies waiting in one lane before its input is paused; each holds at most kMaxSpans iovecs.
+  // Replies of one lane that wait to leave, or for a copy, before its input is paused; each holds at most kMaxSpans
+  // iovecs (I6).
   static constexpr size_t kMaxQueuedReplies = 16;
 
   struct Spans {
@@ -98,6 +99,7 @@ class Owner final : private LaneHandler {
     Spans writing;            // of the write whose payload is arriving
     Staging::Buffer staging;  // where it arrives, for memory that the CPU cannot touch
     std::list<Streaming> streams;
+    size_t being_copied = 0;   // reads and writes of memory that the CPU cannot touch, not answered yet
     size_t fetches_asked = 0;  // not answered by the desk yet
     bool pumping = false;      // in pump(), which drains the lane, which asks for more
     uint64_t sent_before = 0;  // as held_up_by() has seen it last, and since when
@@ -117,6 +119,7 @@ class Owner final : private LaneHandler {
   Result<std::vector<iovec>> accept_write(Served& served, const Header& header, Spans spans);
   void finish_staged_write(const ServedPtr& served, uint64_t op);
   void reply(Served& served, FrameType type, uint64_t op, const Status& status);
+  void pace(Served& served);
   ServedPtr find(const Lane& lane) const;
   Result<std::vector<iovec>> accept_fetch(const ServedPtr& served, const Header& header, ByteSpan table);
   void pump(const ServedPtr& served);

@@ -33,8 +33,9 @@ Result<std::vector<iovec>> Owner::accept_fetch(const ServedPtr& served, const He
   if (served->streams.size() + served->fetches_asked >= kMaxStreams)
     return Error{ErrorCode::resource_exhausted, "too many fetches at once in one lane"};
   const uint64_t op = header.op;
-  const auto refuse = [op](Served& asker, const Error& why) {
+  const auto refuse = [this, op](Served& asker, const Error& why) {
     asker.lane->send(frame_of(FrameType::fetch_head, op, static_cast<uint16_t>(why.code), why.to_string(), {}));
+    pace(asker);
   };
   if (desk_ == nullptr) {
     refuse(*served, Error{ErrorCode::unsupported, "this engine has no parcels"});
