@@ -6,8 +6,8 @@ namespace kvferry::http {
 namespace {
 
 constexpr int kMaxSizeDigits = 15;
-constexpr uint32_t kMaxLine = 4096;          // one chunk extension
-constexpr uint32_t kMaxTrailers = 16 << 10;  // all trailer lines of a body
+constexpr uint32_t kMaxLine = 4096;              // one chunk extension
+constexpr uint32_t kMaxTrailerBytes = 16 << 10;  // all trailer lines of a body
 
 int hex_value(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -82,8 +82,8 @@ bool ChunkScanner::step(char c) {
         state_ = State::trailer_lf;
         return true;
       }
-      ++line_bytes_;
-      return !control(c) && ++trailer_bytes_ <= kMaxTrailers;
+      if (++line_bytes_ == 1) ++trailers_;
+      return !control(c) && ++trailer_bytes_ <= kMaxTrailerBytes && trailers_ <= kMaxFields;
     case State::trailer_lf:
       state_ = line_bytes_ == 0 ? State::done : State::trailer;
       line_bytes_ = 0;

@@ -37,6 +37,7 @@ class ChunkScanner {
   int digits_ = 0;              // of the size read so far
   uint32_t line_bytes_ = 0;     // of this extension or trailer line
   uint32_t trailer_bytes_ = 0;  // of all trailers
+  uint32_t trailers_ = 0;
   uint64_t payload_bytes_ = 0;
 };
 

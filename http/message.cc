@@ -84,16 +84,16 @@ size_t Headers::count(std::string_view wanted) const {
   return found;
 }
 
-bool hop_by_hop(const Headers& headers, std::string_view name) {
-  if (std::any_of(kHopByHop.begin(), kHopByHop.end(), [&](std::string_view known) { return iequals(known, name); })) {
-    return true;
-  }
-  bool named = false;
+HopByHop::HopByHop(const Headers& headers) {
   for (size_t i = 0; i < headers.size(); ++i) {
     if (!iequals(headers.name(i), "connection")) continue;
-    for_each_token(headers.value(i), [&](std::string_view token) { named = named || iequals(token, name); });
+    for_each_token(headers.value(i), [&](std::string_view token) { named_.push_back(token); });
   }
-  return named;
+}
+
+bool HopByHop::covers(std::string_view name) const {
+  const auto same = [&](std::string_view known) { return iequals(known, name); };
+  return std::any_of(kHopByHop.begin(), kHopByHop.end(), same) || std::any_of(named_.begin(), named_.end(), same);
 }
 
 std::optional<std::string_view> RequestHead::query(std::string_view name) const {

@@ -43,9 +43,20 @@ class Headers {
   std::vector<Slot> slots_;
 };
 
-// True for fields that belong to one connection and must not be forwarded: the fixed list of RFC 9110 7.6.1 and what
-// the message's own Connection fields name.
-bool hop_by_hop(const Headers& headers, std::string_view name);
+// Of one head, and of the trailers of one body; the options in the Connection fields of a head are no more either. What
+// is done for each field then costs little, however they were made.
+constexpr size_t kMaxFields = 128;
+
+// Which fields belong to one connection and must not be forwarded: the fixed list of RFC 9110 7.6.1 and what the
+// message's own Connection fields name. Views the headers, which must stay as they are.
+class HopByHop {
+ public:
+  explicit HopByHop(const Headers& headers);
+  bool covers(std::string_view name) const;
+
+ private:
+  std::vector<std::string_view> named_;  // by Connection
+};
 
 // How the end of a body is known.
 enum class Framing { none, length, chunked, until_close };

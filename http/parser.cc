@@ -37,16 +37,20 @@ std::string_view take_line(std::string_view& head) {
 }
 
 // The lines behind the first one, up to and with the empty one.
-const char* read_fields(std::string_view lines, Headers& out) {
+std::optional<HeadError> read_fields(std::string_view lines, Headers& out) {
   for (;;) {
-    if (lines.empty()) return "the head has no end";
+    if (lines.empty()) return HeadError{400, "the head has no end"};
     const std::string_view line = take_line(lines);
     if (line.empty()) break;
     const size_t colon = std::min(line.find(':'), line.size());
-    if (colon == line.size() || !is_token(line.substr(0, colon))) return "a line of the head is no field";
+    if (colon == line.size() || !is_token(line.substr(0, colon))) {
+      return HeadError{400, "a line of the head is no field"};
+    }
+    if (out.size() == kMaxFields) return HeadError{431, "the head has too many fields"};
     out.add(line.substr(0, colon), without_white_space(line.substr(colon + 1)));
   }
-  return lines.empty() ? nullptr : "something follows the head";
+  if (!lines.empty()) return HeadError{400, "something follows the head"};
+  return std::nullopt;
 }
 
 // "HTTP/1.0" or "HTTP/1.1"; -1: another version.
@@ -113,6 +117,7 @@ struct FrameFields {
   const char* fault = nullptr;
   std::optional<uint64_t> length;
   bool chunked = false;
+  size_t options = 0;  // of the connection
   bool close = false;
   bool keep_alive = false;
 };
@@ -150,6 +155,8 @@ FrameFields read_frame_fields(const Headers& headers, int minor_version) {
       if (found.chunked || !iequals(value, "chunked")) found.fault = "Transfer-Encoding is not just \"chunked\"";
       found.chunked = true;
     } else if (iequals(name, "connection")) {
+      found.options += 1 + static_cast<size_t>(std::count(value.begin(), value.end(), ','));
+      if (found.options > kMaxFields) found.fault = "Connection has too many options";
       found.close = found.close || lists(value, "close");
       found.keep_alive = found.keep_alive || lists(value, "keep-alive");
     }
@@ -180,7 +187,7 @@ std::optional<size_t> find_head_end(std::string_view input, size_t& scanned) {
 std::optional<HeadError> parse_request_head(std::string_view head, RequestHead& out) {
   if (const char* fault = line_fault(head)) return HeadError{400, fault};
   if (auto fault = read_request_line(take_line(head), out)) return fault;
-  if (const char* fault = read_fields(head, out.headers)) return HeadError{400, fault};
+  if (auto fault = read_fields(head, out.headers)) return fault;
   if (const char* fault = request_fault(out)) return HeadError{400, fault};
   const FrameFields fields = read_frame_fields(out.headers, out.minor_version);
   if (fields.fault) return HeadError{400, fields.fault};
@@ -201,7 +208,7 @@ Result<ResponseHead> parse_response_head(std::string_view head, bool to_head) {
   if (const char* fault = line_fault(head)) return fail(fault);
   ResponseHead out;
   if (const char* fault = read_status_line(take_line(head), out)) return fail(fault);
-  if (const char* fault = read_fields(head, out.headers)) return fail(fault);
+  if (auto fault = read_fields(head, out.headers)) return fail(std::move(fault->message));
   const FrameFields fields = read_frame_fields(out.headers, out.minor_version);
   if (fields.fault) return fail(fields.fault);
   const bool bodiless = to_head || out.status < 200 || out.status == 204 || out.status == 304;

@@ -23,7 +23,7 @@ struct HeadError {
 
 // `head` ends with its empty line. Refused: bare LF or CR, folded lines, NUL, more than one Content-Length or Host,
 // Content-Length together with Transfer-Encoding, any coding but "chunked", coding in HTTP/1.0, absolute targets,
-// versions other than 1.0 and 1.1.
+// versions other than 1.0 and 1.1, more than kMaxFields fields (431) or options of the connection.
 std::optional<HeadError> parse_request_head(std::string_view head, RequestHead& out);
 
 // `to_head`: the response answers a HEAD request. The same rules for framing.

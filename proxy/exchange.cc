@@ -97,9 +97,10 @@ std::string Exchange::backend_head(const Backend& backend, size_t body_size, int
   out.append(request_.method).append(" ").append(backend.url.path).append(request_.target).append(" HTTP/1.1\r\n");
   http::append_field(out, "Host", backend.url.authority());
   const bool own_key = !context_.config.api_key.empty();
+  const http::HopByHop hop_by_hop(request_.headers);
   for (size_t i = 0; i < request_.headers.size(); ++i) {
     const std::string_view name = request_.headers.name(i);
-    if (rewritten(name) || http::hop_by_hop(request_.headers, name)) continue;
+    if (rewritten(name) || hop_by_hop.covers(name)) continue;
     if (own_key && http::iequals(name, "authorization")) continue;
     if (prefill && http::iequals(name, "accept-encoding")) continue;  // its answer is read here
     http::append_field(out, name, request_.headers.value(i));

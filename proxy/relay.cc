@@ -65,9 +65,10 @@ std::string Exchange::client_head(const http::ResponseHead& head, bool dechunk) 
   std::string out;
   out.reserve(512);
   http::append_status_line(out, head.status, head.reason);
+  const http::HopByHop hop_by_hop(head.headers);
   for (size_t i = 0; i < head.headers.size(); ++i) {
     const std::string_view name = head.headers.name(i);
-    if (http::hop_by_hop(head.headers, name) || http::iequals(name, "x-request-id")) continue;
+    if (hop_by_hop.covers(name) || http::iequals(name, "x-request-id")) continue;
     http::append_field(out, name, head.headers.value(i));
   }
   http::append_field(out, "X-Request-Id", request_id_);

@@ -63,6 +63,18 @@ TEST_F(Front, LargeHeadsAreRefused) {
   EXPECT_TRUE(refused("GET /v1/models HTTP/1.1\r\nHost: t\r\nX-A: " + std::string(9000, 'a') + "\r\n\r\n", 431));
 }
 
+TEST_F(Front, HeadsOfManyFieldsAreRefused) {
+  start();
+  std::string fields;
+  for (int i = 0; i < 200; ++i) fields += "X: a\r\n";
+  EXPECT_TRUE(refused("GET /v1/models HTTP/1.1\r\nHost: t\r\n" + fields + "\r\n", 431));
+  decoder.behaviour.content_type = "application/json\r\n" + fields + "X: a";
+  const auto asked = ask(kPrompt);
+  EXPECT_EQ(asked->status(), 502);
+  EXPECT_FALSE(asked->has("X: a"));
+  EXPECT_TRUE(nothing_pinned());
+}
+
 TEST_F(Front, TooManyConnectionsGet503) {
   config.max_connections = 2;
   start();

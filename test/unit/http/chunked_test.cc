@@ -45,6 +45,13 @@ TEST(ChunkScanner, BoundsExtensionsAndTrailers) {
   EXPECT_FALSE(ChunkScanner(kSkip).scan(trailers).ok());
 }
 
+TEST(ChunkScanner, BoundsHowManyTrailersThereAre) {
+  std::string trailers = "0\r\n";
+  for (size_t i = 0; i < kMaxFields; ++i) trailers += "A:\r\n";
+  EXPECT_TRUE(ChunkScanner(kSkip).scan(trailers + "\r\n").ok());
+  EXPECT_FALSE(ChunkScanner(kSkip).scan(trailers + "A:\r\n\r\n").ok());
+}
+
 TEST(ChunkScanner, KnowsWhereAChunkOfOursMayGo) {
   ChunkScanner scanner(kSkip);
   EXPECT_TRUE(scanner.between_chunks());

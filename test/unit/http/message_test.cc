@@ -28,10 +28,13 @@ TEST(Headers, AreFoundInAnyCase) {
 TEST(HopByHop, CoversTheListAndWhatConnectionNames) {
   Headers headers;
   headers.add("Connection", "close, X-Secret-Hop");
-  EXPECT_TRUE(hop_by_hop(headers, "transfer-encoding"));
-  EXPECT_TRUE(hop_by_hop(headers, "x-secret-hop"));
-  EXPECT_FALSE(hop_by_hop(headers, "traceparent"));
-  EXPECT_FALSE(hop_by_hop(headers, "authorization"));
+  headers.add("connection", "Second,third");
+  const HopByHop hop_by_hop(headers);
+  for (const char* name : {"transfer-encoding", "x-secret-hop", "second", "Third"}) {
+    EXPECT_TRUE(hop_by_hop.covers(name)) << name;
+  }
+  EXPECT_FALSE(hop_by_hop.covers("traceparent"));
+  EXPECT_FALSE(hop_by_hop.covers("authorization"));
 }
 
 TEST(Url, ReadsHostsPortsAndPrefixes) {

@@ -109,6 +109,28 @@ TEST(RequestHead, LinesThatAreNoFieldsAreRefused) {
   EXPECT_EQ(head.headers.get("x-high"), "\xc3\xa4");
 }
 
+std::string fields(size_t count) {
+  std::string lines;
+  for (size_t i = 0; i < count; ++i) lines += "X-" + std::to_string(i) + ": a\r\n";
+  return lines;
+}
+
+TEST(RequestHead, ManyFieldsAreRefused) {
+  EXPECT_EQ(status_of(kStart + fields(kMaxFields - 1) + "\r\n"), 0) << "Host is one more";
+  EXPECT_EQ(status_of(kStart + fields(kMaxFields) + "\r\n"), 431);
+}
+
+TEST(RequestHead, ManyOptionsOfTheConnectionAreRefused) {
+  const auto options = [](size_t count) {
+    std::string list = "Connection: a";
+    for (size_t i = 1; i < count; ++i) list += ",a";
+    return list + "\r\n";
+  };
+  EXPECT_EQ(status_of(kStart + options(kMaxFields) + "\r\n"), 0);
+  EXPECT_EQ(status_of(kStart + options(kMaxFields + 1) + "\r\n"), 400);
+  EXPECT_EQ(status_of(kStart + options(kMaxFields) + options(1) + "\r\n"), 400);
+}
+
 TEST(RequestHead, AHeadEndsWithItsEmptyLine) {
   EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\n"), 400);
   EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\n\r\nmore"), 400);
@@ -143,6 +165,14 @@ TEST(ResponseHead, ReadsItsStatusLine) {
   for (const char* line : {"HTTP/1.1 20 OK", "HTTP/1.1 2000 OK", "HTTP/1.1 2x0 OK", "HTTP/1.1 099 OK",
                            "HTTP/1.1  200 OK", "HTTP/2.0 200 OK", "http/1.1 200 OK", "HTTP/1.1", "200 OK", ""})
     EXPECT_FALSE(parse_response_head(std::string(line) + "\r\n\r\n", false).ok()) << line;
+}
+
+TEST(ResponseHead, ManyFieldsAreRefused) {
+  const std::string start = "HTTP/1.1 200 OK\r\n";
+  EXPECT_TRUE(parse_response_head(start + fields(kMaxFields) + "\r\n", false).ok());
+  const auto refused = parse_response_head(start + fields(kMaxFields + 1) + "\r\n", false);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().to_string().find("too many fields"), std::string::npos) << refused.error().to_string();
 }
 
 TEST(ResponseHead, KnowsHowTheBodyEnds) {
