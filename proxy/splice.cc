@@ -21,6 +21,10 @@ Error not_an_object(simdjson::error_code error) {
   return {ErrorCode::invalid_argument, "the body is not a JSON object", simdjson::error_message(error), "", ""};
 }
 
+Error too_many_members() {
+  return {ErrorCode::invalid_argument, "a JSON object has more than " + std::to_string(kMaxMembers) + " members"};
+}
+
 // The raw text of a value; moves the iterator behind it.
 simdjson::error_code raw_value(simdjson::ondemand::value& value, std::string_view& raw) {
   simdjson::ondemand::json_type type{};
@@ -56,19 +60,21 @@ simdjson::error_code read_member(simdjson::ondemand::field& field, Members& memb
   return simdjson::SUCCESS;
 }
 
-simdjson::error_code read_members(simdjson::ondemand::parser& parser, const std::string& text, Members& members) {
+Status read_members(simdjson::ondemand::parser& parser, const std::string& text, Members& members) {
   simdjson::ondemand::document document;
   const simdjson::padded_string_view padded(text.data(), text.size(), text.capacity());
-  if (const auto error = parser.iterate(padded).get(document)) return error;
+  if (const auto error = parser.iterate(padded).get(document)) return not_an_object(error);
   simdjson::ondemand::object object;
-  if (const auto error = document.get_object().get(object)) return error;
+  if (const auto error = document.get_object().get(object)) return not_an_object(error);
   for (auto item : object) {
     simdjson::ondemand::field field;
-    if (const auto error = std::move(item).get(field)) return error;
-    if (const auto error = read_member(field, members)) return error;
+    if (const auto error = std::move(item).get(field)) return not_an_object(error);
+    if (members.all.size() == kMaxMembers) return too_many_members();
+    if (const auto error = read_member(field, members)) return not_an_object(error);
   }
   const char* behind = nullptr;
-  return document.current_location().get(behind) ? simdjson::SUCCESS : simdjson::TAPE_ERROR;  // no place: at the end
+  const bool at_the_end = document.current_location().get(behind) != simdjson::SUCCESS;  // it has no place
+  return at_the_end ? Status() : not_an_object(simdjson::TAPE_ERROR);
 }
 
 void append_piece(Spliced& out, std::string_view piece) {
@@ -98,8 +104,7 @@ Result<Members> Scanner::scan(const std::string& text) {
   members.all.reserve(16);
   const bool large = text.size() > kKeptParserBytes;
   const auto own = large ? std::make_unique<Parser>() : nullptr;
-  const auto error = read_members(own ? own->parser : parser_->parser, text, members);
-  if (error) return not_an_object(error);
+  KVF_RETURN_IF_ERROR(read_members(own ? own->parser : parser_->parser, text, members));
   return members;
 }
 

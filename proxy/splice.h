@@ -33,14 +33,18 @@ struct Members {
   const Member* find(std::string_view name) const;
 };
 
+// Of one object; no request to a server of models has more than some dozens.
+constexpr size_t kMaxMembers = 1000;
+
 // Finds members; keeps simdjson's buffers from call to call. One per event loop.
 class Scanner {
  public:
   Scanner();
   ~Scanner();
 
-  // REQUIRES: text.capacity() >= text.size() + 64 (http::kBodyPadding). Fails if the text is not one JSON object; what
-  // lies inside of its values is not checked: the text is passed on as it is, and the backend judges it.
+  // REQUIRES: text.capacity() >= text.size() + 64 (http::kBodyPadding). Fails if the text is not one JSON object, or
+  // has more than kMaxMembers members; what lies inside of its values is not checked: the text is passed on as it is,
+  // and the backend judges it.
   Result<Members> scan(const std::string& text);
 
  private:

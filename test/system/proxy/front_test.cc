@@ -75,6 +75,18 @@ TEST_F(Front, HeadsOfManyFieldsAreRefused) {
   EXPECT_TRUE(nothing_pinned());
 }
 
+TEST_F(Front, BodiesOfManyMembersAreRefused) {
+  start();
+  std::string members = R"({"prompt":"abc")";
+  for (int i = 0; i < 2000; ++i) members += ",\"\":1";
+  for (const char* path : {"/v1/completions", "/v1/embeddings"}) {
+    const auto asked = ask(members + "}", path);
+    EXPECT_EQ(asked->status(), 400) << path;
+    EXPECT_TRUE(asked->has("more than 1000 members")) << asked->received();
+  }
+  EXPECT_EQ(prefiller.requests + decoder.requests, 0U);
+}
+
 TEST_F(Front, TooManyConnectionsGet503) {
   config.max_connections = 2;
   start();

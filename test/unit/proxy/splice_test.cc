@@ -74,6 +74,23 @@ TEST(Scan, Trap16RefusesWhatIsNotOneObject) {
   }
 }
 
+TEST(Scan, RefusesMoreMembersThanARequestHas) {
+  Scanner scanner;
+  const auto with = [](size_t members) {
+    std::string text = "{\"\":1";
+    for (size_t i = 1; i < members; ++i) text += ",\"\":1";
+    return padded(text + "}");
+  };
+  const std::string most = with(kMaxMembers), more = with(kMaxMembers + 1);
+  const auto scanned = scanner.scan(most);
+  ASSERT_TRUE(scanned.ok()) << scanned.error().to_string();
+  EXPECT_EQ(scanned->all.size(), kMaxMembers);
+  const auto refused = scanner.scan(more);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().to_string().find("more than 1000 members"), std::string::npos);
+  EXPECT_TRUE(scanner.scan(padded("{\"a\":1}")).ok()) << "the parser was left in the middle";
+}
+
 TEST(Scan, WorksAgainAfterAFailure) {
   Scanner scanner;
   EXPECT_FALSE(scanner.scan(padded("{\"a\":")).ok());
