@@ -29,6 +29,8 @@ void declare(CLI::App& app, ServerSettings& server, RawFlags& raw) {
   app.add_option("--max-namespaces", server.directory.namespaces, "Namespaces at once")->capture_default_str();
   app.add_option("--max-workers", server.directory.entries, "Registered workers at once")->capture_default_str();
   app.add_option("--max-connections", server.max_connections, "Further ones get 503")->capture_default_str();
+  app.add_option("--max-per-address", server.max_per_address, "Connections of one client address; 0: no limit")
+      ->capture_default_str();
   app.add_option("--idle-timeout", raw.idle_timeout, "Of a connection between requests")->capture_default_str();
   app.add_option("--head-timeout", raw.head_timeout, "For a request's head")->capture_default_str();
   app.add_option("--body-timeout", raw.body_timeout, "For a request's body")->capture_default_str();
@@ -70,11 +72,11 @@ std::string ProgramConfig::to_string() const {
   const auto ms = [](Duration span) { return span / std::chrono::milliseconds(1); };
   return fmt::format(
       "host={} port={} tls={} token={} query_ttl={}ms max_ttl={}ms plain_ttl={}ms max_namespaces={} max_workers={} "
-      "max_connections={} idle_timeout={}ms head_timeout={}ms body_timeout={}ms",
+      "max_connections={} max_per_address={} idle_timeout={}ms head_timeout={}ms body_timeout={}ms",
       server.host, server.port, server.certificate_file.empty() ? "no" : "yes", server.token.empty() ? "none" : "set",
       ms(server.query_ttl), ms(server.directory.max_ttl), ms(server.directory.plain_ttl), server.directory.namespaces,
-      server.directory.entries, server.max_connections, ms(server.idle_timeout), ms(server.head_timeout),
-      ms(server.body_timeout));
+      server.directory.entries, server.max_connections, server.max_per_address, ms(server.idle_timeout),
+      ms(server.head_timeout), ms(server.body_timeout));
 }
 
 Result<ParsedConfig> parse_config(const std::vector<std::string>& arguments, const Environment& environment) {

@@ -29,6 +29,7 @@ http::ServerConfig listening(const ServerSettings& settings, std::shared_ptr<Log
   config.key_file = settings.key_file;
   config.logger = std::move(log);
   config.max_connections = settings.max_connections;
+  config.max_connections_per_address = settings.max_per_address;
   config.max_head_bytes = kMaxHeadBytes;
   config.max_body_bytes = kMaxBodyBytes;
   config.idle_timeout = settings.idle_timeout;

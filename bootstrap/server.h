@@ -34,6 +34,7 @@ struct ServerSettings {
   Duration release_limit = std::chrono::milliseconds(1500);  // for a DELETE to reach all ranks
   // Limits (I6). A connection costs about 2 KiB idle and at most 8 KiB of body and 16 KiB of head.
   size_t max_connections = 16384;
+  size_t max_per_address = 0;  // connections of one client address; 0: no limit
   Duration idle_timeout = std::chrono::seconds(30);
   Duration head_timeout = std::chrono::seconds(10);
   Duration body_timeout = std::chrono::seconds(10);

@@ -14,13 +14,16 @@
 namespace kvferry::test {
 
 // A connected TCP socket to this host, whose reads and writes give up after forty seconds; invalid when refused.
-inline UniqueFd dial(uint16_t port, const char* host = "127.0.0.1") {
+// `from`: an address of this host to come from.
+inline UniqueFd dial(uint16_t port, const char* host = "127.0.0.1", const char* from = nullptr) {
   UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const timeval limit{40, 0};
   ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   sockaddr_in address{};
   address.sin_family = AF_INET;
+  if (from) ::inet_pton(AF_INET, from, &address.sin_addr);
+  if (from && ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return {};
   address.sin_port = htons(port);
   ::inet_pton(AF_INET, host, &address.sin_addr);
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fd.reset();

@@ -25,6 +25,7 @@ class BootstrapProgram : public ::testing::Test {
   bool start(uint16_t port) {
     test::ProcessOptions options;
     options.arguments = {"--port", std::to_string(port), "--token", "secret"};
+    options.arguments.insert(options.arguments.end(), flags_.begin(), flags_.end());
     options.merge_stderr = true;
     auto spawned = Process::spawn(KVF_BOOTSTRAP, options);
     KVF_CHECK(spawned.ok());
@@ -69,6 +70,7 @@ class BootstrapProgram : public ::testing::Test {
     });
   }
 
+  std::vector<std::string> flags_;  // further ones
   std::optional<Process> process_;
   uint16_t port_ = 0;
 };
@@ -85,6 +87,21 @@ TEST_F(BootstrapProgram, WorkersOfSeveralPrefillersComeBackWhenItWasKilled) {
     EXPECT_TRUE(knows("a")) << life;
     EXPECT_TRUE(knows("b")) << life;
   }
+}
+
+TEST_F(BootstrapProgram, IdleConnectionsOfOneHostKeepNobodyOut) {
+  flags_ = {"--max-connections", "8", "--max-per-address", "4"};
+  ASSERT_NO_FATAL_FAILURE(start_somewhere());
+  std::vector<UniqueFd> idle;
+  for (int i = 0; i < 8; ++i) idle.push_back(test::dial(port_, "127.0.0.1", "127.0.0.2"));
+  EXPECT_EQ(call(port_, "GET", "/health").status, 200) << "from another host";
+  EXPECT_EQ(test::parse_answer(test::receive_all(idle.back().get())).status, 503);
+  idle.front().reset();
+  EXPECT_TRUE(eventually([&] {
+    const UniqueFd again = test::dial(port_, "127.0.0.1", "127.0.0.2");
+    test::send_all(again.get(), "GET /health HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+    return test::parse_answer(test::receive_all(again.get())).status == 200;
+  })) << "a place that was given back";
 }
 
 TEST_F(BootstrapProgram, ChangesNothingWithoutTheToken) {
