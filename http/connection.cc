@@ -48,12 +48,13 @@ asio::awaitable<void> Connection::run() {
     if (!more) break;
     phase_ = Phase::handler;
     deadline_.clear();
-    minor_version_ = request.minor_version;
-    keep_alive_ = request.keep_alive;
-    head_only_ = request.method == "HEAD";
     started_ = ended_ = chunked_ = false;
     if (!watching_) watch();
-    co_await shared_->handler(request, *this);
+    if (const auto answer = std::move(from_head_)) {
+      (void)co_await send(std::move(*answer));
+    } else {
+      co_await shared_->handler(request, *this);
+    }
     gone_notice_ = nullptr;
     if (!started_ && !gone_) {
       const Status sent = co_await send(error_response(500, "the request was left without an answer"));
@@ -128,6 +129,8 @@ asio::awaitable<bool> Connection::fill() {
 
 asio::awaitable<bool> Connection::read_request(Request& request) {
   phase_ = Phase::idle;
+  minor_version_ = 1;
+  head_only_ = false;
   if (in_.empty()) {
     deadline_.set_in(shared_->config.idle_timeout);
     co_await readable();
@@ -137,6 +140,14 @@ asio::awaitable<bool> Connection::read_request(Request& request) {
   deadline_.set_in(shared_->config.head_timeout);
   const bool head_read = co_await read_head(request);
   if (!head_read) co_return false;
+  minor_version_ = request.minor_version;
+  keep_alive_ = request.keep_alive;
+  head_only_ = request.method == "HEAD";
+  if (auto answer = shared_->at_head ? shared_->at_head(request) : std::nullopt) {
+    const bool bodiless = request.framing != Framing::chunked && request.content_length == 0;
+    if (!bodiless) co_return co_await refuse(std::move(*answer));
+    from_head_ = std::make_unique<Response>(std::move(*answer));
+  }
   phase_ = Phase::body;
   body_began_ = shared_->deadlines.now();
   extend_body_deadline(0);
@@ -228,11 +239,13 @@ asio::awaitable<bool> Connection::read_chunked_body(Request& request) {
 }
 
 asio::awaitable<bool> Connection::refuse(int status, std::string message) {
+  co_return co_await refuse(error_response(status, message));
+}
+
+asio::awaitable<bool> Connection::refuse(Response answer) {
   keep_alive_ = false;
-  head_only_ = false;
-  minor_version_ = 1;
   timed_out_ = false;
-  const Status sent = co_await send(error_response(status, message));
+  const Status sent = co_await send(std::move(answer));
   if (sent.ok()) co_await linger();
   co_return false;
 }

@@ -17,12 +17,16 @@ class Connection;
 
 // What a server's connections share. Internal to http/.
 struct ServerShared {
-  ServerShared(Deadlines& deadlines_in, ServerConfig config_in, Handler handler_in)
-      : deadlines(deadlines_in), config(std::move(config_in)), handler(std::move(handler_in)) {}
+  ServerShared(Deadlines& deadlines_in, ServerConfig config_in, Handler handler_in, HeadHandler at_head_in)
+      : deadlines(deadlines_in),
+        config(std::move(config_in)),
+        handler(std::move(handler_in)),
+        at_head(std::move(at_head_in)) {}
 
   Deadlines& deadlines;
   const ServerConfig config;
   const Handler handler;
+  const HeadHandler at_head;  // may be empty
   std::unordered_set<Connection*> open;
   std::unordered_map<std::string, size_t> per_address;
   bool draining = false;
@@ -69,6 +73,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   boost::asio::awaitable<bool> fill();
   // Answers and drops the connection, letting the client read the answer while it still sends. Always false.
   boost::asio::awaitable<bool> refuse(int status, std::string message);
+  boost::asio::awaitable<bool> refuse(Response answer);
   boost::asio::awaitable<void> linger();
 
   void watch();
@@ -86,6 +91,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   std::string in_;   // received, not yet part of a request
   std::string out_;  // of a raw answer, not yet taken by the kernel; at most one block
   std::function<void()> gone_notice_;
+  std::unique_ptr<Response> from_head_;  // of a request that needs no handler, until it is sent
   Phase phase_ = Phase::idle;
   TimePoint body_began_{};
   int minor_version_ = 1;

@@ -29,8 +29,11 @@ Error listen_error(const ServerConfig& config, std::string what, const std::stri
 }  // namespace
 
 struct Server::Core : ServerShared, std::enable_shared_from_this<Server::Core> {
-  Core(asio::io_context& loop_in, Deadlines& deadlines_in, ServerConfig config_in, Handler handler_in)
-      : ServerShared(deadlines_in, std::move(config_in), std::move(handler_in)), loop(loop_in), acceptor(loop_in) {}
+  Core(asio::io_context& loop_in, Deadlines& deadlines_in, ServerConfig config_in, Handler handler_in,
+       HeadHandler at_head_in)
+      : ServerShared(deadlines_in, std::move(config_in), std::move(handler_in), std::move(at_head_in)),
+        loop(loop_in),
+        acceptor(loop_in) {}
 
   Status listen();
   asio::awaitable<void> accept_all();
@@ -127,8 +130,8 @@ void Server::Core::admit(tcp::socket socket) {
 }
 
 Result<std::unique_ptr<Server>> Server::create(asio::io_context& loop, Deadlines& deadlines, ServerConfig config,
-                                               Handler handler) {
-  auto core = std::make_shared<Core>(loop, deadlines, std::move(config), std::move(handler));
+                                               Handler handler, HeadHandler at_head) {
+  auto core = std::make_shared<Core>(loop, deadlines, std::move(config), std::move(handler), std::move(at_head));
   KVF_RETURN_IF_ERROR(core->listen());
   asio::co_spawn(loop, core->accept_all(), asio::detached);
   return std::unique_ptr<Server>(new Server(std::move(core)));

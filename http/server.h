@@ -4,6 +4,7 @@
 #include <boost/asio/io_context.hpp>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -51,6 +52,10 @@ class ResponseWriter {
 // Answers one request. Returning without an answer sends 500; must not throw.
 using Handler = std::function<boost::asio::awaitable<void>(Request&, ResponseWriter&)>;
 
+// What is answered from a request's head alone, before its body is read; nothing: the body is read and the handler
+// asked. A body that is not read ends the connection.
+using HeadHandler = std::function<std::optional<Response>(const RequestHead&)>;
+
 struct ServerConfig {
   std::string host = "127.0.0.1";  // an address or a name; "::" takes both families
   uint16_t port = 0;               // 0: any free one
@@ -79,7 +84,7 @@ class Server {
  public:
   // Binds and listens; requests are served as long as the loop runs. `loop` and `deadlines` must outlive the server.
   static Result<std::unique_ptr<Server>> create(boost::asio::io_context& loop, Deadlines& deadlines,
-                                                ServerConfig config, Handler handler);
+                                                ServerConfig config, Handler handler, HeadHandler at_head = {});
   // Closes everything; handlers that still run are destroyed where they wait.
   ~Server();
 

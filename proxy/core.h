@@ -23,7 +23,7 @@ struct Proxy::Core {
   void publish_gauges();
 
   // proxy/front.cc
-  boost::asio::awaitable<void> serve(http::Request& request, http::ResponseWriter& writer);
+  std::optional<http::Response> answer_from_head(const http::RequestHead& request);
   boost::asio::awaitable<void> forward(http::Request& request, http::ResponseWriter& writer);
   http::Response health() const;
   http::Response metrics_page() const;

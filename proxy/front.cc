@@ -68,38 +68,24 @@ http::Response Proxy::Core::metrics_page() const {
   return response;
 }
 
-asio::awaitable<void> Proxy::Core::serve(http::Request& request, http::ResponseWriter& writer) {
+// All that needs no body: nobody without the key has one read.
+std::optional<http::Response> Proxy::Core::answer_from_head(const http::RequestHead& request) {
   const std::string_view path = request.path();
-  if (path == "/healthcheck" || path == "/ping") {
-    (void)co_await writer.send(text(200, R"({"status":"ok"})"));
-    co_return;
-  }
-  if (path == "/health" || path == "/readiness") {
-    (void)co_await writer.send(health());
-    co_return;
-  }
+  if (path == "/healthcheck" || path == "/ping") return text(200, R"({"status":"ok"})");
+  if (path == "/health" || path == "/readiness") return health();
   if (!http::authorized(request.headers, config.require_key)) {
     metrics.leg("front", 401, "unauthorized", "");
     http::Response response = http::error_response(401, "a valid API key is needed");
     response.headers.add("WWW-Authenticate", "Bearer");
-    (void)co_await writer.send(std::move(response));
-    co_return;
+    return response;
   }
-  if (path == "/metrics") {
-    (void)co_await writer.send(metrics_page());
-    co_return;
-  }
-  if (!known_method(request.method)) {
-    (void)co_await writer.send(http::error_response(405, "no such method"));
-    co_return;
-  }
-  if (!forwarded(path) || climbs(path)) {
-    (void)co_await writer.send(http::error_response(404, "no such path"));
-    co_return;
-  }
-  co_await forward(request, writer);
+  if (path == "/metrics") return metrics_page();
+  if (!known_method(request.method)) return http::error_response(405, "no such method");
+  if (!forwarded(path) || climbs(path)) return http::error_response(404, "no such path");
+  return std::nullopt;
 }
 
+// REQUIRES: answer_from_head() has let it through.
 asio::awaitable<void> Proxy::Core::forward(http::Request& request, http::ResponseWriter& writer) {
   const TimePoint arrived = deadlines.now();
   const Admission::Verdict verdict = co_await admission.enter();

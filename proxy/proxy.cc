@@ -95,10 +95,11 @@ Status Proxy::Core::listen() {
     KVF_RETURN_IF_ERROR(add_backend(Role::prefill, address.url, address.bootstrap_port));
   }
   for (const http::Url& url : config.decode) KVF_RETURN_IF_ERROR(add_backend(Role::decode, url, std::nullopt));
-  KVF_ASSIGN_OR_RETURN(front, http::Server::create(loop, deadlines, front_config(config, log),
-                                                   [this](http::Request& request, http::ResponseWriter& writer) {
-                                                     return serve(request, writer);
-                                                   }));
+  const auto handler = [this](http::Request& request, http::ResponseWriter& writer) {
+    return forward(request, writer);
+  };
+  const auto at_head = [this](const http::RequestHead& request) { return answer_from_head(request); };
+  KVF_ASSIGN_OR_RETURN(front, http::Server::create(loop, deadlines, front_config(config, log), handler, at_head));
   if (config.admin_port < 0) return {};
   http::ServerConfig server;
   server.host = config.admin_host;

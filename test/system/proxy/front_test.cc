@@ -179,6 +179,21 @@ TEST_F(Front, AKeyGuardsTheFront) {
   EXPECT_EQ(ask(kPrompt, "/v1/completions", "Authorization: Bearer front-key\r\n")->status(), 200);
 }
 
+// Each of these would take what it says it will send; nothing of it is waited for.
+TEST_F(Front, BodiesOfThoseWhoHaveNoKeyAreNotRead) {
+  config.require_key = "front-key";
+  start();
+  const std::string large = " HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 100000000\r\n\r\n";
+  EXPECT_TRUE(refused("POST /v1/completions" + large, 401));
+  EXPECT_TRUE(refused("POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n", 401));
+  EXPECT_TRUE(refused("POST /ping" + large, 200)) << "it needs no key";
+  auto two = client();
+  two->send("GET /metrics HTTP/1.1\r\nHost: t\r\n\r\nGET /ping HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+  ASSERT_TRUE(until([&] { return two->closed(); }));
+  EXPECT_EQ(two->status(), 401);
+  EXPECT_TRUE(two->has("HTTP/1.1 200 OK")) << "without a body the connection goes on";
+}
+
 TEST_F(Front, AdministrativePathsOfVllmAreNotForClients) {
   start();
   for (const char* path : {"/reset_prefix_cache", "/sleep", "/v1x", "/collective_rpc", "/"}) {
