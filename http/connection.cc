@@ -24,7 +24,8 @@ Connection::Connection(std::shared_ptr<ServerShared> shared, std::unique_ptr<Str
     : shared_(std::move(shared)),
       stream_(std::move(stream)),
       remote_(std::move(remote)),
-      deadline_(shared_->deadlines, [this] { expired(); }) {
+      deadline_(shared_->deadlines, [this] { expired(); }),
+      share_(shared_->bodies) {
   shared_->open.insert(this);
   if (shared_->config.max_connections_per_address > 0) ++shared_->per_address[remote_];
 }
@@ -44,6 +45,7 @@ asio::awaitable<void> Connection::run() {
   Request request;
   while (more) {
     request.clear(kKeptInput);
+    share_.give_back();
     more = co_await read_request(request);
     if (!more) break;
     phase_ = Phase::handler;
@@ -204,6 +206,7 @@ asio::awaitable<bool> Connection::read_sized_body(Request& request) {
   std::string& body = request.body;
   if (wanted <= kEagerBody) body.reserve(wanted + kBodyPadding);
   size_t have = std::min(in_.size(), wanted);
+  if (!share_.grow_to(have)) co_return co_await refuse_for_want_of_room();
   body.append(in_, 0, have);
   in_.erase(0, have);
   while (have < wanted) {
@@ -211,6 +214,7 @@ asio::awaitable<bool> Connection::read_sized_body(Request& request) {
     const auto got = stream_->receive_into(std::span(body).subspan(have));
     if (!got.ok()) co_return false;
     have += *got;
+    if (!share_.grow_to(have)) co_return co_await refuse_for_want_of_room();
     extend_body_deadline(have);
     if (*got > 0) continue;
     co_await readable();
@@ -227,6 +231,7 @@ asio::awaitable<bool> Connection::read_chunked_body(Request& request) {
     if (!used.ok()) co_return co_await refuse(400, "malformed chunked body");
     in_.erase(0, *used);
     if (request.body.size() > shared_->config.max_body_bytes) co_return co_await refuse(413, "request body too large");
+    if (!share_.grow_to(request.body.size())) co_return co_await refuse_for_want_of_room();
     if (scanner.done()) break;
     extend_body_deadline(scanner.payload_bytes());
     const bool more = co_await fill();
@@ -240,6 +245,10 @@ asio::awaitable<bool> Connection::read_chunked_body(Request& request) {
 
 asio::awaitable<bool> Connection::refuse(int status, std::string message) {
   co_return co_await refuse(error_response(status, message));
+}
+
+asio::awaitable<bool> Connection::refuse_for_want_of_room() {
+  return refuse(503, "the bodies of all requests together take as much as they may");
 }
 
 asio::awaitable<bool> Connection::refuse(Response answer) {

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "http/body_budget.h"
 #include "http/event.h"
 #include "http/parser.h"
 #include "http/server.h"
@@ -21,12 +22,14 @@ struct ServerShared {
       : deadlines(deadlines_in),
         config(std::move(config_in)),
         handler(std::move(handler_in)),
-        at_head(std::move(at_head_in)) {}
+        at_head(std::move(at_head_in)),
+        bodies{config.max_bodies_bytes} {}
 
   Deadlines& deadlines;
   const ServerConfig config;
   const Handler handler;
   const HeadHandler at_head;  // may be empty
+  BodyBudget bodies;
   std::unordered_set<Connection*> open;
   std::unordered_map<std::string, size_t> per_address;
   bool draining = false;
@@ -74,6 +77,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   // Answers and drops the connection, letting the client read the answer while it still sends. Always false.
   boost::asio::awaitable<bool> refuse(int status, std::string message);
   boost::asio::awaitable<bool> refuse(Response answer);
+  boost::asio::awaitable<bool> refuse_for_want_of_room();
   boost::asio::awaitable<void> linger();
 
   void watch();
@@ -88,6 +92,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   const std::string remote_;
   Deadline deadline_;
   Event input_;
+  BodyShare share_;
   std::string in_;   // received, not yet part of a request
   std::string out_;  // of a raw answer, not yet taken by the kernel; at most one block
   std::function<void()> gone_notice_;

@@ -155,7 +155,7 @@ uint16_t Server::port() const {
 }
 
 ServerCounts Server::counts() const {
-  return {core_->open.size(), core_->accepted, core_->refused};
+  return {core_->open.size(), core_->bodies.held, core_->accepted, core_->refused};
 }
 
 void Server::drain() {

@@ -60,14 +60,15 @@ struct ServerConfig {
   std::string host = "127.0.0.1";  // an address or a name; "::" takes both families
   uint16_t port = 0;               // 0: any free one
   int backlog = 4096;
-  size_t max_connections = 10000;                     // further ones get 503
-  size_t max_connections_per_address = 0;             // 0: no limit
-  size_t max_head_bytes = 64 << 10;                   // else 431
-  uint64_t max_body_bytes = 512ULL << 20;             // else 413
-  Duration idle_timeout = std::chrono::seconds(75);   // between requests
-  Duration head_timeout = std::chrono::seconds(10);   // from the first byte of a head to its last, else 408
-  Duration body_timeout = std::chrono::seconds(30);   // plus what its bytes take at min_body_rate, else 408
-  uint64_t min_body_rate = 16 << 10;                  // bytes a second
+  size_t max_connections = 10000;                    // further ones get 503
+  size_t max_connections_per_address = 0;            // 0: no limit
+  size_t max_head_bytes = 64 << 10;                  // else 431
+  uint64_t max_body_bytes = 512ULL << 20;            // else 413
+  uint64_t max_bodies_bytes = 0;                     // of all requests that are not answered yet, else 503; 0: no limit
+  Duration idle_timeout = std::chrono::seconds(75);  // between requests
+  Duration head_timeout = std::chrono::seconds(10);  // from the first byte of a head to its last, else 408
+  Duration body_timeout = std::chrono::seconds(30);  // plus what its bytes take at min_body_rate, else 408
+  uint64_t min_body_rate = 16 << 10;                 // bytes a second
   Duration write_timeout = std::chrono::seconds(60);  // without any progress
   std::string certificate_file;                       // PEM chain; with it the server speaks TLS only
   std::string key_file;
@@ -76,6 +77,7 @@ struct ServerConfig {
 
 struct ServerCounts {
   size_t open = 0;
+  uint64_t body_bytes = 0;  // of requests that are not answered yet
   uint64_t accepted = 0;
   uint64_t refused = 0;  // over a connection limit or out of descriptors
 };

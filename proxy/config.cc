@@ -110,7 +110,7 @@ struct RawFlags {
   std::vector<std::string> prefill, decode;
   std::vector<std::string> prefiller_hosts, prefiller_ports, decoder_hosts, decoder_ports;
   std::string connector = "mooncake", policy = "least_loaded", config_file, log_level = "info";
-  std::string max_body = "128M";
+  std::string max_body = "128M", max_bodies = "1G";
   std::vector<std::pair<Duration*, std::string>> durations;
 };
 
@@ -148,6 +148,8 @@ void add_scalars(CLI::App& app, ProxyConfig& config, RawFlags& raw) {
   app.add_option("--max-connections", config.max_connections, "Client connections; 0: from the descriptor limit");
   app.add_option("--max-per-address", config.max_per_address, "Connections of one client address; 0: no limit");
   app.add_option("--max-body", raw.max_body, "Largest request body")->type_name("SIZE");
+  app.add_option("--max-bodies", raw.max_bodies, "All request bodies together, then 503; 0: no limit")
+      ->type_name("SIZE");
   app.add_option("--max-head", config.max_head, "Largest request head in bytes");
   app.add_option("--api-key", config.api_key, "Key for the backends, or @file");
   app.add_option("--bootstrap-token", config.bootstrap_token,
@@ -246,6 +248,10 @@ Status check(ProxyConfig& config, const RawFlags& raw, const Environment& enviro
     KVF_ASSIGN_OR_RETURN(*target, parse_duration(text));
   }
   KVF_ASSIGN_OR_RETURN(config.max_body, parse_size(raw.max_body));
+  KVF_ASSIGN_OR_RETURN(config.max_bodies, parse_size(raw.max_bodies));
+  if (config.max_bodies > 0 && config.max_bodies < config.max_body) {
+    return config_error("--max-bodies is less than --max-body: the largest bodies would never be taken");
+  }
   KVF_ASSIGN_OR_RETURN(config.log_level, parse_log_level(raw.log_level));
   for (std::string* secret : {&config.api_key, &config.bootstrap_token, &config.require_key, &config.admin_key}) {
     KVF_ASSIGN_OR_RETURN(*secret, read_secret(*secret));

@@ -50,6 +50,7 @@ struct ProxyConfig {
   size_t max_connections = 0;  // 0: from the descriptor limit
   size_t max_per_address = 0;  // 0: no limit
   uint64_t max_body = 128ULL << 20;
+  uint64_t max_bodies = 1ULL << 30;  // of all requests together, until they are answered; 0: no limit
   size_t max_head = 64 << 10;
 
   std::string api_key;          // put on requests to backends

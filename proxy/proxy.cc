@@ -37,6 +37,7 @@ http::ServerConfig front_config(const ProxyConfig& config, std::shared_ptr<Logge
   server.max_connections_per_address = config.max_per_address;
   server.max_head_bytes = config.max_head;
   server.max_body_bytes = config.max_body;
+  server.max_bodies_bytes = config.max_bodies;
   server.idle_timeout = config.client_idle;
   server.write_timeout = config.client_stall;
   server.certificate_file = config.tls_certificate;
@@ -137,6 +138,7 @@ void Proxy::Core::publish_gauges() {
   if (front) {
     const http::ServerCounts counts = front->counts();
     set("kvferry_proxy_connections", "Client connections", static_cast<int64_t>(counts.open));
+    set("kvferry_proxy_body_bytes", "Bodies of requests not yet answered", static_cast<int64_t>(counts.body_bytes));
     set("kvferry_proxy_connections_refused", "Clients refused over a limit", static_cast<int64_t>(counts.refused));
   }
   const TimePoint now = deadlines.now();

@@ -194,6 +194,30 @@ TEST_F(Front, BodiesOfThoseWhoHaveNoKeyAreNotRead) {
   EXPECT_TRUE(two->has("HTTP/1.1 200 OK")) << "without a body the connection goes on";
 }
 
+// What is held counts, whether it is whole or not, and no longer than until its answer.
+TEST_F(Front, AllBodiesTogetherAreLimited) {
+  config.max_bodies = 100000;
+  decoder.behaviour.delay = mock::kUntilWoken;
+  start();
+  const std::string large = R"({"prompt":")" + std::string(60000, 'a') + "\"}";
+  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: t\r\nConnection: close\r\n";
+  auto running = client(), slow = client();
+  running->send(request("/v1/completions", large));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  slow->send(post + "Content-Length: 90000\r\n\r\n" + large.substr(0, 30000));
+  ASSERT_TRUE(shows("kvferry_proxy_body_bytes " + std::to_string(large.size() + 30000)));
+  const auto sized = ask(large);
+  EXPECT_EQ(sized->status(), 503);
+  EXPECT_TRUE(sized->has("the bodies of all requests together")) << sized->received();
+  EXPECT_TRUE(refused(post + "Transfer-Encoding: chunked\r\n\r\nea60\r\n" + std::string(60000, ' '), 503));
+  slow->leave();
+  decoder.behaviour.delay = 0ms;
+  EXPECT_EQ(decoder.wake(), 1U);
+  ASSERT_TRUE(until([&] { return running->status() == 200; }));
+  EXPECT_TRUE(shows("kvferry_proxy_body_bytes 0"));
+  EXPECT_EQ(ask(large)->status(), 200);
+}
+
 TEST_F(Front, AdministrativePathsOfVllmAreNotForClients) {
   start();
   for (const char* path : {"/reset_prefix_cache", "/sleep", "/v1x", "/collective_rpc", "/"}) {

@@ -78,6 +78,13 @@ TEST(Config, RefusesWhatItDoesNotUnderstand) {
   EXPECT_FALSE(parse({"--api-key", "a\r\nX: y"}).ok());
 }
 
+TEST(Config, AllBodiesTogetherHaveRoomForTheLargest) {
+  EXPECT_EQ(parse({})->config.max_bodies, 1U << 30);
+  EXPECT_FALSE(parse({"--max-body", "2G"}).ok());
+  EXPECT_TRUE(parse({"--max-body", "2G", "--max-bodies", "0"}).ok());
+  EXPECT_TRUE(parse({"--max-body", "1M", "--max-bodies", "1M"}).ok());
+}
+
 TEST(Config, TlsIsNeverHalfOf) {
   EXPECT_FALSE(parse({"--tls-key", "key.pem"}).ok()) << "the front would speak in the clear";
   EXPECT_FALSE(parse({"--admin-tls"}).ok());
