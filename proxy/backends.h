@@ -18,7 +18,6 @@
 
 namespace kvferry::proxy {
 
-enum class Role { prefill, decode };
 std::string_view to_string(Role role);
 
 // Whether the prefiller's bootstrap server can release parcels by DELETE: learnt from its answers.

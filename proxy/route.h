@@ -11,6 +11,9 @@
 
 namespace kvferry::proxy {
 
+// What a backend is for.
+enum class Role { prefill, decode };
+
 // Which backend takes a request: pure functions of what is known about them.
 
 enum class Policy { round_robin, least_loaded, prefix, session };
