@@ -84,8 +84,8 @@ void ParcelOwner::on_claim(const Guest& session, const proto::Claim& asked, Gran
   auto claim = std::make_shared<Claim>();
   claim->key = key;
   claim->transfer_id = asked.transfer_id();
-  // Not what else it may carry (I6).
   claim->by_fetch = !asked.selection().empty();
+  // Not what else it may carry (I6).
   claim->asked.set_fingerprint(asked.fingerprint());
   claim->asked.set_remaining_ms(asked.remaining_ms());
   claim->asked.set_known_layout(asked.known_layout());

@@ -63,6 +63,26 @@ TEST(StuckFabric, ReadsThatItCannotEndAreNotDoneAndKeepTheirMemory) {
       eventually([&] { return initiator->register_memory(ours.data(), kLength, MemoryKind::host, kPrivate).ok(); }));
 }
 
+// Of a parcel that the owner publishes for it.
+ParcelReading begin_read(Rank& owner, Rank& reader, bool digest) {
+  ParcelSpec spec;
+  spec.transfer_id = "t1";
+  spec.tokens = 16;
+  spec.blocks = {{0, {3}}};
+  spec.fingerprint = "model";
+  spec.digest = digest;
+  const Status published = owner.parcels->publish(spec);
+  EXPECT_TRUE(published.ok()) << published.error().to_string();
+  ParcelReadRequest request;
+  request.transfer_id = "t1";
+  request.owners = {must(reader.engine->peer(owner.engine->address()))};
+  request.group_instance_id = "decoder";
+  request.fingerprint = "model";
+  request.blocks = {{0, {9}}};
+  request.timeout = std::chrono::seconds(60);
+  return must(reader.parcels->read(request));
+}
+
 // I4: a parcel's blocks stay pinned like any memory that a device may still write to.
 TEST(StuckFabric, BlocksThatItCannotLetGoOfStayPinned) {
   for (const bool digest : {false, true}) {
@@ -76,21 +96,7 @@ TEST(StuckFabric, BlocksThatItCannotLetGoOfStayPinned) {
     };
     const auto owner = rank("owner", 1, "0");
     const auto reader = rank("reader", 2, "1");
-    ParcelSpec spec;
-    spec.transfer_id = "t1";
-    spec.tokens = 16;
-    spec.blocks = {{0, {3}}};
-    spec.fingerprint = "model";
-    spec.digest = digest;
-    ASSERT_TRUE(owner->parcels->publish(spec).ok());
-    ParcelReadRequest request;
-    request.transfer_id = "t1";
-    request.owners = {must(reader->engine->peer(owner->engine->address()))};
-    request.group_instance_id = "decoder";
-    request.fingerprint = "model";
-    request.blocks = {{0, {9}}};
-    request.timeout = std::chrono::seconds(60);
-    const ParcelReading reading = must(reader->parcels->read(request));
+    const ParcelReading reading = begin_read(*owner, *reader, digest);
     ASSERT_TRUE(eventually([&] { return in_flight(*reader->engine) == 1; })) << reader->engine->describe();
     reading.cancel();
     EXPECT_EQ(reading.wait().state, ReadState::cancelled);
@@ -172,21 +178,7 @@ TEST_P(StuckParcels, AreNotReadAgainIntoBlocksThatMayStillBeWritten) {
   const auto read = [&] { return must(engine.submit(read_of(engine, *owner->engine, open, ours.data()))); };
   if (rails == 2) static_cast<void>(read());  // the first of each rail is what sticks
   ASSERT_TRUE(eventually([&] { return in_flight(engine) == rails - 1; })) << engine.describe();
-  ParcelSpec spec;
-  spec.transfer_id = "t1";
-  spec.tokens = 16;
-  spec.blocks = {{0, {3}}};
-  spec.fingerprint = "model";
-  spec.digest = digest;
-  ASSERT_TRUE(owner->parcels->publish(spec).ok());
-  ParcelReadRequest request;
-  request.transfer_id = "t1";
-  request.owners = {must(engine.peer(owner->engine->address()))};
-  request.group_instance_id = "decoder";
-  request.fingerprint = "model";
-  request.blocks = {{0, {9}}};
-  request.timeout = std::chrono::seconds(60);
-  const ParcelReading reading = must(reader->parcels->read(request));
+  const ParcelReading reading = begin_read(*owner, *reader, digest);
   ASSERT_TRUE(eventually([&] { return in_flight(engine) == rails; })) << engine.describe();
   outstay_the_session(*owner->engine, read);
   const ParcelReadOutcome outcome = reading.wait();
