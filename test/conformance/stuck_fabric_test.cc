@@ -113,8 +113,10 @@ void outstay_the_session(const Engine& owner, const std::function<Transfer()>& r
   for (int attempt = 0; attempt < 100 && over; ++attempt) {
     over = false;
     read().on_done([&, here = std::this_thread::get_id()](const Outcome&) {
-      over = std::this_thread::get_id() == here;  // done already: nothing would be held
-      if (over) return;
+      if (std::this_thread::get_id() == here) {
+        over = true;  // done already: nothing would be held
+        return;
+      }
       held.set_value();
       release.get_future().wait();
     });
