@@ -22,6 +22,7 @@ Result<AuthConfig> auth_from_environment(const Environment& environment) {
   auth.key_file = environment.get("KVFERRY_TLS_KEY").value_or("");
   auth.ca_file = environment.get("KVFERRY_TLS_CA").value_or("");
   auth.peer_names = split_list(environment.get("KVFERRY_TLS_PEERS").value_or(""));
+  KVF_ASSIGN_OR_RETURN(auth.kernel_tls, environment.boolean("KVFERRY_KERNEL_TLS", auth.kernel_tls));
   if (const auto name = environment.get("KVFERRY_AUTH")) {
     KVF_ASSIGN_OR_RETURN(auth.mode, parse_auth_mode(*name));
   } else if (!auth.psk_file.empty()) {

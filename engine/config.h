@@ -49,6 +49,8 @@ struct AuthConfig {
   std::string ca_file;
   // mtls: DNS or URI names of which a peer's certificate must carry one; "*.x" stands for one label before ".x".
   std::vector<std::string> peer_names;
+  // The kernel makes the records that are sent, where it can (module tls).
+  bool kernel_tls = true;
 
   Status validate() const;
 };

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "engine/io/kernel_tls.h"
 #include "engine/io/part_cursor.h"
 
 namespace kvferry {
@@ -12,6 +13,7 @@ namespace {
 
 constexpr unsigned char kHandshakeRecord = 22;
 constexpr unsigned char kAlertRecord = 21;
+constexpr uint16_t kAes128Gcm = 0x1301;  // TLS_AES_128_GCM_SHA256
 constexpr size_t kMaxOutgoing = size_t{1} << 20;  // of what OpenSSL sends by itself; more is no peer of ours
 
 // Where spans smaller than a record are gathered and scattered. On loop only, and engines' loops are of one thread
@@ -77,7 +79,7 @@ int SecureStream::bio_read(BIO* bio, char* into, int length) {
 int SecureStream::bio_write(BIO* bio, const char* from, int length) {
   auto& self = *static_cast<SecureStream*>(BIO_get_data(bio));
   BIO_clear_retry_flags(bio);
-  if (self.queued() > kMaxOutgoing) return -1;
+  if (self.encrypted_beneath_ || self.queued() > kMaxOutgoing) return -1;
   self.out_.append(from, static_cast<size_t>(length));
   return length;
 }
@@ -119,7 +121,7 @@ SecureStream::SecureStream(std::unique_ptr<Stream> raw, Parts parts, bool is_ser
     : raw_(std::move(raw)),
       parts_(std::move(parts)),
       is_server_(is_server),
-      ssl_(parts_.context->new_connection(is_server)) {
+      ssl_(parts_.context->new_connection(is_server, &send_secret_)) {
   BIO* const bio = BIO_new(bio_method());
   KVF_CHECK(bio != nullptr);
   BIO_set_data(bio, this);
@@ -206,8 +208,17 @@ void SecureStream::shake_hands() {
     starved_ = false;
   }
   flush();
+  if (established_) let_the_kernel_encrypt();
   update_interest();
   poke_if_needed();
+}
+
+// Now or never: every record of OpenSSL's has left, and none was made with the key of data yet.
+void SecureStream::let_the_kernel_encrypt() {
+  const Secret secret = std::move(send_secret_);
+  if (secret.view().empty() || failure_ || queued() > 0) return;
+  if (SSL_CIPHER_get_protocol_id(SSL_get_current_cipher(ssl_.get())) != kAes128Gcm) return;
+  encrypted_beneath_ = raw_->encrypt_with(send_keys_of(secret.view()));
 }
 
 Error SecureStream::handshake_error(int) {
@@ -302,9 +313,25 @@ bool SecureStream::encrypt(const void* from, size_t length, size_t& moved) {
   return true;
 }
 
+// The key cannot be changed there (Linux before 6.14): a connection that has worn it out ends, and is dialled again.
+Result<size_t> SecureStream::write_beneath(std::span<const iovec> from) {
+  if (sent_with_key_ >= parts_.bytes_per_key * TlsContext::kKeysOfTheKernel) {
+    fail(Error{ErrorCode::peer_lost, "the keys of the connection are worn out"});
+    return *failure_;
+  }
+  auto count = raw_->write(from);
+  if (!count) {
+    fail(std::move(count).error());
+    return *failure_;
+  }
+  sent_with_key_ += *count;
+  return *count;
+}
+
 Result<size_t> SecureStream::write(std::span<const iovec> from) {
   if (failure_) return *failure_;
   if (!established_) return size_t{0};
+  if (encrypted_beneath_) return write_beneath(from);
   PartCursor cursor{from};
   size_t moved = 0;
   while (!cursor.end() && !failure_) {

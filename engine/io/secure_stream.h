@@ -42,6 +42,9 @@ class HandshakeTurns {
 //
 // I4: torn() asks the stream beneath, so that what was received and not yet read is not applied once the other side has
 // reset the connection. On loop only.
+//
+// Where the kernel makes the records (Stream::encrypt_with), that begins behind the handshake and is for good: what is
+// written goes to the stream beneath as it is, and what arrives is decrypted here.
 class SecureStream final : public Stream, private StreamHandler {
  public:
   // Everything but `context` outlives the stream.
@@ -72,6 +75,7 @@ class SecureStream final : public Stream, private StreamHandler {
 
   void on_stream_ready(bool readable, bool writable) override;
   void shake_hands();
+  void let_the_kernel_encrypt();
   void fail(Error error);
   Error handshake_error(int code);
   Error refused_by_peer() const;
@@ -85,6 +89,7 @@ class SecureStream final : public Stream, private StreamHandler {
   // Plaintext into one contiguous room; nothing: no more can be had now.
   std::optional<size_t> decrypt(void* into, size_t length);
   bool encrypt(const void* from, size_t length, size_t& moved);
+  Result<size_t> write_beneath(std::span<const iovec> from);
   void flush();
   size_t queued() const { return out_.size() - out_sent_; }
   // Whether read() would move something without a byte from beneath.
@@ -108,6 +113,8 @@ class SecureStream final : public Stream, private StreamHandler {
   std::string out_;                 // ciphertext
   size_t out_sent_ = 0;
   uint64_t sent_with_key_ = 0;
+  Secret send_secret_;       // only during the handshake
+  bool encrypted_beneath_ = false;  // OpenSSL's part is reading alone: a second record of a number would break the key
 
   StreamHandler* handler_ = nullptr;
   bool want_read_ = false;

@@ -12,6 +12,8 @@
 #include <climits>
 #include <utility>
 
+#include "engine/io/kernel_tls.h"
+
 namespace kvferry {
 namespace {
 
@@ -87,6 +89,7 @@ class SocketStream final : public Stream, public FdHandler {
   }
 
   std::string peer_address() const override { return peer_; }
+  bool encrypt_with(const SendKeys& keys) override { return encrypt_in_kernel(fd_.get(), keys).ok(); }
 
  private:
   void on_fd_ready(uint32_t events) override {

@@ -12,6 +12,8 @@
 
 namespace kvferry {
 
+struct SendKeys;
+
 class StreamHandler {
  public:
   virtual ~StreamHandler() = default;
@@ -45,6 +47,9 @@ class Stream {
   virtual void reset_on_close() = 0;
 
   virtual std::string peer_address() const = 0;
+
+  // True: records of TLS are made beneath of what is written from here on. False: they are not, and nothing has changed.
+  virtual bool encrypt_with(const SendKeys& /*keys*/) { return false; }
 
   // Ends with the stream.
   void hold(std::shared_ptr<const void> what) { held_ = std::move(what); }

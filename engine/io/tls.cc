@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 
 #include "common/bytes.h"
 #include "common/check.h"
+#include "engine/io/kernel_tls.h"
 
 namespace kvferry {
 namespace {
@@ -97,6 +97,7 @@ Status TlsContext::set_up(const AuthConfig& config) {
   SSL_CTX_set_default_read_buffer_len(context, kReadAhead);
   SSL_CTX_set_max_cert_list(context, long{64} << 10);
   SSL_CTX_set_client_hello_cb(context, on_client_hello, this);
+  if (config.kernel_tls) SSL_CTX_set_keylog_callback(context, on_secret);
   // Also where certificates are not asked for: a server that shows one instead of the key is refused for it.
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, verify);
   const bool ok = SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) == 1 &&
@@ -215,15 +216,6 @@ int TlsContext::verify(int ok, X509_STORE_CTX* store) {
   return 0;
 }
 
-std::string kernel_tls() {
-  std::ifstream file("/proc/sys/net/ipv4/tcp_available_ulp");
-  std::string names;
-  std::getline(file, names);
-  const bool offered = (" " + names + " ").find(" tls ") != std::string::npos;
-  return offered ? "offered by this kernel, not used: OpenSSL makes the records in user space"
-                 : "not offered by this kernel: OpenSSL makes the records in user space";
-}
-
 // ---- connections
 
 // Refuses who does not name this protocol and this mode, before anything is computed for it.
@@ -239,9 +231,17 @@ int TlsContext::on_client_hello(SSL* ssl, int* alert, void* self) {
                                                                             : SSL_CLIENT_HELLO_ERROR;
 }
 
-SslPtr TlsContext::new_connection(bool is_server) const {
+// OpenSSL tells the secrets of a connection as it makes them, for whoever is to read along.
+void TlsContext::on_secret(const SSL* ssl, const char* line) {
+  auto* const wanted = static_cast<Secret*>(SSL_get_app_data(ssl));
+  auto secret = secret_in(line, SSL_is_server(ssl) ? "SERVER_TRAFFIC_SECRET_0" : "CLIENT_TRAFFIC_SECRET_0");
+  if (wanted != nullptr && secret) *wanted = std::move(*secret);
+}
+
+SslPtr TlsContext::new_connection(bool is_server, Secret* send_secret) const {
   SslPtr ssl(SSL_new(context_.get()));
   KVF_CHECK(ssl);
+  SSL_set_app_data(ssl.get(), send_secret);
   is_server ? SSL_set_accept_state(ssl.get()) : SSL_set_connect_state(ssl.get());
   return ssl;
 }

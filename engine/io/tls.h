@@ -34,13 +34,17 @@ class TlsContext {
  public:
   // AES-GCM may protect 2^24.5 records of 16 KiB under one key (RFC 8446, 5.5).
   static constexpr uint64_t kBytesPerKey = uint64_t{64} << 30;
+  // Of a key that cannot be changed: then the connection ends.
+  static constexpr uint64_t kKeysOfTheKernel = 4;
 
   // Reads every file that `config` names. REQUIRES: config.mode != open.
   static Result<std::shared_ptr<const TlsContext>> load(const AuthConfig& config);
   ~TlsContext();
 
   AuthMode mode() const { return mode_; }
-  SslPtr new_connection(bool is_server) const;
+  // Where the kernel may make records, `send_secret`, which outlives the connection, gets the secret of those that are
+  // sent, before the handshake ends.
+  SslPtr new_connection(bool is_server, Secret* send_secret) const;
   // Behind a handshake that OpenSSL found good: whether the other side was authenticated by this mode's own means.
   Status check_peer(SSL* ssl) const;
   size_t keys() const { return keys_.size(); }
@@ -62,6 +66,7 @@ class TlsContext {
   static int find_session(SSL* ssl, const unsigned char* identity, size_t length, SSL_SESSION** session);
   static int use_session(SSL* ssl, const EVP_MD* digest, const unsigned char** identity, size_t* length,
                          SSL_SESSION** session);
+  static void on_secret(const SSL* ssl, const char* line);
   static int on_client_hello(SSL* ssl, int* alert, void* self);
   static int verify(int ok, X509_STORE_CTX* store);
 
@@ -74,8 +79,5 @@ class TlsContext {
 
 // Whether one of a certificate's names is what `allowed` says: equal but for case, or one label more than "*.x".
 bool name_matches(std::string_view name, std::string_view allowed);
-
-// For describe(): whether this kernel could encrypt by itself, and that it is not asked to.
-std::string kernel_tls();
 
 }  // namespace kvferry

@@ -4,4 +4,4 @@ kvferry_test(engine_parts_test WHOLE TIMEOUT 240
     # of plug-ins, which no test links
     ${PROJECT_SOURCE_DIR}/engine/fabric/ofi/name.cc ${PROJECT_SOURCE_DIR}/engine/fabric/ucx/device.cc
   LINKS kvferry_engine)
-kvferry_test(engine_secure_test WHOLE SOURCES engine_secure_test.cc LINKS kvferry_trial_keys)
+kvferry_test(engine_secure_test WHOLE SOURCES engine_secure_test.cc engine_kernel_tls_test.cc LINKS kvferry_trial_keys)
