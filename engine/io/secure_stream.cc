@@ -13,7 +13,7 @@ namespace {
 
 constexpr unsigned char kHandshakeRecord = 22;
 constexpr unsigned char kAlertRecord = 21;
-constexpr uint16_t kAes128Gcm = 0x1301;  // TLS_AES_128_GCM_SHA256
+constexpr uint16_t kAes128Gcm = 0x1301;           // TLS_AES_128_GCM_SHA256
 constexpr size_t kMaxOutgoing = size_t{1} << 20;  // of what OpenSSL sends by itself; more is no peer of ours
 
 // Where spans smaller than a record are gathered and scattered. On loop only, and engines' loops are of one thread

@@ -113,7 +113,7 @@ class SecureStream final : public Stream, private StreamHandler {
   std::string out_;                 // ciphertext
   size_t out_sent_ = 0;
   uint64_t sent_with_key_ = 0;
-  Secret send_secret_;       // only during the handshake
+  Secret send_secret_;              // only during the handshake
   bool encrypted_beneath_ = false;  // OpenSSL's part is reading alone: a second record of a number would break the key
 
   StreamHandler* handler_ = nullptr;

@@ -36,7 +36,9 @@ EngineConfig config_of(const std::string& name, const AuthConfig& auth, std::sha
 class SecureRaw {
  public:
   SecureRaw(const std::string& address, const AuthConfig& auth)
-      : context_(must(TlsContext::load(auth))), connection_(dial(address)), ssl_(context_->new_connection(false, nullptr)) {
+      : context_(must(TlsContext::load(auth))),
+        connection_(dial(address)),
+        ssl_(context_->new_connection(false, nullptr)) {
     SSL_clear_mode(ssl_.get(), SSL_MODE_ENABLE_PARTIAL_WRITE);
     SSL_set_fd(ssl_.get(), connection_.get());
     connected_ = SSL_connect(ssl_.get()) == 1;

@@ -1,16 +1,16 @@
-#include "engine/io/kernel_tls.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <fstream>
 
+#include "engine/io/kernel_tls.h"
 #include "engine/io/socket_network.h"
 #include "engine/io/tls.h"
 #include "test/support/secure_ends.h"
 
-// Records that are made beneath OpenSSL: by a model of the kernel's part on every machine, by the kernel where it has TLS.
+// Records that are made beneath OpenSSL: by a model of the kernel's part on every machine, and by a kernel that has
+// TLS.
 
 namespace kvferry::test {
 namespace {
@@ -33,8 +33,8 @@ TEST(KernelTls, DerivesTheKeysOfTheStandardsExample) {
 TEST(KernelTls, TakesASecretOutOfOneLineAlone) {
   const auto taken = [](const char* line) { return secret_in(line, "LABEL").has_value(); };
   EXPECT_TRUE(taken("LABEL 0011 00ff"));
-  for (const char* line : {"", "LABEL", "LABEL 0011", "OTHER 0011 00ff", "LABEL 0011 ", "LABEL 0011 00f", "LABEL 0011 00fg",
-                           "LABELS 0011 00ff"})
+  for (const char* line : {"", "LABEL", "LABEL 0011", "OTHER 0011 00ff", "LABEL 0011 ", "LABEL 0011 00f",
+                           "LABEL 0011 00fg", "LABELS 0011 00ff"})
     EXPECT_FALSE(taken(line)) << line;
   EXPECT_EQ(secret_in("LABEL 0011 00ff", "LABEL")->view(), std::string_view("\0\xff", 2));
 }
@@ -76,7 +76,8 @@ class RecordMaker final : public Stream {
     const size_t length = plain.size() + 16;
     std::string record{'\x17', '\x03', '\x03', static_cast<char>(length >> 8), static_cast<char>(length)};
     std::string nonce = iv_;
-    for (size_t i = 0; i < 8; ++i) nonce[11 - i] = static_cast<char>(nonce[11 - i] ^ static_cast<char>(made_here_ >> 8 * i));
+    for (size_t i = 0; i < 8; ++i)
+      nonce[11 - i] = static_cast<char>(nonce[11 - i] ^ static_cast<char>(made_here_ >> 8 * i));
     const auto raw = [](const std::string& text) { return reinterpret_cast<const unsigned char*>(text.data()); };
     std::string sealed(length, '\0');
     auto* const out = reinterpret_cast<unsigned char*>(sealed.data());
@@ -104,7 +105,9 @@ class RecordsBeneath : public SecureStreamTest {
  protected:
   void SetUp() override {
     SecureStreamTest::SetUp();
-    beneath_ = [this](std::unique_ptr<Stream> stream) { return std::make_unique<RecordMaker>(std::move(stream), made_); };
+    beneath_ = [this](std::unique_ptr<Stream> stream) {
+      return std::make_unique<RecordMaker>(std::move(stream), made_);
+    };
   }
   size_t made_ = 0;
 };
@@ -201,7 +204,8 @@ class KernelTlsSockets : public SecureStreamTest {
  protected:
   std::unique_ptr<End> over(std::unique_ptr<Stream> stream, bool is_server) {
     SecureStream::Parts parts{*loop_, turns_, context_, refusal_, bytes_per_key_};
-    return std::make_unique<End>(std::make_unique<SecureStream>(std::move(stream), std::move(parts), is_server), nullptr);
+    return std::make_unique<End>(std::make_unique<SecureStream>(std::move(stream), std::move(parts), is_server),
+                                 nullptr);
   }
   void connect_sockets(const AuthConfig& auth) {
     context_ = context(auth);
@@ -233,7 +237,7 @@ TEST_F(KernelTlsSockets, CarryBytesBothWays) {
       AuthConfig auth = *keys_->of(mode);
       auth.kernel_tls = wanted;
       connect_sockets(auth);
-      const std::string up = text_of(3 << 20, 1), down = text_of(1 << 20, 2);
+      const std::string up = text_of(600000, 1), down = text_of(200000, 2);
       client_->send(up, 3000);
       server_->send(down, 50000);
       client_->read_span = server_->read_span = 20000;
