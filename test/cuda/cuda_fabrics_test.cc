@@ -154,6 +154,19 @@ TEST_F(CudaFabrics, ReadBackBehindAWriteSoThatTheOwnersGpuSeesIt) {
   EXPECT_EQ(fake_->flushes(), flushes);
 }
 
+TEST_F(CudaFabrics, ReadBackBehindAWriteOnEachOfTheOwnersGpus) {
+  start({.ordered = false});
+  std::byte* const other = device_.allocate(kBytes);  // on the next GPU
+  ASSERT_NE(device_.context_of(other), device_.context_of(theirs_));
+  const Region region = must(owner_->register_memory(other, kBytes, MemoryKind::cuda, kRemoteReadWrite));
+  TransferRequest both = request(Operation::write);
+  for (uint64_t at = 0; at < kBytes; at += 10000) both.pairs.push_back({ours_ + at, region.id(), at, 5000});
+  ASSERT_TRUE(initiator_->transfer(both).status.ok());
+  EXPECT_EQ(fake_->unseen(), 0u);
+  EXPECT_TRUE(holds(theirs_, 1));
+  EXPECT_TRUE(holds(other, 1));
+}
+
 // I4: what a NIC has answered for and nobody sees yet would land in the memory's next use.
 TEST_F(CudaFabrics, LeaveNothingThatLandsAfterACancelledRead) {
   start({.ordered = false});

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("beside_nixl.py")
-# Of the release build, which the wheels do not carry.
+# Of the release build: the plug-ins of the wheels are built of the same sources.
 PLUGINS = Path(__file__).parents[2] / "build/release/lib"
 
 

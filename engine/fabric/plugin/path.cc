@@ -231,29 +231,33 @@ void PluginPath::confirm_write(const WorkPtr& work) {
       lost(why);
       return settle(work);
     }
-    if (node_.enforces_keys() && work->failure.ok() && !work->ended) return read_back(work);
+    if (node_.enforces_keys() && work->failure.ok() && !work->ended) return read_back(work, to_read_back(*work->job));
     work->exposed = false;
     settle(work);
   });
 }
 
-// I8: a device answers for a write when it has it; a read that follows on the same connection pushes it into memory.
-void PluginPath::read_back(const WorkPtr& work) {
-  const Pair& pair = work->job->pairs.back();
-  const RegionInfo& region = *work->job->remote.back();
+// I8: a device answers for a write when it has it; a read that follows on the same connection pushes it into memory, of
+// the GPU that is read. `rest`: the pairs that are still to be read.
+void PluginPath::read_back(const WorkPtr& work, std::vector<size_t> rest) {
+  const Pair& pair = work->job->pairs[rest.back()];
+  const RegionInfo& region = *work->job->remote[rest.back()];
+  rest.pop_back();
   const auto key = keys_.get(endpoint_, region);
   if (!key) return fail(work, key.error()), finish(work, work->failure);
   work->confirming = true;
-  auto question = std::make_unique<Question>(
-      [this, alive = alive_, work, echo = echo_, number = endpoint_number_](int32_t result, const std::string& why) {
-        if (!*alive || number != endpoint_number_) return;
-        work->confirming = false;
-        if (result == KVF_OK)
-          work->exposed = false;
-        else
-          lost(why);
-        settle(work);
-      });
+  auto question = std::make_unique<Question>([this, alive = alive_, work, echo = echo_, number = endpoint_number_,
+                                              rest = std::move(rest)](int32_t result, const std::string& why) {
+    if (!*alive || number != endpoint_number_) return;
+    work->confirming = false;
+    if (result != KVF_OK)
+      lost(why);
+    else if (!rest.empty() && work->failure.ok() && !work->ended)
+      return read_back(work, rest);
+    else
+      work->exposed = false;
+    settle(work);
+  });
   const auto token = reinterpret_cast<uint64_t>(static_cast<Posted*>(question.get()));
   Why why;
   const int32_t result = node_.table().get(endpoint_, echo_.get(), nullptr, region.base + pair.offset + pair.length - 1,

@@ -91,7 +91,7 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   void fail(const WorkPtr& work, Error error);
   void settle(const WorkPtr& work);
   void confirm_write(const WorkPtr& work);
-  void read_back(const WorkPtr& work);
+  void read_back(const WorkPtr& work, std::vector<size_t> rest);
   void ask_flush(Question::Answer answer);
   void finish(const WorkPtr& work, Status status);
   bool is_taken_back(const RegionInfo& region) const;

@@ -10,6 +10,16 @@ Status settle_writes(const Job& job, std::span<const RegionPin> pins) {
   return device->settle_writes(places);
 }
 
+std::vector<size_t> to_read_back(const Job& job) {
+  std::vector<size_t> pairs;
+  std::unordered_set<RegionId> regions;
+  for (size_t i = job.pairs.size(); i-- > 0;) {
+    const bool wanted = pairs.empty() || job.remote[i]->kind != MemoryKind::host;
+    if (wanted && regions.insert(job.remote[i]->id).second) pairs.push_back(i);
+  }
+  return pairs;
+}
+
 PieceOperation::PieceOperation(InFlight& all, WorkPtr work, Piece piece)
     : all_(&all), work_(std::move(work)), piece_(piece) {
   all_->operations_.insert(this);

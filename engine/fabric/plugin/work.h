@@ -63,6 +63,10 @@ using WorkPtr = std::shared_ptr<Work>;
 // the job, or what was kept of them. REQUIRES: nothing of it is in flight.
 Status settle_writes(const Job& job, std::span<const RegionPin> pins);
 
+// The pairs of a write of which a byte is read back: the last, and one of each region that lies on a device, since
+// which GPU that is only the owner knows.
+std::vector<size_t> to_read_back(const Job& job);
+
 class InFlight;
 
 // A get or put that the plug-in has; it owns itself until its end is told.
