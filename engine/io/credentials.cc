@@ -1,8 +1,20 @@
 #include "engine/io/credentials.h"
 
+#include "engine/io/kernel_tls.h"
+
 namespace kvferry {
+namespace {
+
+// What the kernel cannot do now it is not asked for, connection by connection.
+AuthConfig with_kernels_part(AuthConfig config) {
+  config.kernel_tls = config.kernel_tls && kernel_has_tls();
+  return config;
+}
+
+}  // namespace
+
 Credentials::Credentials(AuthConfig config, std::shared_ptr<Logger> logger, MetricsRegistry& metrics)
-    : config_(std::move(config)),
+    : config_(with_kernels_part(std::move(config))),
       watch_({config_.psk_file, config_.certificate_file, config_.key_file, config_.ca_file}),
       logger_(std::move(logger)),
       reloaded_(metrics.counter("kvferry_credentials_reloaded_total", "Times that changed keys were read",
@@ -13,7 +25,7 @@ Credentials::Credentials(AuthConfig config, std::shared_ptr<Logger> logger, Metr
 Result<std::unique_ptr<Credentials>> Credentials::load(const AuthConfig& config, std::shared_ptr<Logger> logger,
                                                        MetricsRegistry& metrics) {
   std::unique_ptr<Credentials> made(new Credentials(config, std::move(logger), metrics));
-  KVF_ASSIGN_OR_RETURN(made->context_, TlsContext::load(config));
+  KVF_ASSIGN_OR_RETURN(made->context_, TlsContext::load(made->config_));
   return made;
 }
 

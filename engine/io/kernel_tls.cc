@@ -89,14 +89,19 @@ Status encrypt_in_kernel(int fd, const SendKeys& keys) {
   return {};
 }
 
-std::string_view kernel_tls(bool wanted) {
+bool kernel_has_tls() {
   std::ifstream file("/proc/sys/net/ipv4/tcp_available_ulp");
   std::string names;
   std::getline(file, names);
-  if ((" " + names + " ").find(" tls ") == std::string::npos)
-    return "not loaded in this kernel: OpenSSL makes the records in user space";
-  return wanted ? "used: the kernel makes the records that are sent by tcp, OpenSSL reads them in user space"
-                : "offered by this kernel, switched off (KVFERRY_KERNEL_TLS): OpenSSL makes the records in user space";
+  return (" " + names + " ").find(" tls ") != std::string::npos;
+}
+
+std::string_view kernel_tls(const AuthConfig& auth) {
+  if (auth.mode == AuthMode::open) return "no TLS in mode open";
+  if (!auth.kernel_tls) return "switched off (KVFERRY_KERNEL_TLS): OpenSSL makes the records in user space";
+  if (!kernel_has_tls()) return "not loaded in this kernel: OpenSSL makes the records in user space";
+  return "used where it takes a connection's keys, for what is sent by tcp: OpenSSL makes the other records in user "
+         "space";
 }
 
 }  // namespace kvferry

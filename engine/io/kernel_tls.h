@@ -5,6 +5,7 @@
 
 #include "common/result.h"
 #include "common/secret.h"
+#include "engine/config.h"
 
 namespace kvferry {
 
@@ -24,7 +25,10 @@ std::optional<Secret> secret_in(std::string_view line, std::string_view label);
 // it was.
 Status encrypt_in_kernel(int fd, const SendKeys& keys);
 
-// For describe(): who makes the records. Loads nothing.
-std::string_view kernel_tls(bool wanted);
+// Whether the kernel has its module loaded. To ask for TLS would load it, where this process may, and wait for that.
+bool kernel_has_tls();
+
+// For describe(): who makes the records of an engine's connections.
+std::string_view kernel_tls(const AuthConfig& auth);
 
 }  // namespace kvferry

@@ -4,8 +4,7 @@ namespace kvferry {
 
 std::unique_ptr<Stream> SecureNetwork::secure(std::unique_ptr<Stream> raw, bool is_server) {
   return std::make_unique<SecureStream>(
-      std::move(raw),
-      SecureStream::Parts{loop_, turns_, credentials_.current(loop_.now()), plain_refusal_, bytes_per_key_}, is_server);
+      std::move(raw), SecureStream::Parts{loop_, turns_, credentials_.current(loop_.now()), plain_refusal_}, is_server);
 }
 
 Result<std::unique_ptr<Listener>> SecureNetwork::listen(const Address& address, Accepted accepted) {

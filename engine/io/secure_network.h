@@ -22,8 +22,6 @@ class SecureNetwork final : public Network {
 
   Result<std::unique_ptr<Listener>> listen(const Address& address, Accepted accepted) override;
   Result<std::unique_ptr<Stream>> dial(const Address& address) override;
-  // For tests: keys are changed after so many bytes of one connection.
-  void set_bytes_per_key(uint64_t bytes) { bytes_per_key_ = bytes; }
 
  private:
   std::unique_ptr<Stream> secure(std::unique_ptr<Stream> raw, bool is_server);
@@ -32,7 +30,6 @@ class SecureNetwork final : public Network {
   Network& beneath_;
   Credentials& credentials_;
   const std::string plain_refusal_;
-  uint64_t bytes_per_key_ = TlsContext::kBytesPerKey;
   HandshakeTurns turns_;
 };
 

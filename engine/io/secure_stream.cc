@@ -79,6 +79,7 @@ int SecureStream::bio_read(BIO* bio, char* into, int length) {
 int SecureStream::bio_write(BIO* bio, const char* from, int length) {
   auto& self = *static_cast<SecureStream*>(BIO_get_data(bio));
   BIO_clear_retry_flags(bio);
+  // Then not even an alert leaves: the other side sees the connection end.
   if (self.encrypted_beneath_ || self.queued() > kMaxOutgoing) return -1;
   self.out_.append(from, static_cast<size_t>(length));
   return length;

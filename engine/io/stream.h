@@ -48,8 +48,8 @@ class Stream {
 
   virtual std::string peer_address() const = 0;
 
-  // True: records of TLS are made beneath of what is written from here on. False: they are not, and nothing has
-  // changed.
+  // True: records of TLS are made beneath of what is written from here on, and for good; of the last, what the other
+  // side has no room for when the stream is destroyed may be lost. False: they are not, and nothing has changed.
   virtual bool encrypt_with(const SendKeys& /*keys*/) { return false; }
 
   // Ends with the stream.

@@ -301,7 +301,7 @@ std::string EngineCore::describe() const {
                                 R"("kernel_tls":{},"regions":{})",
                                 json_quote(identity_.engine_id), identity_.incarnation,
                                 json_quote(address_.to_string()), to_string(config_.auth.mode), config_.strict,
-                                json_quote(kernel_tls(config_.auth.kernel_tls)), parts_.registry.snapshot().size());
+                                json_quote(kernel_tls(config_.auth)), parts_.registry.snapshot().size());
   out += fmt::format(R"(,"memory":{})", parts_.registry.describe_kinds());
   out += fmt::format(R"(,"sessions":{},"quarantined":[)", sessions_.size());
   for (const Closing& closing : closing_)

@@ -189,6 +189,23 @@ TEST_F(RecordsBeneath, AreTheOnlyOnes) {
   EXPECT_EQ(words, "helloagain");
 }
 
+TEST_F(RecordsBeneath, AreReadByWhoMakesItsOwn) {
+  bytes_per_key_ = 50000;  // changed by the one side, while the other reads on
+  const auto both = std::exchange(beneath_, nullptr);
+  server_ = end(context(keys_->psk()), true);
+  beneath_ = both;
+  client_ = end(context(keys_->psk()), false);
+  const std::string up = text_of(150000, 3), down = text_of(400000, 4);
+  client_->send(up, 3000);
+  server_->send(down, 30000);
+  pump();
+  ASSERT_FALSE(client_->error) << client_->error->to_string();
+  ASSERT_FALSE(server_->error) << server_->error->to_string();
+  EXPECT_TRUE(server_->received == up);
+  EXPECT_TRUE(client_->received == down);
+  EXPECT_GT(made_, 0u);
+}
+
 // ---- the kernel's own
 
 // Of /proc/net/tls_stat; none: the kernel has no TLS.
