@@ -314,7 +314,7 @@ bool SecureStream::encrypt(const void* from, size_t length, size_t& moved) {
   return true;
 }
 
-// The key cannot be changed there (Linux before 6.14): a connection that has worn it out ends, and is dialled again.
+// The key cannot be changed there (Linux before 6.14): a connection that has worn it out ends as if broken.
 Result<size_t> SecureStream::write_beneath(std::span<const iovec> from) {
   if (sent_with_key_ >= parts_.bytes_per_key * TlsContext::kKeysOfTheKernel) {
     fail(Error{ErrorCode::peer_lost, "the keys of the connection are worn out"});
