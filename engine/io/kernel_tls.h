@@ -21,8 +21,8 @@ SendKeys send_keys_of(std::string_view traffic_secret);
 // The secret in a line that OpenSSL tells of a connection, "LABEL RANDOM SECRET" in hexadecimal, if it has this label.
 std::optional<Secret> secret_in(std::string_view line, std::string_view label);
 
-// From here on the kernel makes records of what is written to the socket. An Error: it does not, and the socket sends as
-// before.
+// From here on the kernel makes records of what is written to the socket. An Error: it does not, and the socket sends
+// as before.
 Status encrypt_in_kernel(int fd, const SendKeys& keys);
 
 // Whether the kernel has its module loaded. To ask for TLS would load it, where this process may, and wait for that.
