@@ -98,7 +98,8 @@ typedef struct {
   // ended.
   void (*close)(kvf_fabric* fabric);
 
-  // Readable when there may be something to progress, once arm() has said KVF_OK; KVF_BUSY: progress first.
+  // Readable when there may be something to progress, once arm() has said KVF_OK and a progress() behind that has done
+  // nothing; KVF_BUSY: progress first.
   int32_t (*wake_fd)(kvf_fabric* fabric);
   int32_t (*arm)(kvf_fabric* fabric);
   // How much was done; 0: nothing is left to do now.

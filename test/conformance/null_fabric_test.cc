@@ -18,11 +18,14 @@ constexpr size_t kReadBytes = size_t{1} << 20;
 
 class NullFabric : public ::testing::Test {
  protected:
+  static std::unique_ptr<Engine> make(const char* name, const std::vector<FabricSetting>& settings = {}) {
+    EngineConfig config = null_config(name);
+    config.fabric_settings = settings;
+    return must(Engine::create(config));
+  }
   void start(const char* setting, const char* value) {
-    EngineConfig config = null_config("initiator");
-    config.fabric_settings = {{"ucx", setting, value}};
-    owner_ = must(Engine::create(null_config("owner")));
-    initiator_ = must(Engine::create(config));
+    owner_ = make("owner");
+    initiator_ = make("initiator", {{"ucx", setting, value}});
     region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));
     landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
   }
@@ -48,6 +51,31 @@ TEST_F(NullFabric, ThatTakesNothingNowIsAskedAgain) {
   const Outcome outcome = read();
   ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
   EXPECT_EQ(outcome.bytes_done, kReadBytes);
+}
+
+// What ends between the last look and the arming of the descriptor wakes nobody, over verbs at least.
+TEST_F(NullFabric, IsLookedAtOnceMoreBehindTheArming) {
+  start("LATE", "100");
+  for (int round = 0; round < 100; ++round) {
+    const Outcome outcome = read();
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+  }
+}
+
+TEST_F(NullFabric, PacksTheKeyOfARegionOnceForAllPeers) {
+  owner_ = make("owner", {{"ucx", "PACKS", "1"}});
+  region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));
+  for (const char* name : {"first", "second", "third"}) {
+    landing_.reset();
+    initiator_ = make(name);
+    landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
+    const Outcome outcome = read();
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+    EXPECT_EQ(outcome.fabric, "ucx");
+  }
+  const auto another = owner_->register_memory(ours_.data(), 100, MemoryKind::host, kRemoteRead);
+  ASSERT_FALSE(another.ok());
+  EXPECT_THAT(another.error().to_string(), ::testing::HasSubstr("more keys than it was told to pack"));
 }
 
 TEST_F(NullFabric, ThatRefusesATransferSaysWhyAndTakesTheNext) {

@@ -126,13 +126,16 @@ void Node::schedule() {
   });
 }
 
-// Nothing is left to do when the descriptor is armed; until then the loop must not sleep.
+// Until the descriptor is armed the loop must not sleep; nor before one more look behind that: what came between the
+// last look and the arming may wake nobody, as a queue of verbs tells only of what comes later.
 void Node::run() {
   const TimePoint until = loop_.now() + kTurn;
+  bool armed = false;
   do {
     const uint32_t done = table_.progress(fabric_);
     tell();
-    if (done == 0 && table_.arm(fabric_) == KVF_OK) return;
+    if (done == 0 && armed) return;
+    armed = done == 0 && table_.arm(fabric_) == KVF_OK;
   } while (loop_.now() < until);
   loop_.defer([this, alive = alive_] {
     if (*alive) schedule();

@@ -17,9 +17,11 @@
 // number, let it answer as a transport may:
 // - STICK: so many gets never end, as a broken device's: their connection cannot be ended either. The next ends them.
 // - SILENT: the same for so many flushes: connections that nobody answers.
+// - LATE: so many gets end while the descriptor is armed, which wakes nobody.
 // - BUSY: so many gets are not taken now.
 // - REFUSE: so many gets are refused.
 // - KEYS: so many keys are imported; further ones are refused.
+// - PACKS: the same for keys that are packed.
 // - LONGEST: bytes of the longest operation, which is what it tells; a longer one is refused.
 
 struct kvf_endpoint {
@@ -32,11 +34,14 @@ struct kvf_fabric {
   std::vector<uint64_t> ending;
   size_t gets_to_stick = 0;
   size_t flushes_to_stick = 0;
+  size_t gets_to_be_late = 0;
   size_t gets_too_early = 0;
   size_t gets_to_refuse = 0;
   size_t keys_to_import = SIZE_MAX;
+  size_t keys_to_pack = SIZE_MAX;
   size_t longest = SIZE_MAX;
   std::vector<uint64_t> stuck;
+  std::vector<uint64_t> late;
   std::vector<std::unique_ptr<kvf_endpoint>> undead;
 };
 struct kvf_memory {};
@@ -58,9 +63,11 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
   for (size_t i = 0; i < params->setting_count; ++i)
     for (auto& [name, count] : {std::pair<const char*, size_t*>("STICK", &fabric->gets_to_stick),
                                 std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick),
+                                std::pair<const char*, size_t*>("LATE", &fabric->gets_to_be_late),
                                 std::pair<const char*, size_t*>("BUSY", &fabric->gets_too_early),
                                 std::pair<const char*, size_t*>("REFUSE", &fabric->gets_to_refuse),
                                 std::pair<const char*, size_t*>("KEYS", &fabric->keys_to_import),
+                                std::pair<const char*, size_t*>("PACKS", &fabric->keys_to_pack),
                                 std::pair<const char*, size_t*>("LONGEST", &fabric->longest)})
       if (std::strcmp(params->settings[i].name, name) == 0)
         *count = std::strtoul(params->settings[i].value, nullptr, 10);
@@ -75,6 +82,11 @@ int32_t get(kvf_endpoint* endpoint, void*, kvf_memory*, uint64_t, kvf_key*, size
             kvf_text why) {
   kvf_fabric& fabric = *endpoint->fabric;
   if (fabric.gets_too_early > 0) return --fabric.gets_too_early, KVF_BUSY;
+  if (fabric.gets_to_be_late > 0) {
+    --fabric.gets_to_be_late;
+    fabric.late.push_back(operation);
+    return KVF_PENDING;
+  }
   if (length <= fabric.longest && fabric.gets_to_refuse == 0) return begin(endpoint, operation, fabric.gets_to_stick);
   std::snprintf(why.data, why.size, length > fabric.longest ? "longer than it can be" : "refused as it was told to");
   fabric.gets_to_refuse -= fabric.gets_to_refuse > 0 ? 1 : 0;
@@ -88,6 +100,23 @@ int32_t import_key(kvf_endpoint* endpoint, const void*, size_t, kvf_key** out, k
   }
   --endpoint->fabric->keys_to_import;
   *out = new kvf_key;
+  return KVF_OK;
+}
+
+int32_t pack_key(kvf_fabric* fabric, kvf_memory*, void* out, size_t* size, kvf_text why) {
+  if (fabric->keys_to_pack == 0) {
+    std::snprintf(why.data, why.size, "more keys than it was told to pack");
+    return KVF_FAILED;
+  }
+  --fabric->keys_to_pack;
+  *size = std::min<size_t>(*size, 16);
+  std::memset(out, 'k', *size);
+  return KVF_OK;
+}
+
+int32_t arm(kvf_fabric* fabric) {
+  if (!fabric->pending.empty()) return KVF_BUSY;
+  std::swap(fabric->pending, fabric->late);
   return KVF_OK;
 }
 
@@ -109,7 +138,7 @@ const kvf_fabric_table kTable = {
       delete fabric;
     },
     [](kvf_fabric* fabric) { return int32_t{fabric->wake.get()}; },
-    [](kvf_fabric* fabric) { return int32_t{fabric->pending.empty() ? KVF_OK : KVF_BUSY}; },
+    arm,
     progress,
     [](kvf_fabric*, kvf_text address, kvf_text) {
       std::snprintf(address.data, address.size, "127.0.0.1:1");
@@ -121,11 +150,7 @@ const kvf_fabric_table kTable = {
       return int32_t{KVF_OK};
     },
     [](kvf_fabric*, kvf_memory* memory) { delete memory; },
-    [](kvf_fabric*, kvf_memory*, void* out, size_t* size, kvf_text) {
-      *size = std::min<size_t>(*size, 16);
-      std::memset(out, 'k', *size);
-      return int32_t{KVF_OK};
-    },
+    pack_key,
     [](kvf_fabric* fabric, const char*, uint64_t, kvf_endpoint** out, kvf_text) {
       std::move(fabric->stuck.begin(), fabric->stuck.end(), std::back_inserter(fabric->pending));
       fabric->stuck.clear();
