@@ -21,7 +21,6 @@ using kvferry::ofi::Tended;
 
 namespace {
 
-constexpr uint32_t kVersion = FI_VERSION(1, 17);
 constexpr long kTick = 50'000'000;  // ns, between two looks at what wakes nobody
 constexpr uint64_t kRemote = FI_REMOTE_READ | FI_REMOTE_WRITE;
 // What this fabric can do with: memory registered at both ends, addresses of it, keys that the provider makes.
@@ -99,7 +98,8 @@ int kvf_fabric::look_for(const char* host, uint64_t capabilities, int memory_mod
     node = host;
   }
   fi_info* found = nullptr;
-  const int error = fi_getinfo(kVersion, node, nullptr, node != nullptr ? FI_SOURCE : 0, hints.get(), &found);
+  const uint32_t interface = kvferry::ofi::wanted_interface(fi_version());
+  const int error = fi_getinfo(interface, node, nullptr, node != nullptr ? FI_SOURCE : 0, hints.get(), &found);
   info_.reset(found);
   return error;
 }
@@ -131,7 +131,7 @@ int kvf_fabric::register_memory(const kvf_range& range, uint64_t access, Handle<
       return -errno;
     const size_t bytes = info_->domain_attr->mr_key_size;
     if (bytes < sizeof key) key &= (uint64_t{1} << (8 * bytes)) - 1;
-    const RangeAttributes attributes(range, access, key);
+    const RangeAttributes attributes(range, access, key, info_->fabric_attr->api_version);
     error = fi_mr_regattr(domain_.get(), attributes.get(), attributes.flags(), out.out());
   }
   return error;
