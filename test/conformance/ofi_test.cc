@@ -58,6 +58,11 @@ TEST_F(OfiPlugin, ThatChecksNoKeysIsRefusedWherePeersMustProveWhoTheyAre) {
   EXPECT_NE(why_not(config).find("check no keys"), std::string::npos) << why_not(config);
 }
 
+// As where another fabric is taken in the end. (Alone in its process: what was opened has put back the handlers.)
+TEST_F(OfiPlugin, ThatIsOnlyLoadedLeavesTheProcessesSignalsAlone) {
+  EXPECT_EQ(ProcessState().on_segv, kAtStart.on_segv);
+}
+
 TEST_F(OfiPlugin, LeavesTheProcessAlone) {
   const auto engine = must(Engine::create(plugin_config(*tested_)));
   std::vector<std::byte> memory(100000);

@@ -318,7 +318,7 @@ std::vector<ParcelCase> parcel_cases() {
       {"tcp", MemoryKind::cuda, MemoryKind::cuda},      {"loopback", MemoryKind::host, MemoryKind::cuda},
       {"local", MemoryKind::cuda, MemoryKind::cuda},
   };
-  for (const PluginCase& each : plugin_cases())
+  for (const PluginCase& each : peaceful_plugin_cases())
     out.push_back({each.fabric, MemoryKind::host, MemoryKind::host, each.transports});
   if (has_rdma_device()) return out;
   out.push_back({"ucx", MemoryKind::cuda, MemoryKind::host, kNic.data()});

@@ -24,9 +24,13 @@ inline void PrintTo(const PluginCase& c, std::ostream* out) {
   *out << c.fabric << " " << c.transports;
 }
 
+inline bool has_rdma_device() {
+  const Environment& environment = Environment::of_process();
+  return environment.get("KVFERRY_TEST_UCX_TLS") || environment.get("KVFERRY_TEST_OFI_PROVIDER");
+}
+
 // Where there is an RDMA device, KVFERRY_TEST_UCX_TLS or KVFERRY_TEST_OFI_PROVIDER names what drives it, and
-// KVFERRY_TEST_HOST its address. What exists on every machine emulates RMA: the owner's engine moves the bytes. (UCX
-// takes tcp for the second, too, where shared memory is not told to handle errors: use_shared_memory().)
+// KVFERRY_TEST_HOST its address. What exists on every machine emulates RMA: the owner's engine moves the bytes.
 inline const std::vector<PluginCase>& plugin_cases() {
   static const auto ucx_of_a_device = Environment::of_process().get("KVFERRY_TEST_UCX_TLS");
   static const auto ofi_of_a_device = Environment::of_process().get("KVFERRY_TEST_OFI_PROVIDER");
@@ -35,7 +39,7 @@ inline const std::vector<PluginCase>& plugin_cases() {
     if (ucx_of_a_device) out.push_back({"ucx", ucx_of_a_device->c_str()});
     if (ofi_of_a_device) out.push_back({"ofi", ofi_of_a_device->c_str()});
     if (!out.empty()) return out;
-    return std::vector<PluginCase>{{"ucx", "tcp,self"}, {"ucx", "posix,tcp,self"}, {"ofi", "tcp"}};
+    return std::vector<PluginCase>{{"ucx", "tcp,self"}, {"ofi", "tcp"}};
   }();
   return all;
 }
@@ -43,11 +47,6 @@ inline const std::vector<PluginCase>& plugin_cases() {
 // Not a transport of the library: a NIC of the tests' own, which reaches the memory of their GPUs
 // (test/support/nic_fabric).
 inline constexpr std::string_view kNic = "nic";
-
-inline bool has_rdma_device() {
-  const Environment& environment = Environment::of_process();
-  return environment.get("KVFERRY_TEST_UCX_TLS") || environment.get("KVFERRY_TEST_OFI_PROVIDER");
-}
 
 // A guest's CPU is a translated one.
 inline int plugin_slower() {
@@ -82,8 +81,13 @@ inline void use_transports(EngineConfig& config, const std::string& fabric, cons
   if (!rdma_host().empty()) config.rdma_hosts = {rdma_host()};
 }
 
-// UCX's shared memory tells too little of peers that die (docs/rdma.md), and is taken for nothing unless it is told to:
-// for tests in which nobody does.
+// And UCX's shared memory, which tells too little of peers that die (docs/rdma.md): for suites in which nobody does. It
+// is taken for nothing unless it is told to.
+inline std::vector<PluginCase> peaceful_plugin_cases() {
+  std::vector<PluginCase> out = plugin_cases();
+  if (!has_rdma_device()) out.push_back({"ucx", "posix,tcp,self"});
+  return out;
+}
 inline void use_shared_memory(EngineConfig& config, std::string_view transports) {
   if (transports.starts_with("posix")) config.fabric_settings.push_back({"ucx", "MM_ERROR_HANDLING", "y"});
 }

@@ -1,9 +1,9 @@
 kvferry_test(faults_test
   SOURCES peer_faults_test.cc quarantine_test.cc starving_test.cc
-  LINKS kvferry_test_target kvferry_trial_keys LABEL system TIMEOUT 300)
+  LINKS kvferry_test_target kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 300)
 kvferry_test(late_writes_test
   SOURCES late_writes_test.cc cut_late_writes_test.cc
-  LINKS kvferry_test_target kvferry_test_link kvferry_trial_keys LABEL system TIMEOUT 600)
+  LINKS kvferry_test_target kvferry_test_link kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 600)
 kvferry_test(network_faults_test
   SOURCES network_faults_test.cc network_parcels_test.cc rail_faults_test.cc
   LINKS kvferry_test_target kvferry_test_link kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 120)
@@ -14,6 +14,7 @@ kvferry_test(liars_test
 get_property(plugins GLOBAL PROPERTY KVFERRY_FABRIC_PLUGINS)
 if(plugins)
   add_dependencies(network_faults_test ${plugins})
+  add_dependencies(faults_test ${plugins})  # in the guest of test/rdma_vm
 endif()
 foreach(test faults_test liars_test)
   target_compile_definitions(${test} PRIVATE KVF_STRANGER="${CMAKE_CURRENT_SOURCE_DIR}/stranger.py")

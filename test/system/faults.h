@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "test/conformance/plugin_cases.h"
 #include "test/support/engines.h"
 #include "test/support/eventually.h"
 #include "test/support/sanitized.h"
@@ -29,12 +30,15 @@ constexpr int kPatient = 100;
 // An engine here that reads from and writes to a target in another process.
 class Initiator {
  public:
+  // `transports` are a plug-in's.
   Initiator(const std::string& fabric, size_t bytes, AuthConfig auth = {},
-            Duration heartbeat = std::chrono::milliseconds(200 * kSlower), int missed_heartbeats = kPatient)
+            Duration heartbeat = std::chrono::milliseconds(200 * kSlower), int missed_heartbeats = kPatient,
+            const std::string& transports = "")
       : memory_(bytes) {
     EngineConfig config;
     config.engine_id = "initiator";
     config.fabrics = {fabric};
+    use_transports(config, fabric, transports);
     config.auth = std::move(auth);
     config.heartbeat = heartbeat;
     config.missed_heartbeats = missed_heartbeats;

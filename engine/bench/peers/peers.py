@@ -1,6 +1,6 @@
 """Moves the cases of kvferry-bench through another transfer library, between two processes of this host.
 
-Usage: peers.py mooncake|nixl LABEL        prints one JSON document {label, cases: [...], first_contact_ms}
+Usage: peers.py mooncake|nixl LABEL [BLOCKxCOUNT]   prints one JSON document {label, cases: [...], first_contact_ms}
 
 The blocks lie as in kvferry-bench (scattered over eight times as many places, another order on either side), the pools
 are as large, and each case's bytes are compared after it. A case that fails or moves wrong bytes is null. UCX's
@@ -21,6 +21,7 @@ import numpy as np
 POOL = 512 << 20
 KIB, MIB = 1024, 1 << 20
 SHAPES = [(4 * KIB, 1), (4 * KIB, 256), (16 * KIB, 256), (64 * KIB, 256), (4 * KIB, 2048), (64 * MIB, 1)]
+ASKED = [(int(block), int(count)) for block, count in (word.split("x") for word in sys.argv[3:])]
 SECONDS = float(os.environ.get("KVFERRY_BENCH_SECONDS", "0.6"))
 
 
@@ -157,7 +158,7 @@ def initiator(library: str, label: str) -> None:
     engine.move("read", [base], [remote_base], 4096)
     contact = 1e3 * (time.perf_counter() - began)
     cases: list[dict[str, Any]] = []
-    for block, count in SHAPES:
+    for block, count in ASKED or SHAPES:
         for operation in ("read", "write"):
             ours, theirs = offsets(block, count, 1), offsets(block, count, 2)
             pool[:MIB] = len(cases)  # so that a write moves other bytes than the read before it left

@@ -118,6 +118,10 @@ void keep_signal_handlers() {
   SignalHandlers::of_process().keep();
 }
 
+void restore_signal_handlers() {
+  SignalHandlers::of_process().restore();
+}
+
 int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_text why) {
   static std::mutex mutex;
   static std::map<std::string, std::string> in_force;
@@ -141,9 +145,10 @@ int32_t begin_process(const std::map<std::string, std::string>& variables, kvf_t
     return KVF_OK;
   }
   const Environment environment(wanted);
+  keep_signal_handlers();
   fi_info* found = nullptr;
   if (fi_getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, nullptr, &found) == 0) fi_freeinfo(found);
-  SignalHandlers::of_process().restore();
+  restore_signal_handlers();
   if (variables.count("LOG_LEVEL") == 0) take_lines();
   const int32_t result = refuse_unknown(variables, why);
   // Names that mean nothing to it are not in force.

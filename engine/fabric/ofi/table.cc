@@ -2,6 +2,7 @@
 
 #include "engine/fabric/ofi/endpoint.h"
 #include "engine/fabric/ofi/fabric.h"
+#include "engine/fabric/ofi/process.h"
 
 // The table that the engine is given; no exception leaves it.
 
@@ -85,5 +86,8 @@ const kvf_fabric_table kTable = {
 }  // namespace kvferry::ofi
 
 extern "C" __attribute__((visibility("default"))) const kvf_fabric_table* kvferry_fabric_v1() {
+  // The first call comes right behind the loading, which began in early.cc.
+  static const bool restored = (kvferry::ofi::restore_signal_handlers(), true);
+  static_cast<void>(restored);
   return &kvferry::ofi::kTable;
 }
