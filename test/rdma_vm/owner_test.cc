@@ -54,7 +54,7 @@ class RdmaOwner : public ::testing::Test {
     ASSERT_EQ(why_no_fabric(tested().fabric), "");
     EngineConfig config;
     config.fabrics = {tested().fabric};
-    config.heartbeat = seconds(30);  // a stopped owner is no dead one here
+    config.heartbeat = seconds(30);
     config.logger = make_null_logger();
     use_transports(config, tested().fabric, tested().transports);
     engine_ = must(Engine::create(std::move(config)));
@@ -76,7 +76,7 @@ class RdmaOwner : public ::testing::Test {
     made.peer = must(engine_->peer(target.address()));
     made.operation = operation;
     made.pairs = {{memory_.data(), target.region(), offset, length}};
-    made.timeout = seconds(120);
+    made.timeout = seconds(40);  // the session would outlast it: a stopped owner is no dead one here
     return made;
   }
   Outcome move(const Target& target, Operation operation, uint64_t offset, uint64_t length) {
