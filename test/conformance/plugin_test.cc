@@ -147,6 +147,35 @@ TEST_P(Plugin, IsNotCutOffByAnOwnerThatTakesRegionsBack) {
   EXPECT_NE(owner->describe().find("; 0 peers cut off"), std::string::npos) << owner->describe();
 }
 
+size_t open_descriptors() {
+  return static_cast<size_t>(std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}));
+}
+
+// I6: connections that come and go leave nothing behind, neither at the owner, who has an address and an endpoint of
+// each, nor at those who made them.
+TEST_P(Plugin, KeepsNothingOfConnectionsThatHaveEnded) {
+  EngineConfig config = plugin_config(GetParam());
+  const auto owner = must(Engine::create(config));
+  std::vector<std::byte> memory(4096, std::byte{3});
+  const Region region = must(owner->register_memory(memory.data(), memory.size(), MemoryKind::host, kRemoteRead));
+  size_t before = 0;
+  for (int round = 0; round < 40; ++round) {
+    start_initiator();
+    TransferRequest asked;
+    asked.peer = must(engine_->peer(owner->address()));
+    asked.operation = Operation::read;
+    asked.pairs = {{memory_.data(), region.id(), 0, memory.size()}};
+    const Outcome outcome = engine_->transfer(std::move(asked));
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+    region_ = Region();
+    engine_.reset();
+    if (round == 4) {  // what is made once has been made
+      before = open_descriptors();
+    }
+  }
+  EXPECT_TRUE(eventually([&] { return open_descriptors() <= before + 2; })) << before << " " << open_descriptors();
+}
+
 // ---- faults
 
 // I4, I5: who is too slow to let go of a region loses its connection, and what it wrote there, nothing else. Only its

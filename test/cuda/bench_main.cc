@@ -9,6 +9,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "common/config.h"
 #include "engine/engine.h"
 #include "test/support/cuda_device.h"
 #include "test/support/process.h"
@@ -103,13 +104,18 @@ void line_rates() {
     }
 }
 
+// With the environment's settings: of UCX, of libfabric, and where the device is.
+Result<std::unique_ptr<Engine>> try_engine(const char* name, const char* fabric) {
+  auto config = EngineConfig::from_environment(Environment::of_process());
+  if (!config.ok()) return std::move(config).error();
+  config->engine_id = name;
+  config->fabrics = {fabric};
+  config->cuda_driver = cuda_driver();
+  config->missed_heartbeats = 60;  // a machine that stands still ends no session
+  return Engine::create(*config);
+}
 std::unique_ptr<Engine> make_engine(const char* name, const char* fabric) {
-  EngineConfig config;
-  config.engine_id = name;
-  config.fabrics = {fabric};
-  config.cuda_driver = cuda_driver();
-  config.missed_heartbeats = 60;  // a machine that stands still ends no session
-  return std::move(Engine::create(config)).value();
+  return std::move(try_engine(name, fabric)).value();
 }
 
 // Reads of a region that has twice the bytes, by the one fabric that the reader has.
@@ -150,6 +156,22 @@ void reads_by_local(const Plan& plan, CudaDevice& device) {
   reads(plan, device, "local", address, region);
 }
 
+// By a device, where there is one that reaches GPUs: beside the line rates. What is in the way is said on standard
+// error.
+void reads_by_device(const Plan& plan, CudaDevice& device, const char* fabric) {
+  const auto skipped = [fabric](const std::string& why) { std::cerr << fabric << ": not measured: " << why << "\n"; };
+  auto owner = try_engine("owner", fabric);
+  if (!owner.ok()) return skipped(owner.error().to_string());
+  const auto region =
+      (*owner)->register_memory(device.allocate(2 * plan.bytes), 2 * plan.bytes, MemoryKind::cuda, kRemoteReadWrite);
+  if (!region.ok()) return skipped(region.error().to_string());
+  // Alone, the fabric refuses memory that its library does not take.
+  const std::string described = (*owner)->describe(), refusal = std::string("not by ") + fabric;
+  if (const size_t at = described.find(refusal); at != std::string::npos)
+    return skipped(described.substr(at, described.find("\",", at) - at));
+  reads(plan, device, fabric, (*owner)->address(), region->id());
+}
+
 int run(int argc, char** argv) {
   CLI::App app("What the CUDA memory kind moves on this machine, in GB/s");
   Plan plan;
@@ -169,6 +191,7 @@ int run(int argc, char** argv) {
   line_rates();
   reads_by_tcp(plan, device);
   reads_by_local(plan, device);
+  for (const char* fabric : {"ucx", "ofi"}) reads_by_device(plan, device, fabric);
   return 0;
 }
 

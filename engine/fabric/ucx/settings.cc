@@ -15,6 +15,8 @@
 namespace kvferry::ucx {
 namespace {
 
+constexpr const char* kMust = "RCACHE_ENABLE";  // without which no registration would be gone for good
+
 std::vector<std::string> split(const std::string& list) {
   std::vector<std::string> out;
   std::istringstream in(list);
@@ -23,7 +25,7 @@ std::vector<std::string> split(const std::string& list) {
 }
 
 // UCX 1.13 compares names given by a program with those of a component's own settings without the component's prefix,
-// and passes over what it does not find, in silence; later versions want the prefix.
+// and passes over what it does not find, in silence; later versions want the prefix, and refuse what they do not find.
 std::vector<std::string> keys_of(const std::string& name) {
   for (const char* prefix : {"IB_"})
     if (name.rfind(prefix, 0) == 0) return {name, name.substr(std::strlen(prefix))};
@@ -58,9 +60,11 @@ Settings Settings::of(const kvf_open_params& params) {
   out.values_ = {
       // Queue pairs and nothing that would stand in for them: without an RDMA device this fabric is not viable.
       {"TLS", "rc"},
-      // A cache would keep registrations that were taken back, and serve peers by them.
+      // A cache would keep registrations that were taken back, and serve peers by them. (The second is how later
+      // versions
+      // say the first.)
       {"IB_REG_METHODS", "direct"},
-      {"RCACHE_ENABLE", "n"},
+      {kMust, "n"},
       {"IB_FORK_INIT", fork_copies_pinned_pages() ? "n" : "try"},
       // Each installs hooks into the process's mmap and munmap.
       {"MEMTYPE_CACHE", "n"},
@@ -68,7 +72,10 @@ Settings Settings::of(const kvf_open_params& params) {
   // A host that vanished is told after some 5 s, like a session's. By UCX's own 7 tries it takes longer, and some
   // devices never count to 7.
   if (!environment_has("UCX_RC_RETRY_COUNT")) out.values_.emplace("RC_RETRY_COUNT", "4");
-  for (size_t i = 0; i < params.setting_count; ++i) out.values_[params.settings[i].name] = params.settings[i].value;
+  for (size_t i = 0; i < params.setting_count; ++i) {
+    out.values_[params.settings[i].name] = params.settings[i].value;
+    out.asked_.insert(params.settings[i].name);
+  }
   // Of several devices the one at which this fabric shall be reached, and no other.
   if (const std::string device = rdma_port_at(params.host); out.only_rdma() && !device.empty())
     out.values_.emplace("NET_DEVICES", device);
@@ -82,13 +89,19 @@ ucs_status_t Settings::read(ucp_config_t** out, kvf_text why) const {
     return status;
   }
   for (const auto& [name, value] : values_) {
+    bool taken = false;
     for (const std::string& key : keys_of(name)) {
-      status = ucp_config_modify(*out, key.c_str(), value.c_str());
-      if (status == UCS_OK) continue;
-      say(why, "UCX does not take " + name + "=" + value, status, KVF_FAILED);
-      ucp_config_release(*out);
-      return status;
+      const ucs_status_t here = ucp_config_modify(*out, key.c_str(), value.c_str());
+      if (here == UCS_OK)
+        taken = true;
+      else
+        status = here;
     }
+    // Of ours, later versions do not know all, nor does a build that lacks a transport know the transport's.
+    if (taken || (asked_.count(name) == 0 && name != kMust)) continue;
+    say(why, "UCX does not take " + name + "=" + value, status, KVF_FAILED);
+    ucp_config_release(*out);
+    return status;
   }
   return UCS_OK;
 }

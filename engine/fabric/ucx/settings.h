@@ -3,6 +3,7 @@
 #include <ucp/api/ucp.h>
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "engine/fabric/plugin_abi.h"
@@ -27,6 +28,7 @@ class Settings {
 
  private:
   std::map<std::string, std::string> values_;  // by UCX's name, without "UCX_"
+  std::set<std::string> asked_;                // those of them that the user has set
 };
 
 }  // namespace kvferry::ucx
