@@ -1,8 +1,8 @@
 """Measures the plug-ins' fabrics beside other programs and writes the table of docs/rdma.md between its markers.
 
 Usage: bench_plugins.py FILE BINARIES PYTHON
-BINARIES has kvferry-bench and kvf-ofi-rma, PYTHON can import NIXL. What is compared takes turns, and medians of the turns
-count. Exit status 1 when a goal is missed.
+BINARIES has kvferry-bench and kvf-ofi-rma, PYTHON can import NIXL. What is compared takes turns, and medians of the
+turns count. Exit status 1 when a goal is missed.
 """
 
 import datetime
@@ -32,14 +32,16 @@ class Table:
         self.rows: list[list[str]] = []
         self.reached = True
 
-    def add(self, what: str, ours: str, theirs: str, ratio: float, goal: str, reached: bool) -> None:
-        self.reached = self.reached and reached
-        said = f"{'reached' if reached else '**missed**'}: {goal}"
-        self.rows.append([what, ours, theirs, f"{ratio:.2f}", said])
-        print(f"{what}: {ours} beside {theirs}, {said}", flush=True)
+    def add(self, what: str, values: tuple[float, float], unit: str, goal: tuple[str, bool] | None = None) -> None:
+        ours, theirs = (f"{value:.0f} us" if unit == "us" else f"{value:.2f} {unit}" for value in values)
+        said = ""
+        if goal is not None:
+            self.reached = self.reached and goal[1]
+            said = f"{'reached' if goal[1] else '**missed**'}: {goal[0]}"
+        self.rows.append([what, ours, theirs, f"{values[0] / values[1]:.2f}", said])
 
 
-def measured(binaries: Path, fabric: str, shape: tuple[str, int], settings: dict[str, str]) -> dict[str, dict[str, Any]]:
+def measured(binaries: Path, fabric: str, shape: tuple[str, int], settings: dict[str, str]) -> dict[str, Any]:
     """The cases of one turn by their operation."""
     block, count = shape
     layout = ["--layout", "scattered"] if fabric == "ucx" else []
@@ -64,7 +66,7 @@ def shared_memory(binaries: Path, python: str, table: Table) -> None:
     for operation in ("read", "write"):
         us, peer = median(ours[operation]), median(theirs[operation])
         what = f"`ucx` over shared memory, {operation} of 256 x 4 KiB, beside NIXL"
-        table.add(what, f"{us:.0f} us", f"{peer:.0f} us", us / peer, "<= 1/2", us <= peer / 2)
+        table.add(what, (us, peer), "us", ("<= 1/2", us <= peer / 2))
 
 
 def sockets(binaries: Path, table: Table) -> None:
@@ -83,15 +85,9 @@ def sockets(binaries: Path, table: Table) -> None:
     for operation in ("read", "write"):
         rate, window, full = median(ours[operation]), median(in_windows[operation]), median(always[operation])
         what = f"`ofi` over tcp, {operation} of 64 x 1 MiB, beside libfabric"
-        table.add(
-            f"{what} with 64 posted and waited for, as `fi_rma_bw` does",
-            f"{rate:.2f} GB/s",
-            f"{window:.2f} GB/s",
-            rate / window,
-            ">= 0.9",
-            rate >= 0.9 * window,
-        )
-        table.rows.append([f"{what} with 64 always in flight", f"{rate:.2f} GB/s", f"{full:.2f} GB/s", f"{rate / full:.2f}", ""])
+        goal = (">= 0.9", rate >= 0.9 * window)
+        table.add(f"{what} with 64 posted and waited for, as `fi_rma_bw` does", (rate, window), "GB/s", goal)
+        table.add(f"{what} with 64 always in flight", (rate, full), "GB/s")
 
 
 def main() -> None:
