@@ -62,6 +62,31 @@ TEST_F(NullFabric, IsLookedAtOnceMoreBehindTheArming) {
   }
 }
 
+// A write's flush that is told while its connection is being ended confirms nothing, and there is no connection left to
+// read back by.
+TEST_F(NullFabric, CanTellOfAFlushWhileItsConnectionIsBeingEnded) {
+  owner_ = make("owner");
+  initiator_ = make("initiator", {{"ucx", "HELD", "1"}, {"ucx", "STICK", "1"}});
+  landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
+  region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteReadWrite)));
+  const auto begin = [&](Operation operation) {
+    TransferRequest asked;
+    asked.peer = must(initiator_->peer(owner_->address()));
+    asked.operation = operation;
+    asked.pairs = {{ours_.data(), region_->id(), 0, 100}};
+    asked.timeout = std::chrono::seconds(60);
+    return must(initiator_->submit(std::move(asked)));
+  };
+  const Transfer stuck = begin(Operation::read);
+  const Transfer write = begin(Operation::write);
+  ASSERT_TRUE(begin(Operation::read).wait().status.ok()) << "behind the write's last piece";
+  stuck.cancel();
+  const Outcome outcome = write.wait();
+  ASSERT_FALSE(outcome.status.ok());
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::peer_lost) << outcome.status.error().to_string();
+  EXPECT_TRUE(begin(Operation::write).wait().status.ok());
+}
+
 TEST_F(NullFabric, PacksTheKeyOfARegionOnceForAllPeers) {
   owner_ = make("owner", {{"ucx", "PACKS", "1"}});
   region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));

@@ -231,7 +231,10 @@ void PluginPath::confirm_write(const WorkPtr& work) {
       lost(why);
       return settle(work);
     }
-    if (node_.enforces_keys() && work->failure.ok() && !work->ended) return read_back(work, to_read_back(*work->job));
+    if (node_.enforces_keys() && work->failure.ok() && !work->ended) {
+      // Told while its connection was being ended: there is nothing to read back by.
+      return state_ == State::ready ? read_back(work, to_read_back(*work->job)) : settle(work);
+    }
     work->exposed = false;
     settle(work);
   });
@@ -252,10 +255,10 @@ void PluginPath::read_back(const WorkPtr& work, std::vector<size_t> rest) {
     work->confirming = false;
     if (result != KVF_OK)
       lost(why);
-    else if (!rest.empty() && work->failure.ok() && !work->ended)
-      return read_back(work, rest);
-    else
+    else if (rest.empty() || !work->failure.ok() || work->ended)
       work->exposed = false;
+    else if (state_ == State::ready)
+      return read_back(work, rest);
     settle(work);
   });
   const auto token = reinterpret_cast<uint64_t>(static_cast<Posted*>(question.get()));

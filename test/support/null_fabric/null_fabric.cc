@@ -17,6 +17,7 @@
 // number, let it answer as a transport may:
 // - STICK: so many gets never end, as a broken device's: their connection cannot be ended either. The next ends them.
 // - SILENT: the same for so many flushes: connections that nobody answers.
+// - HELD: so many flushes behind a put end when their connection does, and well.
 // - LATE: so many gets end while the descriptor is armed, which wakes nobody.
 // - BUSY: so many gets are not taken now.
 // - REFUSE: so many gets are refused.
@@ -34,6 +35,7 @@ struct kvf_fabric {
   std::vector<uint64_t> ending;
   size_t gets_to_stick = 0;
   size_t flushes_to_stick = 0;
+  size_t flushes_to_hold = 0;
   size_t gets_to_be_late = 0;
   size_t gets_too_early = 0;
   size_t gets_to_refuse = 0;
@@ -42,6 +44,8 @@ struct kvf_fabric {
   size_t longest = SIZE_MAX;
   std::vector<uint64_t> stuck;
   std::vector<uint64_t> late;
+  std::vector<uint64_t> held;
+  bool has_put = false;
   std::vector<std::unique_ptr<kvf_endpoint>> undead;
 };
 struct kvf_memory {};
@@ -63,6 +67,7 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
   for (size_t i = 0; i < params->setting_count; ++i)
     for (auto& [name, count] : {std::pair<const char*, size_t*>("STICK", &fabric->gets_to_stick),
                                 std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick),
+                                std::pair<const char*, size_t*>("HELD", &fabric->flushes_to_hold),
                                 std::pair<const char*, size_t*>("LATE", &fabric->gets_to_be_late),
                                 std::pair<const char*, size_t*>("BUSY", &fabric->gets_too_early),
                                 std::pair<const char*, size_t*>("REFUSE", &fabric->gets_to_refuse),
@@ -158,6 +163,9 @@ const kvf_fabric_table kTable = {
       return int32_t{KVF_OK};
     },
     [](kvf_endpoint* endpoint, uint32_t) {
+      std::move(endpoint->fabric->held.begin(), endpoint->fabric->held.end(),
+                std::back_inserter(endpoint->fabric->pending));
+      endpoint->fabric->held.clear();
       while (!endpoint->fabric->pending.empty()) progress(endpoint->fabric);
       if (!endpoint->fabric->stuck.empty()) {
         endpoint->fabric->undead.emplace_back(endpoint);
@@ -171,9 +179,15 @@ const kvf_fabric_table kTable = {
     get,
     [](kvf_endpoint* endpoint, const void*, kvf_memory*, uint64_t, kvf_key*, size_t, uint64_t operation, kvf_text) {
       size_t none = 0;
+      endpoint->fabric->has_put = true;
       return begin(endpoint, operation, none);
     },
     [](kvf_endpoint* endpoint, uint64_t operation, kvf_text) {
+      if (endpoint->fabric->has_put && endpoint->fabric->flushes_to_hold > 0) {
+        --endpoint->fabric->flushes_to_hold;
+        endpoint->fabric->held.push_back(operation);
+        return int32_t{KVF_PENDING};
+      }
       return begin(endpoint, operation, endpoint->fabric->flushes_to_stick);
     },
 };
