@@ -16,6 +16,12 @@ namespace {
 
 constexpr uint32_t kGuestPatienceMs = 100;
 
+bool closes_behind_our_back() {
+  unsigned major = 0, minor = 0, release = 0;
+  ucp_get_version(&major, &minor, &release);
+  return major > 1 || minor > 13;
+}
+
 }  // namespace
 
 namespace kvferry::ucx {
@@ -134,17 +140,25 @@ uint32_t kvf_fabric::progress() {
 }
 
 bool kvf_fabric::close_endpoint(ucp_ep_h ep, uint32_t patience_ms) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(patience_ms);
   ucp_request_param_t params{};
   params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
   params.flags = UCP_EP_CLOSE_FLAG_FORCE;
-  const ucs_status_ptr_t request = ucp_ep_close_nbx(ep, &params);
+  if (!ends(ucp_ep_close_nbx(ep, &params), until)) return false;
+  // Later versions go on with the device's end of it, and tell of requests as ended before the device has let go of
+  // their memory. The worker's flush waits for that (and for all other endpoints, which is why 1.13 does without).
+  if (!closes_behind_our_back()) return true;
+  const ucp_request_param_t none{};
+  return ends(ucp_worker_flush_nbx(worker_, &none), until);
+}
+
+bool kvf_fabric::ends(ucs_status_ptr_t request, std::chrono::steady_clock::time_point until) {
   if (!UCS_PTR_IS_PTR(request)) return true;
-  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(patience_ms);
   while (ucp_request_check_status(request) == UCS_INPROGRESS && std::chrono::steady_clock::now() < until)
     ucp_worker_progress(worker_);
-  const bool gone = ucp_request_check_status(request) != UCS_INPROGRESS;
+  const bool ended = ucp_request_check_status(request) != UCS_INPROGRESS;
   ucp_request_free(request);
-  return gone;
+  return ended;
 }
 
 // ---- peers that connect

@@ -2,6 +2,7 @@
 
 #include <ucp/api/ucp.h>
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -55,7 +56,8 @@ struct kvf_fabric {
   int32_t map(const kvf_range& range, kvf_memory** out, kvf_text why);
   void unmap(kvf_memory* memory);
 
-  // Closes an endpoint whatever its state, and waits until it is gone or `patience_ms` is over (false).
+  // Closes an endpoint whatever its state, and waits until it is gone, with all that was on it, or `patience_ms` is
+  // over (false).
   bool close_endpoint(ucp_ep_h ep, uint32_t patience_ms);
 
  private:
@@ -66,6 +68,8 @@ struct kvf_fabric {
     bool lost = false;
   };
   explicit kvf_fabric(const kvf_host& host) : host_(host) {}
+  // Waits for one of the worker's requests.
+  bool ends(ucs_status_ptr_t request, std::chrono::steady_clock::time_point until);
   void accept(ucp_conn_request_h request);
   void tend_guests();
   bool knows_cuda() const;
