@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Both sides must have the same number: any change of this file counts it up.
-#define KVF_FABRIC_ABI 3u
+#define KVF_FABRIC_ABI 4u
 // The one symbol that a plug-in exports: `const kvf_fabric_table* kvferry_fabric_v1(void)`.
 #define KVF_FABRIC_ENTRY "kvferry_fabric_v1"
 

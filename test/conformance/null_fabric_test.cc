@@ -62,11 +62,14 @@ TEST_F(NullFabric, IsLookedAtOnceMoreBehindTheArming) {
   }
 }
 
-// A write's flush that is told while its connection is being ended confirms nothing, and there is no connection left to
-// read back by.
-TEST_F(NullFabric, CanTellOfAFlushWhileItsConnectionIsBeingEnded) {
+// A write's flush that is told while its connection is being ended confirms nothing, whatever it says; and there is no
+// connection left to read back by.
+class NullFabricOfBothKinds : public NullFabric, public ::testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Emulated, NullFabricOfBothKinds, ::testing::Values("0", "1"));
+
+TEST_P(NullFabricOfBothKinds, CanTellOfAFlushWhileItsConnectionIsBeingEnded) {
   owner_ = make("owner");
-  initiator_ = make("initiator", {{"ucx", "HELD", "1"}, {"ucx", "STICK", "1"}});
+  initiator_ = make("initiator", {{"ucx", "HELD", "1"}, {"ucx", "STICK", "1"}, {"ucx", "EMULATED", GetParam()}});
   landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
   region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteReadWrite)));
   const auto begin = [&](Operation operation) {

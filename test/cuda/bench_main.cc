@@ -119,23 +119,29 @@ std::unique_ptr<Engine> make_engine(const char* name, const char* fabric) {
 }
 
 // Reads of a region that has twice the bytes, by the one fabric that the reader has.
-void reads(const Plan& plan, CudaDevice& device, const char* fabric, const std::string& owner, RegionId region) {
-  const auto reader = make_engine("reader", fabric);
+Status reads(const Plan& plan, CudaDevice& device, const char* fabric, const std::string& owner, RegionId region) {
+  auto reader = try_engine("reader", fabric);
+  if (!reader.ok()) return std::move(reader).error();
   std::byte* const memory = device.allocate(2 * plan.bytes);
-  const Region landing = std::move(reader->register_memory(memory, 2 * plan.bytes, MemoryKind::cuda, kPrivate)).value();
+  const auto landing = (*reader)->register_memory(memory, 2 * plan.bytes, MemoryKind::cuda, kPrivate);
+  if (!landing.ok()) return landing.error();
+  auto peer = (*reader)->peer(owner);
+  if (!peer.ok()) return std::move(peer).error();
   for (const bool scattered : {false, true}) {
     TransferRequest request;
-    request.peer = std::move(reader->peer(owner)).value();
+    request.peer = *peer;
     const size_t piece = scattered ? plan.block : plan.bytes;
     for (size_t at = 0; at < plan.bytes; at += piece)
       request.pairs.push_back({memory + 2 * at, region, scattered ? 2 * at : at, piece});
+    Status status;
     const double rate = best_rate(plan, plan.bytes, [&] {
-      const Outcome outcome = reader->transfer(request);
-      KVF_CHECK(outcome.status.ok());
+      if (status.ok()) status = (*reader)->transfer(request).status;
     });
+    if (!status.ok()) return status;
     row(scattered ? "read of blocks, GPU to GPU" : "read of one span, GPU to GPU", std::string(fabric) + " on one host",
         rate);
   }
+  return {};
 }
 
 void reads_by_tcp(const Plan& plan, CudaDevice& device) {
@@ -143,7 +149,7 @@ void reads_by_tcp(const Plan& plan, CudaDevice& device) {
   const Region region = std::move(owner->register_memory(device.allocate(2 * plan.bytes), 2 * plan.bytes,
                                                          MemoryKind::cuda, kRemoteReadWrite))
                             .value();
-  reads(plan, device, "tcp", owner->address(), region.id());
+  KVF_CHECK(reads(plan, device, "tcp", owner->address(), region.id()).ok());
 }
 
 // CUDA does not open a process's own handles: the owner is another one.
@@ -153,7 +159,7 @@ void reads_by_local(const Plan& plan, CudaDevice& device) {
   std::string word, address;
   RegionId region = 0;
   ready >> word >> address >> region;
-  reads(plan, device, "local", address, region);
+  KVF_CHECK(reads(plan, device, "local", address, region).ok());
 }
 
 // By a device, where there is one that reaches GPUs: beside the line rates. What is in the way is said on standard
@@ -169,7 +175,8 @@ void reads_by_device(const Plan& plan, CudaDevice& device, const char* fabric) {
   const std::string described = (*owner)->describe(), refusal = std::string("not by ") + fabric;
   if (const size_t at = described.find(refusal); at != std::string::npos)
     return skipped(described.substr(at, described.find("\",", at) - at));
-  reads(plan, device, fabric, (*owner)->address(), region->id());
+  const Status status = reads(plan, device, fabric, (*owner)->address(), region->id());
+  if (!status.ok()) skipped(status.error().to_string());
 }
 
 int run(int argc, char** argv) {

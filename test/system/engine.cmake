@@ -14,7 +14,9 @@ kvferry_test(liars_test
 get_property(plugins GLOBAL PROPERTY KVFERRY_FABRIC_PLUGINS)
 if(plugins)
   add_dependencies(network_faults_test ${plugins})
-  add_dependencies(faults_test ${plugins})  # in the guest of test/rdma_vm
+  foreach(test faults_test late_writes_test)  # in the guest of test/rdma_vm
+    add_dependencies(${test} ${plugins})
+  endforeach()
 endif()
 foreach(test faults_test liars_test)
   target_compile_definitions(${test} PRIVATE KVF_STRANGER="${CMAKE_CURRENT_SOURCE_DIR}/stranger.py")

@@ -22,6 +22,7 @@ using std::chrono::seconds;
 constexpr size_t kBytes = size_t{8} << 20;
 constexpr size_t kSlice = size_t{256} << 10;
 constexpr std::byte kTheirs{7};
+constexpr uint8_t kPoison = 99;  // what a caller may write into memory that is its own again
 
 size_t differing(const std::vector<std::byte>& before, const std::vector<std::byte>& after) {
   if (std::memcmp(before.data(), after.data(), before.size()) == 0) return 0;
@@ -93,6 +94,8 @@ class StoppedTargets : public ::testing::TestWithParam<Way> {
       transfer.cancel();  // from here on, not from the outcome on, the memory may be given to somebody else
     else
       static_cast<void>(transfer.wait());
+    // A device reads it without us: what it still takes from there would be seen at the target.
+    if (is_write() && by_device()) initiator_.fill(kPoison);
     if (at_return.empty()) at_return = written_memory();
     ASSERT_TRUE(target_->process().resume().ok());
     settle();
@@ -109,14 +112,15 @@ class StoppedTargets : public ::testing::TestWithParam<Way> {
  private:
   void next_value() {
     do ++value_;
-    while (std::byte{value_} == kTheirs);
+    while (std::byte{value_} == kTheirs || value_ == kPoison);
   }
   std::vector<std::byte> written_memory() { return is_write() ? target_->memory() : initiator_.memory(); }
 
   void judge(const Outcome& outcome, const std::vector<std::byte>& at_return, const std::vector<std::byte>& later) {
     ASSERT_EQ(at_return.size(), later.size());
     const size_t late = differing(at_return, later);
-    const bool is_over = outcome.status.ok() || !is_write();
+    const bool is_over = outcome.status.ok() || !is_write() || by_device();
+    EXPECT_FALSE(is_write() && any_of(later, std::byte{kPoison})) << "of memory that was given back";
     ASSERT_LE(late, is_over ? 0 : kSlice) << text_of(outcome) << " (round with value " << int{value_} << ")";
     worst_ = std::max(worst_, late);
     const bool began = any_of(at_return, is_write() ? std::byte{value_} : kTheirs);

@@ -203,7 +203,8 @@ void kvf_fabric::forget(Port& port) {
   if (port.descriptor() >= 0) ::epoll_ctl(epoll_, EPOLL_CTL_DEL, port.descriptor(), nullptr);
 }
 
-void kvf_fabric::look_who_is_ready() {
+bool kvf_fabric::look_who_is_ready() {
+  bool ticked = false;
   epoll_event events[32];
   const int count = ::epoll_wait(epoll_, events, 32, 0);
   for (int i = 0; i < count; ++i) {
@@ -212,13 +213,15 @@ void kvf_fabric::look_who_is_ready() {
       continue;
     }
     uint64_t ticks = 0;
-    clock_set_ = ::read(clock_, &ticks, sizeof ticks) != sizeof ticks;
+    ticked = ::read(clock_, &ticks, sizeof ticks) == sizeof ticks;
+    if (ticked) clock_set_ = false;
   }
+  return ticked;
 }
 
 uint32_t kvf_fabric::progress() {
-  look_who_is_ready();
-  uint32_t done = 0;
+  // A tick counts: whoever is restless needs the next one, which arm() sets.
+  uint32_t done = look_who_is_ready() ? 1 : 0;
   for (Port* port : std::vector<Port*>(busy_.begin(), busy_.end()))
     if (busy_.count(port) > 0) done += port->read_queue();
   for (Tended* tended : std::vector<Tended*>(restless_.begin(), restless_.end()))

@@ -70,7 +70,7 @@ struct kvf_fabric {
   int32_t start(const char* host, kvf_text why);
   int32_t find(const char* host, kvf_text why);
   int look_for(const char* host, uint64_t capabilities, int memory_modes);
-  void look_who_is_ready();
+  bool look_who_is_ready();  // whether the clock has ticked
   int register_memory(const kvf_range& range, uint64_t access, kvferry::ofi::Handle<fid_mr>& out);
 
   const kvf_host host_;

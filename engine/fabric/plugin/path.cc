@@ -231,10 +231,8 @@ void PluginPath::confirm_write(const WorkPtr& work) {
       lost(why);
       return settle(work);
     }
-    if (node_.enforces_keys() && work->failure.ok() && !work->ended) {
-      // Told while its connection was being ended: there is nothing to read back by.
-      return state_ == State::ready ? read_back(work, to_read_back(*work->job)) : settle(work);
-    }
+    if (state_ != State::ready) return settle(work);  // told while its connection is being ended: it confirms nothing
+    if (node_.enforces_keys() && work->failure.ok() && !work->ended) return read_back(work, to_read_back(*work->job));
     work->exposed = false;
     settle(work);
   });
@@ -327,7 +325,7 @@ void PluginPath::barrier(Task task) {
   }
   ask_flush([this, alive = alive_, task = std::move(task)](int32_t result, const std::string& why) {
     if (!*alive) return;
-    if (result == KVF_OK) return task();
+    if (result == KVF_OK && state_ == State::ready) return task();
     lost(why);
     unsure_ = true;
     barrier(task);

@@ -17,14 +17,28 @@ struct Pending {
   uint64_t operation;
 };
 
-// What goes wrong in flight goes wrong with the connection: UCX takes the endpoint down with it, at both ends.
+// Tells what failed, now that its memory is quiet.
+void bury(kvf_endpoint* endpoint) {
+  const kvf_host& host = endpoint->fabric->host();
+  for (const auto& [operation, why] : endpoint->failed) host.ended(host.self, operation, KVF_LOST, why);
+  delete endpoint;
+}
+
+// What goes wrong in flight goes wrong with the connection: UCX takes the endpoint down with it, at both ends. That its
+// memory is quiet is sure when the endpoint is gone, and told then.
 void on_end(void* request, ucs_status_t status, void* data) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(data));
   kvf_endpoint* endpoint = pending->endpoint;
   --endpoint->in_flight;
   const kvf_host& host = endpoint->fabric->host();
-  host.ended(host.self, pending->operation, status == UCS_OK ? KVF_OK : KVF_LOST, ucs_status_string(status));
+  if (status == UCS_OK) {
+    host.ended(host.self, pending->operation, KVF_OK, nullptr);
+  } else {
+    endpoint->failed.emplace_back(pending->operation, ucs_status_string(status));
+    host.lost(host.self, endpoint->token, ucs_status_string(status));
+  }
   ucp_request_free(request);
+  if (endpoint->gone && endpoint->in_flight == 0) bury(endpoint);
 }
 
 template <class Post>
@@ -64,7 +78,7 @@ int32_t start(kvf_endpoint* endpoint, uint64_t operation, kvf_memory* memory, co
 int32_t connect(kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_endpoint** out, kvf_text why) {
   const auto to = plugin_kit::SocketAddress::parse(address);
   if (!to.ok()) return say(why, "not a numeric address", UCS_ERR_INVALID_ADDR, KVF_FAILED);
-  auto made = std::make_unique<kvf_endpoint>(kvf_endpoint{fabric, endpoint, nullptr, 0});
+  auto made = std::make_unique<kvf_endpoint>(kvf_endpoint{fabric, endpoint, nullptr, 0, {}, false});
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_ERR_HANDLER |
                       UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
@@ -84,11 +98,18 @@ int32_t connect(kvf_fabric* fabric, const char* address, uint64_t endpoint, kvf_
 
 int32_t disconnect(kvf_endpoint* endpoint, uint32_t patience_ms) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(patience_ms);
-  bool gone = endpoint->fabric->close_endpoint(endpoint->ep, patience_ms);
+  const bool gone = endpoint->fabric->close_endpoint(endpoint->ep, patience_ms, [endpoint] {
+    endpoint->gone = true;
+    if (endpoint->in_flight == 0) bury(endpoint);
+  });
   while (gone && endpoint->in_flight > 0 && std::chrono::steady_clock::now() < until)
     ucp_worker_progress(endpoint->fabric->worker());
-  if (!gone || endpoint->in_flight > 0) return KVF_FAILED;
-  delete endpoint;
+  if (!gone) return KVF_FAILED;
+  if (endpoint->in_flight > 0) {
+    endpoint->gone = true;
+    return KVF_FAILED;
+  }
+  bury(endpoint);
   return KVF_OK;
 }
 

@@ -84,7 +84,8 @@ bool kvf_fabric::knows_cuda() const {
 kvf_fabric::~kvf_fabric() {
   if (listener_ != nullptr) ucp_listener_destroy(listener_);
   for (auto& [client, guest] : guests_)
-    if (guest->ep != nullptr) close_endpoint(guest->ep, kGuestPatienceMs);
+    if (guest->ep != nullptr) close_endpoint(guest->ep, kGuestPatienceMs, [] {});
+  for (const Closing& each : closing_) ucp_request_free(each.flush);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   for (kvf_memory* memory : std::set<kvf_memory*>(memory_)) unmap(memory);
   if (context_ != nullptr) ucp_cleanup(context_);
@@ -135,30 +136,50 @@ int32_t kvf_fabric::arm() {
 
 uint32_t kvf_fabric::progress() {
   const unsigned done = ucp_worker_progress(worker_);
+  if (!closing_.empty()) look_who_is_gone();
   if (!tending_) tend_guests();
   return done;
 }
 
-bool kvf_fabric::close_endpoint(ucp_ep_h ep, uint32_t patience_ms) {
+bool kvf_fabric::close_endpoint(ucp_ep_h ep, uint32_t patience_ms, std::function<void()> later) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(patience_ms);
   ucp_request_param_t params{};
   params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
   params.flags = UCP_EP_CLOSE_FLAG_FORCE;
-  if (!ends(ucp_ep_close_nbx(ep, &params), until)) return false;
+  const ucs_status_ptr_t closing = ucp_ep_close_nbx(ep, &params);
+  const bool closed = wait_for(closing, until) != UCS_INPROGRESS;
+  if (UCS_PTR_IS_PTR(closing)) ucp_request_free(closing);
   // Later versions go on with the device's end of it, and tell of requests as ended before the device has let go of
-  // their memory. The worker's flush waits for that (and for all other endpoints, which is why 1.13 does without).
-  if (!closes_behind_our_back()) return true;
+  // their memory. A flush of the worker waits for that; and for every other endpoint that is not connected yet or has
+  // something in flight, which is why 1.13 does without.
+  if (!closed || !closes_behind_our_back()) return closed;
   const ucp_request_param_t none{};
-  return ends(ucp_worker_flush_nbx(worker_, &none), until);
+  const ucs_status_ptr_t flush = ucp_worker_flush_nbx(worker_, &none);
+  const ucs_status_t status = wait_for(flush, until);
+  if (status == UCS_INPROGRESS)
+    closing_.push_back({flush, std::move(later)});
+  else if (UCS_PTR_IS_PTR(flush))
+    ucp_request_free(flush);
+  return status == UCS_OK;
 }
 
-bool kvf_fabric::ends(ucs_status_ptr_t request, std::chrono::steady_clock::time_point until) {
-  if (!UCS_PTR_IS_PTR(request)) return true;
+ucs_status_t kvf_fabric::wait_for(ucs_status_ptr_t request, std::chrono::steady_clock::time_point until) {
+  if (!UCS_PTR_IS_PTR(request)) return UCS_PTR_STATUS(request);
   while (ucp_request_check_status(request) == UCS_INPROGRESS && std::chrono::steady_clock::now() < until)
     ucp_worker_progress(worker_);
-  const bool ended = ucp_request_check_status(request) != UCS_INPROGRESS;
-  ucp_request_free(request);
-  return ended;
+  return ucp_request_check_status(request);
+}
+
+void kvf_fabric::look_who_is_gone() {
+  for (Closing& each : std::exchange(closing_, {})) {
+    const ucs_status_t status = ucp_request_check_status(each.flush);
+    if (status == UCS_INPROGRESS) {
+      closing_.push_back(std::move(each));
+      continue;
+    }
+    ucp_request_free(each.flush);
+    if (status == UCS_OK) each.later();
+  }
 }
 
 // ---- peers that connect
@@ -193,8 +214,13 @@ void kvf_fabric::accept(ucp_conn_request_h request) {
     ucp_listener_reject(listener_, request);
     return;
   }
-  // One connection a client: a new one stands for the end of the old, and of all that was on its way there.
+  // One connection a client: a new one stands for the end of the old, and of all that was on its way there, so that it
+  // has to wait for that.
   fence(attributes.client_id);
+  if (unsure_.count(attributes.client_id) != 0) {
+    ucp_listener_reject(listener_, request);
+    return;
+  }
   auto guest = std::make_unique<Guest>();
   guest->fabric = this;
   ucp_ep_params_t params{};
@@ -220,22 +246,27 @@ void kvf_fabric::tend_guests() {
       ++entry;
       continue;
     }
-    dismiss(std::move(entry->second));
+    dismiss(entry->first, std::move(entry->second));
     entry = guests_.erase(entry);
   }
   tending_ = false;
 }
 
-// One that UCX does not let go of stays where UCX may still find it.
-bool kvf_fabric::dismiss(std::unique_ptr<Guest> guest) {
-  if (close_endpoint(guest->ep, kGuestPatienceMs)) return true;
-  static_cast<void>(guest.release());
-  return false;
+// I4: one that UCX does not let go of stays where UCX may still find it, and its client is not sure to have ended.
+bool kvf_fabric::dismiss(uint64_t client, std::unique_ptr<Guest> guest) {
+  unsure_.insert(client);
+  Guest* const kept = guest.release();
+  const auto gone = [this, client, kept] {
+    unsure_.erase(client);
+    delete kept;
+  };
+  if (!close_endpoint(kept->ep, kGuestPatienceMs, gone)) return false;
+  gone();
+  return true;
 }
 
 bool kvf_fabric::fence(uint64_t client) {
   auto entry = guests_.extract(client);
   if (entry.empty()) return unsure_.count(client) == 0;
-  if (!dismiss(std::move(entry.mapped()))) unsure_.insert(client);  // I4: and is never sure to have ended
-  return unsure_.count(client) == 0 && !shared_memory_;
+  return dismiss(client, std::move(entry.mapped())) && !shared_memory_;
 }

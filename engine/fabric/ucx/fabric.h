@@ -4,12 +4,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/fabric/plugin_abi.h"
@@ -31,7 +33,9 @@ struct kvf_endpoint {
   kvf_fabric* fabric = nullptr;
   uint64_t token = 0;
   ucp_ep_h ep = nullptr;
-  size_t in_flight = 0;  // operations whose end has not been told
+  size_t in_flight = 0;                                  // operations that UCX has not ended
+  std::vector<std::pair<uint64_t, const char*>> failed;  // that it has, and why: told when the endpoint is gone
+  bool gone = false;                                     // closed, and what has failed is told with the last end
 };
 
 // One fabric opened for one engine. See plugin_abi.h for who may call what.
@@ -57,8 +61,8 @@ struct kvf_fabric {
   void unmap(kvf_memory* memory);
 
   // Closes an endpoint whatever its state, and waits until it is gone, with all that was on it, or `patience_ms` is
-  // over (false).
-  bool close_endpoint(ucp_ep_h ep, uint32_t patience_ms);
+  // over (false). `later`: when it is gone after all; from within progress().
+  bool close_endpoint(ucp_ep_h ep, uint32_t patience_ms, std::function<void()> later);
 
  private:
   // A peer's connection to this fabric.
@@ -68,12 +72,13 @@ struct kvf_fabric {
     bool lost = false;
   };
   explicit kvf_fabric(const kvf_host& host) : host_(host) {}
-  // Waits for one of the worker's requests.
-  bool ends(ucs_status_ptr_t request, std::chrono::steady_clock::time_point until);
+  // Progresses until the request has ended, or it is that late (UCS_INPROGRESS).
+  ucs_status_t wait_for(ucs_status_ptr_t request, std::chrono::steady_clock::time_point until);
+  void look_who_is_gone();
   void accept(ucp_conn_request_h request);
   void tend_guests();
   bool knows_cuda() const;
-  bool dismiss(std::unique_ptr<Guest> guest);
+  bool dismiss(uint64_t client, std::unique_ptr<Guest> guest);
 
   const kvf_host host_;
   std::string host_name_;
@@ -86,6 +91,12 @@ struct kvf_fabric {
   std::vector<ucp_conn_request_h> requests_;  // came in progress(), answered after it
   std::map<uint64_t, std::unique_ptr<Guest>> guests_;  // by client
   std::set<uint64_t> unsure_;                          // whose connection did not end when it was to
+  // Flushes of the worker that endpoints wait for which are closed and not gone.
+  struct Closing {
+    ucs_status_ptr_t flush = nullptr;
+    std::function<void()> later;
+  };
+  std::vector<Closing> closing_;
   bool tending_ = false;
   std::mutex memory_mutex_;
   std::set<kvf_memory*> memory_;  // GUARDED_BY(memory_mutex_)

@@ -23,6 +23,7 @@
 // - REFUSE: so many gets are refused.
 // - KEYS: so many keys are imported; further ones are refused.
 // - PACKS: the same for keys that are packed.
+// - EMULATED: 1 where its keys keep nobody out.
 // - LONGEST: bytes of the longest operation, which is what it tells; a longer one is refused.
 
 struct kvf_endpoint {
@@ -42,6 +43,7 @@ struct kvf_fabric {
   size_t keys_to_import = SIZE_MAX;
   size_t keys_to_pack = SIZE_MAX;
   size_t longest = SIZE_MAX;
+  size_t emulated = 0;
   std::vector<uint64_t> stuck;
   std::vector<uint64_t> late;
   std::vector<uint64_t> held;
@@ -73,12 +75,13 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
                                 std::pair<const char*, size_t*>("REFUSE", &fabric->gets_to_refuse),
                                 std::pair<const char*, size_t*>("KEYS", &fabric->keys_to_import),
                                 std::pair<const char*, size_t*>("PACKS", &fabric->keys_to_pack),
+                                std::pair<const char*, size_t*>("EMULATED", &fabric->emulated),
                                 std::pair<const char*, size_t*>("LONGEST", &fabric->longest)})
       if (std::strcmp(params->settings[i].name, name) == 0)
         *count = std::strtoul(params->settings[i].value, nullptr, 10);
   *out = fabric;
   std::snprintf(facts->description, sizeof facts->description, "nothing moves");
-  facts->enforces_keys = 1;
+  facts->enforces_keys = fabric->emulated == 0 ? 1 : 0;
   facts->longest_operation = fabric->longest;
   return KVF_OK;
 }
