@@ -12,6 +12,7 @@ namespace {
 
 constexpr Duration kFirstBackoff = std::chrono::milliseconds(50);
 constexpr Duration kLongestBackoff = std::chrono::seconds(2);
+constexpr int kTriesBehindABreak = 3;
 
 }  // namespace
 
@@ -102,6 +103,12 @@ void PluginPath::break_connection(const std::string& why) {
   redial_.arm(loop_.now() + (stood ? kFirstBackoff : backoff_), [this] { connect_later(); });
   const Error error{stood ? ErrorCode::peer_lost : ErrorCode::unavailable,
                     fmt::format("the connection of fabric {} {}", fabric(), stood ? "broke" : "cannot be made"), why};
+  if (stood) tries_ = kTriesBehindABreak;
+  // An owner that has ended the connection refuses the next until it has heard that this side knows why.
+  if (!stood && !options_.has_stand_in && tries_ > 0) {
+    --tries_;
+    return;
+  }
   if (!stood) return fail_all(error);
   std::vector<WorkPtr> all;
   for (const auto& [job, work] : works_) all.push_back(work);

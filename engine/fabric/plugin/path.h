@@ -109,6 +109,7 @@ class PluginPath final : public RevocablePath, private EndpointUser {
   State state_ = State::idle;
   kvf_endpoint* endpoint_ = nullptr;
   uint64_t endpoint_number_ = 0;
+  int tries_ = 0;  // to connect again, before what waits for that fails
   KeyRing keys_;
   // Writes may be on their way on a connection that broke: the owner ends it when it takes the next one.
   bool unsure_ = false;
