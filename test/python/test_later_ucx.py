@@ -28,11 +28,11 @@ def libraries() -> Path:
 )
 def test_the_suites_hold_with_a_later_ucx(program: str, names: str) -> None:
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries()), "KVFERRY_UCX_TLS": "tcp,self"}
-    doctor = [BUILD / "bin/kvferry-bench", "--doctor"]
+    doctor = [str(BUILD / "bin/kvferry-bench"), "--doctor"]
     said = subprocess.run(doctor, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "viable, not named by KVFERRY_FABRICS: never used (UCX 1.22" in said
     del environment["KVFERRY_UCX_TLS"]
-    words = [BUILD / "test" / program, f"--gtest_filter={names}", "--gtest_brief=1"]
+    words = [str(BUILD / "test" / program), f"--gtest_filter={names}", "--gtest_brief=1"]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "[  PASSED  ]" in ended.stdout
