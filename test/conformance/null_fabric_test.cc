@@ -90,6 +90,23 @@ TEST_P(NullFabricOfBothKinds, CanTellOfAFlushWhileItsConnectionIsBeingEnded) {
   EXPECT_TRUE(begin(Operation::write).wait().status.ok());
 }
 
+// An owner that has ended a connection refuses the next ones until it has heard that this side knows why.
+TEST_F(NullFabric, IsDialledAgainBehindABrokenConnectionBeforeATransferFails) {
+  owner_ = make("owner");
+  initiator_ = make("initiator", {{"ucx", "STICK", "1"}, {"ucx", "REJECT", "3"}});
+  landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
+  region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));
+  TransferRequest asked;
+  asked.peer = must(initiator_->peer(owner_->address()));
+  asked.operation = Operation::read;
+  asked.pairs = {{ours_.data(), region_->id(), 0, 100}};
+  const Transfer stuck = must(initiator_->submit(asked));
+  ASSERT_TRUE(must(initiator_->submit(asked)).wait().status.ok()) << "the connection stands";
+  stuck.cancel();  // which breaks it
+  const Outcome outcome = must(initiator_->submit(asked)).wait();
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+}
+
 TEST_F(NullFabric, PacksTheKeyOfARegionOnceForAllPeers) {
   owner_ = make("owner", {{"ucx", "PACKS", "1"}});
   region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));

@@ -17,6 +17,7 @@
 // number, let it answer as a transport may:
 // - STICK: so many gets never end, as a broken device's: their connection cannot be ended either. The next ends them.
 // - SILENT: the same for so many flushes: connections that nobody answers.
+// - REJECT: so many connections behind the first are not let in.
 // - HELD: so many flushes behind a put end when their connection does, and well.
 // - LATE: so many gets end while the descriptor is armed, which wakes nobody.
 // - BUSY: so many gets are not taken now.
@@ -28,6 +29,7 @@
 
 struct kvf_endpoint {
   kvf_fabric* fabric;
+  bool rejected;
 };
 struct kvf_fabric {
   kvf_host host{};
@@ -36,6 +38,8 @@ struct kvf_fabric {
   std::vector<uint64_t> ending;
   size_t gets_to_stick = 0;
   size_t flushes_to_stick = 0;
+  size_t connections = 0;
+  size_t connections_to_reject = 0;
   size_t flushes_to_hold = 0;
   size_t gets_to_be_late = 0;
   size_t gets_too_early = 0;
@@ -69,6 +73,7 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
   for (size_t i = 0; i < params->setting_count; ++i)
     for (auto& [name, count] : {std::pair<const char*, size_t*>("STICK", &fabric->gets_to_stick),
                                 std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick),
+                                std::pair<const char*, size_t*>("REJECT", &fabric->connections_to_reject),
                                 std::pair<const char*, size_t*>("HELD", &fabric->flushes_to_hold),
                                 std::pair<const char*, size_t*>("LATE", &fabric->gets_to_be_late),
                                 std::pair<const char*, size_t*>("BUSY", &fabric->gets_too_early),
@@ -162,7 +167,9 @@ const kvf_fabric_table kTable = {
     [](kvf_fabric* fabric, const char*, uint64_t, kvf_endpoint** out, kvf_text) {
       std::move(fabric->stuck.begin(), fabric->stuck.end(), std::back_inserter(fabric->pending));
       fabric->stuck.clear();
-      *out = new kvf_endpoint{fabric};
+      const bool rejected = fabric->connections++ > 0 && fabric->connections_to_reject > 0;
+      fabric->connections_to_reject -= rejected ? 1 : 0;
+      *out = new kvf_endpoint{fabric, rejected};
       return int32_t{KVF_OK};
     },
     [](kvf_endpoint* endpoint, uint32_t) {
@@ -186,6 +193,7 @@ const kvf_fabric_table kTable = {
       return begin(endpoint, operation, none);
     },
     [](kvf_endpoint* endpoint, uint64_t operation, kvf_text) {
+      if (endpoint->rejected) return int32_t{KVF_LOST};
       if (endpoint->fabric->has_put && endpoint->fabric->flushes_to_hold > 0) {
         --endpoint->fabric->flushes_to_hold;
         endpoint->fabric->held.push_back(operation);
