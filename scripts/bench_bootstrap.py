@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tables import replace_between
+
 BEGIN, END = "<!-- bootstrap: written by scripts/bench -->", "<!-- end of bootstrap -->"
 CLIENTS, WORKERS, RATE, IDLE, TRICKLING = 200, 64, 2000, 5000, 400
 Figures = dict[str, Any]
@@ -173,11 +175,7 @@ def main() -> None:
         "",
     ]
     print("\n".join(lines))
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        sys.exit(f"{page} lacks its markers")
-    page.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+    replace_between(page, BEGIN, END, lines)
     sys.exit(0 if reached else 1)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tables import replace_between
+
 BEGIN, END = "<!-- plug-ins: written by scripts/bench -->", "<!-- end of plug-ins -->"
 TURNS = 7
 PEERS = Path(__file__).parents[1] / "engine/bench/peers/peers.py"
@@ -104,11 +106,7 @@ def main() -> None:
         "",
     ]
     print("\n".join(lines))
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        sys.exit(f"{page} lacks its markers")
-    page.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+    replace_between(page, BEGIN, END, lines)
     sys.exit(0 if table.reached else 1)
 
 

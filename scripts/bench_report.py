@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tables import replace_between
+
 BEGIN, END = "<!-- figures: written by scripts/bench -->", "<!-- end of figures -->"
 MISSED = 3
 Document = dict[str, Any]
@@ -163,11 +165,7 @@ def main() -> int:
         *auth_table({"open": document, "psk": psk, "mtls": mtls}),
         *beside_peers,
     ]
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        sys.exit(f"{page} lacks its markers")
-    page.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+    replace_between(page, BEGIN, END, lines)
     return 0 if all_reached else MISSED
 
 
