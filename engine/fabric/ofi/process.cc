@@ -27,6 +27,8 @@ const std::map<std::string, std::string>& defaults() {
       {"OFI_RXM_BUFFER_SIZE", "512"},
       // Microseconds in which ofi_rxm looks after connections only once; until then it would keep the loop from sleep.
       {"OFI_RXM_CM_PROGRESS_INTERVAL", "0"},
+      // Else efa moves what stays on one host by shared memory, whose queue wakes nobody. Not all builds have efa.
+      {"EFA_ENABLE_SHM_TRANSFER", "0"},
   };
   return values;
 }
