@@ -341,10 +341,21 @@ std::optional<ParcelStatus> ParcelOwner::status(const std::string& transfer_id) 
   return ParcelStatus{to_string(parcel.state), parts_.loop.now() - parcel.born, parcel.live.size()};
 }
 
-void ParcelOwner::shut_down() {
+void ParcelOwner::end_all() {
   std::vector<Parcel*> all;
   for (const auto& [id, parcel] : parcels_) all.push_back(parcel.get());
   for (Parcel* parcel : all) end(*parcel, ParcelEvent::release, ReleaseReason::shut_down);
+}
+
+void ParcelOwner::end_users_of(const RegionState& region) {
+  const bool of_cache =
+      std::any_of(layout_.layers.begin(), layout_.layers.end(),
+                  [id = region.info.id](const KvLayer& layer) { return layer.k.region == id || layer.v.region == id; });
+  if (of_cache) end_all();
+}
+
+void ParcelOwner::shut_down() {
+  end_all();
   std::vector<std::string> waited_for;
   for (const auto& [id, claims] : waiting_) waited_for.push_back(id);
   for (const std::string& id : waited_for) refuse_waiting(id, Error{ErrorCode::gone, "the owner is shutting down"});

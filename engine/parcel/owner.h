@@ -65,6 +65,8 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
   ReleaseAnswer release(const std::string& transfer_id, bool force);
   std::optional<ParcelStatus> status(const std::string& transfer_id) const;
 
+  // Ends every parcel, where the cache lies in that region (unregister).
+  void end_users_of(const RegionState& region);
   // Ends every parcel.
   void shut_down();
 
@@ -155,7 +157,9 @@ class ParcelOwner final : public ParcelDesk, public tcp::FetchDesk {
 
   void on_claim(const Guest& session, const proto::Claim& asked, Granted granted);
   void wait_for_publish(ClaimPtr claim, bool announced);
+  void on_late(const ClaimPtr& claim, TimePoint until);
   void stop_waiting(const ReaderKey& key);
+  void end_all();
   Status admit(Parcel& parcel, Claim& claim);
   Status join_group(Parcel& parcel, const Claim& claim);
   void grant(Parcel& parcel, const ClaimPtr& claim);

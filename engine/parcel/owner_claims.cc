@@ -118,22 +118,31 @@ void ParcelOwner::wait_for_publish(ClaimPtr claim, bool announced) {
   }
   ++reader.waiting;
   ++waiting_claims_;
-  Duration patience = std::chrono::milliseconds(claim->asked.remaining_ms());
-  if (!announced) patience = std::min(patience, limits_.unknown_grace);
+  const TimePoint until = after(parts_.loop.now(), std::chrono::milliseconds(claim->asked.remaining_ms()));
+  const TimePoint first = announced ? until : std::min(until, after(parts_.loop.now(), limits_.unknown_grace));
   claim->timer = std::make_unique<Timer>(parts_.loop);
-  claim->timer->arm(after(parts_.loop.now(), patience), [this, weak = std::weak_ptr<Claim>(claim), announced] {
-    const ClaimPtr late = weak.lock();
-    if (late == nullptr || late->state != ClaimState::waiting) return;
-    std::erase(waiting_[late->transfer_id], late);
-    if (waiting_[late->transfer_id].empty()) waiting_.erase(late->transfer_id);
-    stop_waiting(late->key.reader);
-    late->state = transition(late->state, ClaimEvent::fail);
-    claims_.erase(late->key);
-    late->granted(announced ? Error{ErrorCode::deadline_exceeded, "the parcel was not published in time"}
-                            : Error{ErrorCode::gone, "no such transfer was announced here"});
-    update_gauges();
+  claim->timer->arm(first, [this, until, weak = std::weak_ptr<Claim>(claim)] {
+    if (const ClaimPtr late = weak.lock()) on_late(late, until);
   });
   waiting_[claim->transfer_id].push_back(std::move(claim));
+}
+
+// A transfer that was announced meanwhile is waited for as long as the reader does.
+void ParcelOwner::on_late(const ClaimPtr& claim, TimePoint until) {
+  if (claim->state != ClaimState::waiting) return;
+  const bool announced = parcels_.contains(claim->transfer_id);
+  if (announced && parts_.loop.now() < until)
+    return claim->timer->arm(until, [this, until, weak = std::weak_ptr<Claim>(claim)] {
+      if (const ClaimPtr late = weak.lock()) on_late(late, until);
+    });
+  std::erase(waiting_[claim->transfer_id], claim);
+  if (waiting_[claim->transfer_id].empty()) waiting_.erase(claim->transfer_id);
+  stop_waiting(claim->key.reader);
+  claim->state = transition(claim->state, ClaimEvent::fail);
+  claims_.erase(claim->key);
+  claim->granted(announced ? Error{ErrorCode::deadline_exceeded, "the parcel was not published in time"}
+                           : Error{ErrorCode::gone, "no such transfer was announced here"});
+  update_gauges();
 }
 
 void ParcelOwner::stop_waiting(const ReaderKey& key) {
@@ -227,6 +236,7 @@ void ParcelOwner::on_settle(OwnerSession& session, const proto::Settle& asked) {
     return;
   }
   const ClaimPtr claim = found->second;
+  hear_of(*claim, session);  // perhaps another than the one that it was made over
   // I1: a claim is live only while its parcel's generation is in force; what it read before that moved is refused.
   if (asked.generation() != claim->parcel->generation)
     return settle(claim, asked, Error{ErrorCode::stale, "another generation"});

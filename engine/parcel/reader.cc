@@ -96,6 +96,13 @@ void ParcelReader::cancel(ReadId id) {
   give_up(read, ReadState::cancelled, Error{ErrorCode::cancelled, "cancelled by the caller"});
 }
 
+void ParcelReader::end_users_of(const RegionState& region) {
+  const auto reads = reads_;
+  for (const auto& [id, read] : reads)
+    if (std::any_of(read->pins.begin(), read->pins.end(), [&](const RegionPin& pin) { return pin.get() == &region; }))
+      give_up(read, ReadState::cancelled, Error{ErrorCode::cancelled, "its local region was unregistered"});
+}
+
 // ---- sessions
 
 void ParcelReader::listen_to(EngineCore::PeerIndex peer) {
@@ -112,6 +119,7 @@ void ParcelReader::listen_to(EngineCore::PeerIndex peer) {
 
 void ParcelReader::on_answer(EngineCore::PeerIndex peer, const proto::Frame& frame) {
   uint64_t number = 0;
+  if (frame.has_released()) return static_cast<void>(releases_.erase(frame.released().number()));
   if (frame.has_ticket()) number = frame.ticket().number();
   if (frame.has_verdict()) number = frame.verdict().number();
   const auto found = by_number_.find(number);
@@ -129,17 +137,22 @@ void ParcelReader::on_session_ended(EngineCore::PeerIndex peer, const Error& why
   for (const auto& [id, read] : reads)
     for (size_t index = 0; index < read->shares.size() && read->begun && !read->over; ++index)
       if (read->shares[index].peer == peer && !is_final(read->shares[index].state)) retry_share(read, index, why);
+  send_releases_again(peer);
 }
 
-// The claim is asked for again, under its number; the owner that granted it grants it again.
+// What the owner was asked is asked again, under its number: the claim, which it grants as before, or the verdict.
 void ParcelReader::retry_share(const ReadPtr& read, size_t index, const Error& why) {
   Share& share = read->shares[index];
+  if (share.starting) return;  // told of the same break by another way
   const bool quiet = stop_share(share);
   share.last_error = why.to_string();
   // Nothing else may be read into blocks that something late may still land in.
   if (!quiet || ++share.attempts > kMaxAttempts) return give_up(read, ReadState::failed, why, index);
-  share.state = ReadState::waiting;
-  share.ticket = false;
+  if (share.state != ReadState::settling) {
+    share.state = ReadState::waiting;
+    share.ticket = false;
+  }
+  share.starting = true;
   // In a later turn: the session that broke is still on the stack.
   loop_.defer([this, alive = alive_, read, index] {
     if (*alive && !read->over) start_share(read, index);
@@ -149,10 +162,11 @@ void ParcelReader::retry_share(const ReadPtr& read, size_t index, const Error& w
 // ---- claim and ticket
 
 void ParcelReader::start_share(const ReadPtr& read, size_t index) {
+  read->shares[index].starting = true;
   core_.peer(read->shares[index].peer).connect([this, alive = alive_, read, index](const Status& status) {
     if (!*alive || read->over) return;
     Share& share = read->shares[index];
-    if (share.state != ReadState::waiting) return;
+    share.starting = false;
     if (!status.ok()) return retry_share(read, index, status.error());
     const uint64_t incarnation = core_.peer(share.peer).session()->peer().incarnation;
     share.owner_id = core_.peer(share.peer).session()->peer().engine_id;
@@ -160,6 +174,7 @@ void ParcelReader::start_share(const ReadPtr& read, size_t index) {
     if (share.incarnation != 0 && share.incarnation != incarnation)
       return give_up(read, ReadState::gone, Error{ErrorCode::gone, "the owner has restarted"}, index);
     share.incarnation = incarnation;
+    if (share.state == ReadState::settling) return settle(read, share, false);
     const auto known = known_.find(share.peer);
     if (known != known_.end() && known->second.incarnation == incarnation) share.owner = known->second;
     send_claim(read, share);
@@ -300,7 +315,7 @@ void ParcelReader::plan_when_complete(const ReadPtr& read) {
 
 // ---- verdicts
 
-void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way, uint64_t digest) {
+void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way) {
   InitiatorSession* session = core_.peer(share.peer).session();
   if (session == nullptr) return;
   proto::Frame frame;
@@ -309,7 +324,7 @@ void ParcelReader::settle(const ReadPtr& read, Share& share, bool one_way, uint6
   frame.mutable_settle()->set_more(read->request.more);
   frame.mutable_settle()->set_one_way(one_way);
   if (!one_way) {
-    frame.mutable_settle()->set_digest(digest);
+    frame.mutable_settle()->set_digest(share.read_digest);
     frame.mutable_settle()->set_selection(encode(share.plan.selection));
     return session->send_parcel(frame);
   }
@@ -323,19 +338,6 @@ void ParcelReader::on_verdict(const ReadPtr& read, size_t index, const proto::Ve
   const ErrorCode code = code_from_wire(verdict.code());
   share.state = state_of_refusal(code);  // the owner knows
   give_up(read, state_of_refusal(code), Error{code, "not valid: " + verdict.message()}, index);
-}
-
-void ParcelReader::release(EngineCore::PeerIndex owner, const std::string& transfer_id, bool force,
-                           TimePoint deadline) {
-  core_.peer(owner).connect([this, alive = alive_, owner, transfer_id, force, deadline](const Status& status) {
-    if (!*alive || loop_.now() >= deadline) return;
-    if (!status.ok()) return release(owner, transfer_id, force, deadline);
-    proto::Frame frame;
-    frame.mutable_release()->set_number(next_number_++);
-    frame.mutable_release()->set_transfer_id(transfer_id);
-    frame.mutable_release()->set_force(force);
-    core_.peer(owner).session()->send_parcel(frame);
-  });
 }
 
 }  // namespace kvferry

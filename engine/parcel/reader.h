@@ -61,7 +61,10 @@ class ParcelReader {
   ReadId read(ParcelRead request, Done done);
   // I4: when this returns, the blocks are quiet; the outcome `cancelled` has been given.
   void cancel(ReadId id);
-  // Tells one owner that nobody of this group will read the parcel. Idempotent; sent again until `deadline`.
+  // Cancels every read whose cache lies in the region (unregister).
+  void end_users_of(const RegionState& region);
+  // Tells one owner that nobody of this group will read the parcel. Idempotent; by the sessions that follow, too, until
+  // the owner has answered or `deadline` has come.
   void release(EngineCore::PeerIndex owner, const std::string& transfer_id, bool force, TimePoint deadline);
 
  private:
@@ -89,6 +92,7 @@ class ParcelReader {
     WordIndex word = kNoWord;
     uint64_t tokens = 0;
     bool digest = false;
+    uint64_t read_digest = 0;  // of what was read, for the owner to compare
     std::vector<BlockList> blocks;
     Duration lease{0};         // that was left when the ticket came
     std::shared_ptr<Job> job;  // while reading by a one-sided fabric
@@ -99,6 +103,15 @@ class ParcelReader {
     OwnerShare plan;
     uint64_t bytes = 0;  // of it
     int attempts = 0;
+    bool starting = false;  // waits for a session, to ask the owner
+  };
+  // A release that the owner has not answered.
+  struct Release {
+    EngineCore::PeerIndex owner = 0;
+    std::string transfer_id;
+    bool force = false;
+    TimePoint deadline;
+    bool starting = false;  // waits for a session
   };
   struct Read {
     ReadId id = 0;
@@ -142,9 +155,11 @@ class ParcelReader {
   void on_stream_end(const ReadPtr& read, size_t index, Result<std::string> trailer);
   void on_share_read(const ReadPtr& read, size_t index, Status status, std::optional<uint64_t> digest);
   void on_verdict(const ReadPtr& read, size_t index, const proto::Verdict& verdict);
-  void settle(const ReadPtr& read, Share& share, bool one_way, uint64_t digest);
+  void settle(const ReadPtr& read, Share& share, bool one_way);
   void accept_share(const ReadPtr& read, size_t index);
   void retry_share(const ReadPtr& read, size_t index, const Error& why);
+  void send_release(uint64_t number);
+  void send_releases_again(EngineCore::PeerIndex owner);
 
   Result<std::vector<Pair>> local_pairs(const Read& read, const CachePairs& pairs) const;
   static Result<CacheWalk> target_of(const Read& read, const Selection& selection);
@@ -163,6 +178,7 @@ class ParcelReader {
   Registry& registry_;
   std::unordered_map<ReadId, ReadPtr> reads_;
   std::map<uint64_t, std::pair<std::weak_ptr<Read>, size_t>> by_number_;  // claims under way
+  std::map<uint64_t, Release> releases_;                                  // by number
   std::unordered_map<EngineCore::PeerIndex, KnownOwner> known_;
   std::unordered_map<EngineCore::PeerIndex, bool> listening_;
   ReadId next_read_ = 1;

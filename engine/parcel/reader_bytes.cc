@@ -237,7 +237,8 @@ void ParcelReader::on_share_read(const ReadPtr& read, size_t index, Status statu
   const bool one_way = !owner_judges;
   // Before the owner is told: the session may break over it, and shares without a verdict are read again then.
   if (one_way) share.state = transition(share.state, ReadEvent::verdict_valid);
-  settle(read, share, one_way, digest.value_or(0));
+  share.read_digest = digest.value_or(0);
+  settle(read, share, one_way);
   if (one_way && !read->over) accept_share(read, index);
 }
 

@@ -4,9 +4,14 @@
 
 #include "engine/parcel/reader.h"
 
-// The one outcome of a read, and the words for it.
+// The one outcome of a read, and the words for it; and what is not read.
 
 namespace kvferry {
+namespace {
+
+constexpr size_t kMostReleases = 16384;  // that owners have not answered
+
+}  // namespace
 
 void ParcelReader::accept_share(const ReadPtr& read, size_t index) {
   Share& share = read->shares[index];
@@ -127,6 +132,47 @@ Error ParcelReader::explain(const Read& read, const Error& why, size_t at_fault)
     text += fmt::format("; fabric {}; {} of {} bytes here", read.fabric, here, share.bytes);
   }
   return Error{why.code, std::move(text), {}, peer, read.fabric};
+}
+
+// ---- releases
+
+void ParcelReader::release(EngineCore::PeerIndex owner, const std::string& transfer_id, bool force,
+                           TimePoint deadline) {
+  listen_to(owner);
+  if (releases_.size() >= kMostReleases) releases_.erase(releases_.begin());  // I6: its lease ends it
+  const uint64_t number = next_number_++;
+  releases_.emplace(number, Release{owner, transfer_id, force, deadline});
+  send_release(number);
+}
+
+void ParcelReader::send_release(uint64_t number) {
+  const auto asked = releases_.find(number);
+  if (asked == releases_.end()) return;
+  if (loop_.now() >= asked->second.deadline) return static_cast<void>(releases_.erase(asked));
+  asked->second.starting = true;
+  core_.peer(asked->second.owner).connect([this, alive = alive_, number](const Status& status) {
+    if (!*alive) return;
+    const auto found = releases_.find(number);
+    if (found == releases_.end()) return;
+    Release& release = found->second;
+    release.starting = false;
+    if (!status.ok()) return send_releases_again(release.owner);
+    proto::Frame frame;
+    frame.mutable_release()->set_number(number);
+    frame.mutable_release()->set_transfer_id(release.transfer_id);
+    frame.mutable_release()->set_force(release.force);
+    core_.peer(release.owner).session()->send_parcel(frame);
+  });
+}
+
+// In a later turn: the session that broke is still on the stack.
+void ParcelReader::send_releases_again(EngineCore::PeerIndex owner) {
+  for (auto& [number, release] : releases_) {
+    if (release.owner != owner || std::exchange(release.starting, true)) continue;
+    loop_.defer([this, alive = alive_, number = number] {
+      if (*alive) send_release(number);
+    });
+  }
 }
 
 }  // namespace kvferry

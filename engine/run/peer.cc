@@ -54,7 +54,10 @@ void Peer::ensure_session() {
 
 void Peer::dial() {
   auto stream = context_.network.dial(address_);
-  if (!stream) return fail_connecting(stream.error());
+  if (!stream) {
+    back_off();  // before anybody hears of it, and asks again
+    return fail_connecting(stream.error());
+  }
   InitiatorSession::Context session{context_.loop,
                                     context_.network,
                                     context_.identity,
@@ -103,6 +106,13 @@ void Peer::on_ready() {
     if (task->phase == TransferPhase::waiting && session_) begin(task);
 }
 
+// on_ready() has set it to nothing.
+void Peer::back_off() {
+  backoff_ = std::clamp(backoff_ * 2, kFirstBackoff, kLongestBackoff);
+  next_dial_ = context_.loop.now() + backoff_ / 2 +
+               Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
+}
+
 // I5: what depended on the session ends with it; the next use dials again and may find another incarnation.
 void Peer::on_session_ended(const Error& why) {
   const bool was_ready = view_->get().ready;
@@ -113,9 +123,7 @@ void Peer::on_session_ended(const Error& why) {
     context_.complaints.note(fmt::format("\"{}\" ({})", last_engine_id_, address_.to_string()), why);
   std::shared_ptr<InitiatorSession> session = std::move(session_);
   publish_view();
-  backoff_ = was_ready ? kFirstBackoff : std::clamp(backoff_ * 2, kFirstBackoff, kLongestBackoff);
-  next_dial_ = context_.loop.now() + backoff_ / 2 +
-               Duration(static_cast<int64_t>(context_.random.below(static_cast<uint64_t>(backoff_.count() / 2 + 1))));
+  back_off();
   for (auto& synced : std::exchange(syncing_, {})) synced(why);  // the session has forgotten them
   fail_connecting(why, was_ready && session->ended_by_peer() && why.code == ErrorCode::peer_lost);
   if (parcels_.session_ended) parcels_.session_ended(why);

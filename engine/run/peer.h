@@ -107,6 +107,7 @@ class Peer {
   };
   void ensure_session();
   void dial();
+  void back_off();
   void on_ready();
   void on_session_ended(const Error& why);
   void on_regions_changed();
