@@ -171,6 +171,10 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineConfig config, std::vector<
       s.config.parcels);
   s.parcel_reader = std::make_unique<ParcelReader>(*s.core, *s.loop, *s.registry);
   s.core->set_parcel_desk(s.parcel_owner.get());
+  s.core->on_region_closing([raw](const RegionState& region) {
+    raw->parcel_reader->end_users_of(region);
+    raw->parcel_owner->end_users_of(region);
+  });
   KVF_RETURN_IF_ERROR(s.core->listen());
   s.engine_id = s.core->identity().engine_id;
   s.incarnation = s.core->identity().incarnation;
@@ -185,8 +189,9 @@ Engine::~Engine() {
     static_cast<void>(new (std::nothrow) std::shared_ptr<EngineState>(state_));
     return;
   }
-  for (const RegionInfo& region : state_->registry->snapshot())
-    [[maybe_unused]] const auto ignored = state_->unregister({&region.id, 1}, std::chrono::seconds(1));
+  std::vector<RegionId> regions;
+  for (const RegionInfo& region : state_->registry->snapshot()) regions.push_back(region.id);
+  [[maybe_unused]] const auto ignored = state_->unregister(regions, std::chrono::seconds(1));
   state_->call([this](const Task& finished) {
     state_->parcel_owner->shut_down();
     state_->core->shut_down();

@@ -41,9 +41,10 @@ class KVFERRY_API Region {
   const RegionInfo& info() const { return info_; }
   RegionId id() const { return info_.id; }
 
-  // When it returns ok, nothing on this host or another touches the memory any more. `not_quiet`: a stopped process on
-  // this host is in the middle of a write to it; the range is quarantined until that ends. Repeated calls are ok. In a
-  // callback it does not wait: what is not quiet at once is `not_quiet`.
+  // When it returns ok, nothing on this host or another touches the memory any more: transfers and reads that use it
+  // are cancelled, and parcels of a cache in it end. `not_quiet`: a stopped process on this host is in the middle of a
+  // write to it; the range is quarantined until that ends. Repeated calls are ok. In a callback it does not wait: what
+  // is not quiet at once is `not_quiet`.
   Status unregister(Duration patience = std::chrono::seconds(3));
   // The same for several at once; those of one engine share the patience. A status for each.
   static std::vector<Status> unregister(std::span<Region* const> regions, Duration patience);

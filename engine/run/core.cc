@@ -243,6 +243,7 @@ void EngineCore::unregister(RegionId id, TimePoint deadline, std::function<void(
   if (!region) return quiet(region.error());
   announce_regions();
   for (const auto& peer : peers_) peer->cancel_users_of(**region);
+  if (end_users_) end_users_(**region);
   lanes_.fence_region(**region);
   const TimePoint now = parts_.loop.now();
   const TimePoint late =
@@ -276,9 +277,11 @@ void EngineCore::check_closing() {
       continue;
     }
     if (closing->quiet && parts_.loop.now() >= closing->deadline) {
-      std::exchange(closing->quiet, nullptr)(Error{
-          ErrorCode::not_quiet,
-          fmt::format("region {} is quarantined: a stopped process may still write to it", closing->region->info.id)});
+      const bool in_use_here = closing->region->pins.load() > 0;
+      std::exchange(closing->quiet, nullptr)(
+          Error{ErrorCode::not_quiet, fmt::format("region {} is quarantined: {}", closing->region->info.id,
+                                                  in_use_here ? "this engine still reads or writes it, perhaps a parcel"
+                                                              : "a stopped process may still write to it")});
     }
     impatient |= static_cast<bool>(closing->quiet);
     ++closing;

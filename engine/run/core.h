@@ -73,6 +73,8 @@ class EngineCore {
   tcp::Owner& lanes() { return lanes_; }
   // Who answers for parcels; before listen(). Sessions and the desk end with the core.
   void set_parcel_desk(ParcelDesk* desk) { desk_ = desk; }
+  // Ends what else uses a region, whose end is then waited for.
+  void on_region_closing(std::function<void(const RegionState&)> end_users) { end_users_ = std::move(end_users); }
   void connect(PeerIndex peer, std::function<void(Status)> connected);
   void sync(PeerIndex peer, std::function<void(Status)> synced) { peers_[peer]->sync(std::move(synced)); }
   void submit(PeerIndex peer, const TaskPtr& task) { peers_[peer]->submit(task); }
@@ -113,6 +115,7 @@ class EngineCore {
   Address address_;
   Staging staging_;
   tcp::Owner lanes_;
+  std::function<void(const RegionState&)> end_users_;
   ParcelDesk* desk_ = nullptr;
   local::Owner local_owner_;
   TransferMetrics transfer_metrics_;

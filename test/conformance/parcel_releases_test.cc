@@ -234,6 +234,19 @@ TEST_P(ParcelReleases, OfRacingCausesAreToldOnceEach) {
   EXPECT_TRUE(eventually([&] { return !readable(listener.fd()); }));
 }
 
+// A cache may go at any time: who waits for a parcel, and what was published of it, must not hold it.
+TEST_P(ParcelReleases, EndWithTheCacheAsReadsDo) {
+  publish(spec("t"));
+  const ParcelReading waits = must(reader_.parcels->read(request("nobody publishes this")));
+  for (Rank* rank : {&reader_, &owner_}) {
+    const Status status = rank->region.unregister();
+    EXPECT_TRUE(status.ok()) << status.error().to_string();
+  }
+  EXPECT_EQ(waits.wait().state, ReadState::cancelled);
+  EXPECT_FALSE(owner_.parcels->status("t"));
+  EXPECT_EQ(owner_.parcels->take_released().size(), 1u);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, ParcelReleases, ::testing::Values("tcp", "local", "loopback"),
                          [](const auto& param) { return std::string(param.param); });
 
