@@ -240,6 +240,18 @@ def test_bootstrap_asks_for_its_token_and_speaks_tls(tmp_path: Path, base_port: 
     server.close()
 
 
+def test_a_closed_server_keeps_no_engine(base_port: int) -> None:
+    """Which ends when it is closed, not when somebody forgets the server."""
+    address = f"127.0.0.1:{PORTS.take()}"
+    engine = kvferry.Engine(address)
+    server = kvferry.BootstrapServer(engine, "i", Cache(engine, kvferry.ParallelRank()).layout, base_port=base_port)
+    server.close()
+    engine.close()
+    with kvferry.Engine(address) as next_one:
+        assert next_one.address == address
+    server.close()
+
+
 def test_parcels_end_with_their_engine() -> None:
     reader = Reader()
     reader.engine.close()

@@ -20,7 +20,7 @@ namespace {
 using bootstrap::BlockingClient;
 using bootstrap::Registration;
 
-// A worker's server. Ended in the reverse of its members' order, while the engine is there still.
+// A worker's server. It ends while the engine is there still, and keeps the engine no longer than that.
 class PyBootstrapServer {
  public:
   PyBootstrapServer(const PyEngine& engine, const std::string& instance_id, const KvLayout& layout,
@@ -47,12 +47,16 @@ class PyBootstrapServer {
 
   uint16_t port() const { return server_ ? server_->port() : uint16_t{0}; }
   void close() {
+    std::shared_ptr<Engine> engine = std::move(engine_);
     std::unique_ptr<bootstrap::Server> last = std::move(server_);
-    without_gil([&] { last.reset(); });
+    without_gil([&] {
+      last.reset();
+      engine.reset();
+    });
   }
 
  private:
-  std::shared_ptr<Engine> engine_;
+  std::shared_ptr<Engine> engine_;  // null: closed
   bootstrap::EngineParcels control_;
   std::unique_ptr<bootstrap::Server> server_;
 };
