@@ -27,7 +27,7 @@ from fakes import (
     tensors,
     window,
 )
-from vllm.config import KVTransferConfig
+from vllm.config import KVTransferConfig, ParallelConfig
 from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
@@ -49,7 +49,7 @@ from kvferry.vllm.fingerprint import Fingerprints
 from kvferry.vllm.layout import CacheLayout, describe
 from kvferry.vllm.metadata import KVFerryMetadata
 from kvferry.vllm.scheduler import Scheduler
-from kvferry.vllm.settings import Settings
+from kvferry.vllm.settings import Settings, rank_of_this_worker
 from kvferry.vllm.stats import KVFerryStats
 from kvferry.vllm.worker import Worker
 
@@ -237,6 +237,34 @@ class Agreement(unittest.TestCase):
         told = one.aggregate(rebuilt).reduce()
         self.assertEqual((told["Reads"], told["Failed reads"]), (1, 1))
         self.assertTrue(other.is_empty())
+
+
+class Places(unittest.TestCase):
+    """Of a worker among those of its instance, as vLLM's own configuration tells it."""
+
+    @patch("vllm.distributed.parallel_state.get_pp_group", lambda: SimpleNamespace(rank_in_group=0))
+    @patch("vllm.distributed.parallel_state.get_tensor_model_parallel_rank", lambda: 0)
+    def rank(self, parallel: ParallelConfig) -> tuple[int, int]:
+        found = rank_of_this_worker(parallel)
+        with kvferry.Engine() as engine:  # where no layout has a rank beyond its size
+            described = cache(full())
+            told = describe(config(), described, tensors(described), found, engine.register_address)
+            kvferry.Parcels(engine).set_cache("instance", told.layout)
+        return found.dp_rank, found.dp_size
+
+    def test_data_parallel_engines_have_their_ranks(self) -> None:
+        self.assertEqual(self.rank(ParallelConfig()), (0, 1))
+        self.assertEqual(self.rank(ParallelConfig(data_parallel_size=2, data_parallel_rank=1)), (1, 2))
+        balanced = ParallelConfig(data_parallel_size=4, data_parallel_size_local=2, data_parallel_hybrid_lb=True)
+        balanced.data_parallel_index, balanced.data_parallel_rank_local = 3, 1
+        self.assertEqual(self.rank(balanced), (1, 2))
+
+    def test_engines_of_a_dense_model_keep_their_ranks(self) -> None:
+        """vLLM makes each an engine of its own: a size of 1 with the index that it had."""
+        dense = ParallelConfig(data_parallel_size=2, data_parallel_rank=1)
+        dense.reconfigure_for_independent_dp_rank()
+        self.assertEqual((dense.data_parallel_size, dense.data_parallel_index), (1, 1))
+        self.assertEqual(self.rank(dense), (1, 2))
 
 
 class EngineMadeError(Exception):

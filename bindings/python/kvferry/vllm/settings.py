@@ -104,11 +104,13 @@ def rank_of_this_worker(parallel: ParallelConfig) -> kvferry.ParallelRank:
     )
 
     alone = parallel.local_engines_only
+    dp_size = parallel.data_parallel_size_local if alone else parallel.data_parallel_size
+    dp_rank = (parallel.data_parallel_rank_local or 0) if alone else parallel.data_parallel_index
     return kvferry.ParallelRank(
         tp_size=parallel.tensor_parallel_size,
         tp_rank=get_tensor_model_parallel_rank(),
         pp_size=parallel.pipeline_parallel_size,
         pp_rank=get_pp_group().rank_in_group,
-        dp_size=max(parallel.data_parallel_size_local, 1) if alone else parallel.data_parallel_size,
-        dp_rank=(parallel.data_parallel_rank_local or 0) if alone else parallel.data_parallel_index,
+        dp_size=max(dp_size, dp_rank + 1),  # the engines of a dense model are told a size of 1, and keep their ranks
+        dp_rank=dp_rank,
     )
