@@ -266,6 +266,33 @@ class Places(unittest.TestCase):
         self.assertEqual((dense.data_parallel_size, dense.data_parallel_index), (1, 1))
         self.assertEqual(self.rank(dense), (1, 2))
 
+    def test_every_rank_registers_where_the_first_listens(self) -> None:
+        master: dict[str, Any] = {"data_parallel_master_ip": "10.0.0.1", "data_parallel_rank": 1}
+        dense = ParallelConfig(data_parallel_size=2, data_parallel_size_local=1, **master)
+        dense.reconfigure_for_independent_dp_rank()
+        nodes = ParallelConfig(tensor_parallel_size=2, nnodes=2, node_rank=1, master_addr="10.0.0.1")
+        balanced = ParallelConfig(
+            data_parallel_size=2, data_parallel_size_local=1, data_parallel_external_lb=True, **master
+        )
+        for parallel, host, base, listen in (
+            (ParallelConfig(), "10.0.0.2", "10.0.0.2", "10.0.0.2"),
+            (ParallelConfig(data_parallel_size=2, data_parallel_rank=1), "10.0.0.2", "10.0.0.2", "10.0.0.2"),
+            (balanced, "10.0.0.2", "10.0.0.2", "10.0.0.2"),
+            (dense, "10.0.0.1", "10.0.0.1", "10.0.0.1"),
+            (dense, "10.0.0.2", "10.0.0.1", "0.0.0.0"),
+            (nodes, "10.0.0.2", "10.0.0.1", "0.0.0.0"),
+            (nodes, "fd00::2", "10.0.0.1", "::"),
+            (nodes, "127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ):
+            with self.subTest(base=base, host=host):
+                told = config(extra={"kvferry_host": host})
+                told.parallel_config = parallel
+                settings = Settings.of(told)
+                self.assertEqual((settings.host, settings.base_host), (host, base))
+                self.assertEqual(settings.bootstrap_listen(kvferry.ParallelRank()), listen)
+                # All ranks but the first are asked at the engine's address alone.
+                self.assertEqual(settings.bootstrap_listen(kvferry.ParallelRank(tp_size=2, tp_rank=1)), host)
+
 
 class EngineMadeError(Exception):
     """Instead of an engine."""

@@ -61,6 +61,8 @@ def config(role: str = "kv_both", engine_id: str = "instance", tp: int = 1, **mo
         "prefill_context_parallel_size": 1,
         "data_parallel_size": 1,
         "data_parallel_index": 0,
+        "data_parallel_master_ip": "127.0.0.1",
+        "nnodes_within_dp": 1,
         "local_engines_only": False,
     }
     return SimpleNamespace(

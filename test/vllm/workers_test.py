@@ -34,6 +34,7 @@ from fakes import (
     tensors,
     window,
 )
+from vllm import envs
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 from vllm.v1.request import RequestStatus
 
@@ -217,6 +218,13 @@ class Workers(unittest.TestCase):
             with self.subTest(tp=tp), pair(full(), tp=tp, pp=2) as made:
                 self.read(made, [[3, 9, 4]], [[7, 5, 6]])
                 self.check_moved(made, [[3, 9, 4]], [[7, 5, 6]])
+
+    def test_the_first_rank_is_found_at_another_address_than_its_engines(self) -> None:
+        """By a rank of another node, which is told the address of the first one's."""
+        told = patch("kvferry.vllm.settings._own_base", lambda *_: ("127.0.0.2", envs.VLLM_MOONCAKE_BOOTSTRAP_PORT))
+        with told, pair(full(), tp=2) as made:
+            self.read(made, [[3, 9, 4]], [[7, 5, 6]])
+            self.check_moved(made, [[3, 9, 4]], [[7, 5, 6]])
 
     def test_latents_of_two_ranks_are_read_once_and_both_are_told(self) -> None:
         with pair(latent(), tp=2) as made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from vllm import envs
@@ -46,7 +47,8 @@ class Settings:
         assert transfer is not None and transfer.engine_id is not None
         extra: dict[str, Any] = transfer.kv_connector_extra_config
         external = extra.get("bootstrap_server_address")
-        host, port = _host_port(external) if external else _own_base(config.parallel_config)
+        host = str(extra.get("kvferry_host") or get_ip())
+        base_host, base_port = _host_port(external) if external else _own_base(config.parallel_config, host)
         read_timeout = float(extra.get("kvferry_read_timeout", 60))
         if not 0 < read_timeout <= 3600:
             raise ValueError("kvferry_read_timeout must be more than 0 and at most 3600 seconds")
@@ -55,9 +57,9 @@ class Settings:
             producer=transfer.is_kv_producer,
             consumer=transfer.is_kv_consumer,
             protocol=str(extra.get("mooncake_protocol", "auto")),
-            host=str(extra.get("kvferry_host") or get_ip()),
-            base_host=host,
-            base_port=port,
+            host=host,
+            base_host=base_host,
+            base_port=base_port,
             external_base=external is not None,
             bootstrap_token=f"@{token}" if (token := extra.get("bootstrap_token_file")) else "",
             bootstrap_certificate=str(extra.get("bootstrap_certificate_file", "")),
@@ -77,6 +79,14 @@ class Settings:
             return None
         return f"[{self.host}]:0" if ":" in self.host else f"{self.host}:0"
 
+    def bootstrap_listen(self, rank: kvferry.ParallelRank) -> str:
+        """Of this rank's bootstrap server. The first, which keeps the directory, is asked at two addresses where others
+        are told another than its engine's."""
+        is_first = rank.dp_rank == rank.pp_rank == rank.tp_rank == 0
+        if not is_first or self.external_base or self.base_host == self.host:
+            return self.host
+        return "::" if ":" in self.host + self.base_host else "0.0.0.0"
+
 
 def _host_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
@@ -85,15 +95,21 @@ def _host_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _own_base(parallel: ParallelConfig) -> tuple[str, int]:
-    """Where the first rank of this instance, or of all data-parallel ones behind one endpoint, keeps the directory."""
-    if parallel.local_engines_only or parallel.data_parallel_size == 1:
-        host = get_ip()
-    elif parallel.nnodes_within_dp > 1:
-        host = parallel.master_addr
-    else:
-        host = parallel.data_parallel_master_ip
-    return host, envs.VLLM_MOONCAKE_BOOTSTRAP_PORT
+def _own_base(parallel: ParallelConfig, host: str) -> tuple[str, int]:
+    """Where the first rank of this instance, or of all data-parallel ones behind one endpoint, keeps the directory.
+    `host`: of this worker, and so of that rank where all are on one machine."""
+    first = host
+    if not parallel.local_engines_only and not _is_loopback(host):
+        far = parallel.master_addr if parallel.nnodes_within_dp > 1 else parallel.data_parallel_master_ip
+        first = host if _is_loopback(far) else far
+    return first, envs.VLLM_MOONCAKE_BOOTSTRAP_PORT
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def rank_of_this_worker(parallel: ParallelConfig) -> kvferry.ParallelRank:

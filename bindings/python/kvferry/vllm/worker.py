@@ -77,7 +77,7 @@ class Worker:
                 self._engine,
                 settings.instance,
                 self._layout.layout,
-                host=settings.host,
+                host=settings.bootstrap_listen(rank),
                 base_host=settings.base_host,
                 base_port=settings.base_port,
                 external_base=settings.external_base,
