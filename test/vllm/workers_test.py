@@ -354,6 +354,64 @@ class Workers(unittest.TestCase):
                 else:
                     self.assertLess(took, longest)
 
+    @contextmanager
+    def silent(self, made: Pair) -> Iterator[None]:
+        """Hosts named so do not answer before the end of this."""
+        go_on = threading.Event()
+        contact = made.reader._prefillers._contact
+
+        def slow(bootstrap: str, engine_id: str) -> Any:  # noqa: ANN401
+            assert not bootstrap.startswith("silent") or go_on.wait(60)
+            return contact(bootstrap.removeprefix("silent "), engine_id)
+
+        with patch.object(made.reader._prefillers, "_contact", slow):
+            try:
+                yield
+            finally:
+                go_on.set()
+
+    def test_a_load_fails_in_time_when_its_prefiller_is_silent(self) -> None:
+        """The parcel is given back when the prefiller is known after all."""
+        with pair(full()) as made:
+            made.reader._settings = replace(made.reader._settings, read_timeout=0.1)
+            made.publish([[3, 9, 4]])
+            with self.silent(made), self.assertLogs("vllm.kvferry", "WARNING") as told:
+                made.bootstrap = f"silent {made.bootstrap}"
+                self.assertFalse(made.until_loaded(made.ask([[7, 5, 6]])))
+            self.assertIn("no contact with silent", told.output[-1])
+            made.until_sent("prefill-x")
+            self.assertFalse(any(tensor.any() for tensor in made.mine.values()))
+
+    def test_silent_prefillers_hold_nobody_else_up(self) -> None:
+        with pair(full()) as made, self.silent(made):
+            for number in range(16):
+                made.reader._prefillers.find(f"silent {number}", "prefiller")
+            self.read(made, [[3, 9, 4]], [[7, 5, 6]])
+
+    def test_prefillers_that_are_waited_for_are_bounded(self) -> None:
+        with pair(full()) as made, patch("kvferry.vllm.peers.MAX_WAITING", 2):
+            with self.silent(made):
+                waited_for = [made.reader._prefillers.find(f"silent {number}", "prefiller") for number in range(2)]
+                with self.assertLogs("vllm.kvferry", "WARNING") as told:
+                    self.assertFalse(made.until_loaded(made.ask([[7, 5, 6]])))
+                self.assertIn("2 prefillers are waited for", told.output[-1])
+            for contact in waited_for:
+                self.assertIsNotNone(contact.exception(60))
+            eventually(lambda: not made.reader._prefillers._waiting)
+            self.read(made, [[3, 9, 4]], [[7, 5, 6]])
+
+    def test_a_prefiller_that_refuses_is_not_looked_for_again(self) -> None:
+        """One whose parcel is gone is, because it may be another one by now."""
+        with pair(full()) as made:
+            made.publish([[3, 9, 4]])
+            with patch.object(made.reader._prefillers, "_contact", wraps=made.reader._prefillers._contact) as contact:
+                for salt, contacts in (("other", 1), (None, 1), (None, 2)):  # refused, gone, gone
+                    one = request(reading(remote_bootstrap_addr=made.bootstrap), TOKENS, "decode-x", cache_salt=salt)
+                    made.decode.on_new_request(one)
+                    made.decode.update_after_alloc(one, allocated([7, 5, 6]), TOKENS)
+                    made.until_loaded("decode-x")
+                    self.assertEqual(contact.call_count, contacts)
+
     def test_a_prefiller_that_nobody_knows_fails_the_load(self) -> None:
         with pair(full()) as made:
             made.bootstrap = f"http://127.0.0.1:{PORTS.take()}"

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm.kvferry")
 
+# How a read ends when its prefiller cannot be reached or is another incarnation, among other things.
+MAY_HAVE_MOVED = ("failed", "gone")
+
 
 @dataclass
 class _Loading:
@@ -167,10 +170,15 @@ class Worker:
     # ---- as reader
 
     def _go_on(self) -> None:
-        """Starts what has waited for the first contact with a prefiller."""
+        """Starts what has waited for the first contact with a prefiller; nothing writes its blocks before."""
         for request_id, loading in list(self._loading.items()):
-            if loading.reading is None and loading.owners.done():
+            if loading.reading is not None:
+                continue
+            if loading.owners.done():
                 self._read(request_id, loading)
+            elif time.monotonic() - loading.began > self._settings.read_timeout:
+                why = f"no contact with {loading.load.source.bootstrap} in {self._settings.read_timeout} s"
+                self._fail_load(request_id, loading, why)
 
     def _release(self, source: Source, owners: Future[Prefiller]) -> None:
         """As soon as the owners are known, also when that is after this step: an engine that is idle has no other."""
@@ -235,12 +243,13 @@ class Worker:
             self._give_back(loading)
             self._report(request_id, failed=False)
         else:
+            if outcome.state in MAY_HAVE_MOVED:
+                self._prefillers.forget(loading.load.source.bootstrap, loading.load.source.engine_id)
             self._fail_load(request_id, loading, outcome.error)
 
     def _fail_load(self, request_id: str, loading: _Loading, why: str) -> None:
         source = loading.load.source
         logger.warning("request %s did not get parcel %s: %s", request_id, source.transfer_id, why)
-        self._prefillers.forget(source.bootstrap, source.engine_id)
         self._give_back(loading)
         self._stats.count("reads_failed")
         self._report(request_id, failed=True)
