@@ -27,7 +27,7 @@ from fakes import (
     tensors,
     window,
 )
-from vllm.config import KVTransferConfig, ParallelConfig
+from vllm.config import KVTransferConfig, MultiModalConfig, ParallelConfig
 from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
@@ -202,6 +202,20 @@ class Agreement(unittest.TestCase):
             for path in ("/a", "/b")
         )
         self.assertEqual(one, other)
+
+    def test_multimodal_inputs_that_vllm_only_counts_are_warned_of_once(self) -> None:
+        told = config()
+        for inputs, prefixes, warnings in (
+            (MultiModalConfig(mm_processor_cache_gb=0), False, 1),
+            (MultiModalConfig(mm_processor_cache_gb=0), True, 0),
+            (MultiModalConfig(), False, 0),
+            (None, False, 0),
+        ):
+            told.model_config.multimodal_config, told.cache_config.enable_prefix_caching = inputs, prefixes
+            with self.subTest(warnings=warnings), patch("kvferry.vllm.fingerprint.logger.warning") as warned:
+                Scheduler(told, cache(full()))
+                Worker(told, cache(full()))
+                self.assertEqual(warned.call_count, warnings)
 
     def test_settings_have_their_defaults_and_limits(self) -> None:
         told = Settings.of(config(extra={"num_workers": 4, "device_name": "mlx5_0"}))

@@ -71,9 +71,10 @@ def config(role: str = "kv_both", engine_id: str = "instance", tp: int = 1, **mo
         kv_transfer_config=KVTransferConfig(
             kv_connector="KVFerryConnector", engine_id=engine_id, kv_role=role, kv_connector_extra_config=extra
         ),
-        cache_config=SimpleNamespace(cache_dtype="auto"),
+        cache_config=SimpleNamespace(cache_dtype="auto", enable_prefix_caching=True),
         model_config=SimpleNamespace(
             hf_config=SimpleNamespace(to_dict=lambda: model),
+            multimodal_config=None,
             quantization=None,
             dtype=torch.float32,
             get_total_num_kv_heads=lambda: HEADS,

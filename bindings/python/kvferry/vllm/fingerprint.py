@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
+
+logger = logging.getLogger("vllm.kvferry")
 
 # Of the way in which this package describes a KV cache: changed with every change of layout.py that two versions would
 # read differently.
@@ -30,6 +33,13 @@ def _plain(value: Any) -> Any:  # noqa: ANN401, whatever a config holds
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def _names_inputs(config: VllmConfig) -> bool:
+    """Whether vLLM names images and the like by their content. With both of its caches off it counts them instead, in
+    each process anew."""
+    inputs = config.model_config.multimodal_config
+    return inputs is None or inputs.mm_processor_cache_gb > 0 or config.cache_config.enable_prefix_caching
+
+
 def inner_order(kv_cache_layout: str | None) -> str:
     """How a block of one layer orders heads, tokens and content: HNC or NHC."""
     return "".join(axis for axis in kv_cache_layout or "" if axis in "HNC")
@@ -40,6 +50,12 @@ class Fingerprints:
 
     def __init__(self, config: VllmConfig, cache: KVCacheConfig, model_id: str | None) -> None:
         model = config.model_config
+        if not _names_inputs(config):
+            logger.warning(
+                "with --mm-processor-cache-gb 0 and --no-enable-prefix-caching vLLM does not hash multimodal inputs: "
+                "prefiller and decoder will not agree on them, and reads of such prompts are refused. Leave one of the "
+                "two caches on, on both servers"
+            )
         identity: Any = model_id
         if identity is None:
             identity = [_plain(model.hf_config.to_dict()), str(model.quantization), str(model.dtype)]
