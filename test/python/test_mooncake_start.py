@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -223,6 +224,30 @@ def test_peers_find_each_other_by_name_over_http(make_engine: MakeEngine, start_
         del engine
         gc.collect()
         assert set(server.values) == {"kvferry/engine/localhost"}
+
+
+@pytest.mark.parametrize("submits", [False, True])
+def test_a_peer_whose_former_host_is_silent_is_found_under_its_name(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, submits: bool
+) -> None:
+    monkeypatch.setenv("KVFERRY_CONNECT_TIMEOUT", "300ms")
+    with running_metadata_server() as server, socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = make_engine(metadata=server.url, name="127.0.0.1")
+        owner = make_engine(metadata=server.url, name="localhost")
+        mine, theirs = engine.allocate_managed_buffer(64), owner.allocate_managed_buffer(64)
+        assert engine.write_bytes_to_buffer(mine, b"moved", 5) == 0
+        key = "kvferry/engine/localhost"
+        now = server.values[key]
+        server.values[key] = json.dumps({"address": f"127.0.0.1:{silent.getsockname()[1]}"}).encode()
+        assert engine.transfer_sync_write("localhost", mine, theirs, 5) == -1
+        server.values[key] = now
+        if submits:
+            batch = engine.transfer_submit_write("localhost", mine, theirs, 5)
+            assert batch != 0, engine.last_error()
+            assert engine.get_batch_transfer_status([batch]) == 0
+        else:
+            assert engine.transfer_sync_write("localhost", mine, theirs, 5) == 0, engine.last_error()
+        assert owner.read_bytes_from_buffer(theirs, 5) == b"moved"
 
 
 def test_a_metadata_server_that_talks_nonsense_is_an_error(make_engine: MakeEngine) -> None:

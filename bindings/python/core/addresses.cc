@@ -6,6 +6,15 @@
 namespace kvferry::python {
 namespace {
 
+// A peer that says nothing, such as a host that is gone, is one that cannot be reached: no transfer has begun.
+Status connect(const PeerRef& peer, Duration patience) {
+  Status connected = peer.connect(patience);
+  if (connected.ok() || connected.error().code != ErrorCode::deadline_exceeded) return connected;
+  Error silent = std::move(connected).error();
+  silent.code = ErrorCode::unavailable;
+  return silent;
+}
+
 Result<TransferRequest> to_request(const AddressTransfer& transfer, Duration connect_timeout) {
   const size_t count = transfer.local.size();
   if (transfer.remote.size() != count || transfer.lengths.size() != count)
@@ -20,7 +29,7 @@ Result<TransferRequest> to_request(const AddressTransfer& transfer, Duration con
     request.pairs[i].local = reinterpret_cast<std::byte*>(transfer.local[i]);
     request.pairs[i].length = transfer.lengths[i];
   }
-  KVF_RETURN_IF_ERROR(transfer.peer.connect(connect_timeout));
+  KVF_RETURN_IF_ERROR(connect(transfer.peer, connect_timeout));
   auto incarnation = transfer.peer.locate(transfer.remote, request.pairs);
   if (!incarnation) {  // registered a moment ago, perhaps
     KVF_RETURN_IF_ERROR(transfer.peer.sync(connect_timeout));

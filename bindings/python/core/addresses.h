@@ -21,7 +21,8 @@ struct AddressTransfer {
 
 // Connects, if there is no session, turns the addresses into spans of the regions that the peer has now, and moves
 // them. A session that was lost, or a peer that has restarted, since the addresses were looked up is tried once more:
-// its new regions decide whether they are still good. Without Python: may block.
+// its new regions decide whether they are still good. Error unavailable: there was no connection within
+// `connect_timeout`. Without Python: may block.
 Outcome transfer_addresses(Engine& engine, const AddressTransfer& transfer, Duration connect_timeout);
 Result<Transfer> submit_addresses(Engine& engine, const AddressTransfer& transfer, Duration connect_timeout);
 
