@@ -172,6 +172,7 @@ Exchange::Fault Exchange::fault_of(const Error& error) const {
 }
 
 asio::awaitable<void> Exchange::infer(Endpoint endpoint) {
+  endpoint_ = endpoint;
   auto facts = read_request(endpoint, request_.body, context_.scanner);
   if (!facts.ok()) {
     cause_ = "bad_request";

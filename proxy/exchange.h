@@ -2,6 +2,7 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "proxy/legs.h"
 #include "proxy/metrics.h"
 #include "proxy/pool.h"
+#include "proxy/prelude.h"
 #include "proxy/release.h"
 
 namespace kvferry::proxy {
@@ -80,6 +82,7 @@ class Exchange {
   boost::asio::awaitable<void> end_event_stream();
   Result<std::string_view> next_piece(bool dechunk);
   void note_piece(std::string_view piece, bool succeeded);
+  Prelude::Heard heard_in(std::string_view piece);
   std::string client_head(const http::ResponseHead& head, bool dechunk);
 
   // One request to a backend, up to the head of its answer; repeated once if a kept connection turns out to be dead.
@@ -102,6 +105,8 @@ class Exchange {
   const Duration queued_;
   std::string request_id_;
   std::string session_;
+  std::optional<Endpoint> endpoint_;  // that may be split
+  std::optional<Prelude> prelude_;    // until something is heard
   std::shared_ptr<Backend> decoder_;
   std::shared_ptr<Backend> prefiller_;
   const Backend* failed_decoder_ = nullptr;
@@ -119,7 +124,7 @@ class Exchange {
   Duration prefill_time_{-1};
   Duration first_byte_{-1};
   uint64_t relayed_ = 0;
-  std::string payload_;  // of the last piece, for clients of HTTP/1.0
+  std::string payload_;  // of the last piece, for clients of HTTP/1.0 and for prelude_
   char last_byte_ = '\n';
 };
 

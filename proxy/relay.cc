@@ -3,7 +3,8 @@
 #include "http/json.h"
 #include "proxy/exchange.h"
 
-// The decoder's leg and the way back: its answer as it comes, byte for byte, with nothing read but its head.
+// The decoder's leg and the way back: its answer as it comes, byte for byte, with nothing read but its head and how it
+// begins.
 
 namespace kvferry::proxy {
 namespace {
@@ -84,11 +85,19 @@ std::string Exchange::client_head(const http::ResponseHead& head, bool dechunk) 
 }
 
 Result<std::string_view> Exchange::next_piece(bool dechunk) {
-  if (!dechunk) return wire_->body_now(nullptr);
+  if (!dechunk && !prelude_) return wire_->body_now(nullptr);
   payload_.clear();
   KVF_ASSIGN_OR_RETURN(const std::string_view raw, wire_->body_now(&payload_));
-  (void)raw;
-  return std::string_view(payload_);
+  return dechunk ? std::string_view(payload_) : raw;
+}
+
+// What the first piece says, or, where the stream says something before the engine has the request, each up to the
+// first one that comes out of it.
+Prelude::Heard Exchange::heard_in(std::string_view piece) {
+  if (!prelude_) return starts_with_error_event(piece) ? Prelude::Heard::failure : Prelude::Heard::answer;
+  const Prelude::Heard heard = prelude_->read(payload_);
+  if (heard != Prelude::Heard::nothing) prelude_.reset();
+  return heard;
 }
 
 void Exchange::note_piece(std::string_view piece, bool succeeded) {
@@ -98,17 +107,22 @@ void Exchange::note_piece(std::string_view piece, bool succeeded) {
   if (piece.empty()) return;
   last_byte_ = piece.back();
   if (first_byte_ >= Duration(0)) return;
+  const Prelude::Heard heard = heard_in(piece);
+  if (heard == Prelude::Heard::nothing) return;
   first_byte_ = now() - began_;
   context_.metrics.first_byte_seconds.observe(seconds(first_byte_));
   if (prefilled_ != TimePoint{}) context_.metrics.handover_seconds.observe(seconds(now() - prefilled_));
   // The first byte of a good answer proves that the decoder has the KV.
-  succeeded && !starts_with_error_event(piece) ? parcel_.settled() : parcel_.release();
+  succeeded&& heard == Prelude::Heard::answer ? parcel_.settled() : parcel_.release();
 }
 
 asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::string_view leg) {
   status_ = head.status;
   const bool succeeded = head.status >= 200 && head.status < 300;
   if (!succeeded) parcel_.release();
+  // One that is compressed cannot be read here: its first byte has to do.
+  const bool readable = is_event_stream(head) && !head.headers.get("content-encoding");
+  if (succeeded && readable && endpoint_ == Endpoint::responses) prelude_.emplace();
   const bool dechunk = head.framing == http::Framing::chunked && request_.minor_version == 0;
   // What came together leaves together: a short answer is one segment.
   std::string out = client_head(head, dechunk);
@@ -142,6 +156,7 @@ asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::st
 // After the first piece: as long as the client takes what comes, no coroutine wakes up for it.
 asio::awaitable<Status> Exchange::relay_events(bool succeeded) {
   const Duration idle = context_.config.stream_idle_timeout;
+  std::string().swap(payload_);
   Status sent;
   bool all = true;
   const auto take = [&](std::string_view piece) {

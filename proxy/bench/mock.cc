@@ -27,17 +27,28 @@ std::unique_ptr<http::Server> listen(asio::io_context& loop, http::Deadlines& de
   return std::move(*server);
 }
 
-std::string event_text(size_t index, size_t bytes) {
-  std::string text = "data: {\"choices\":[{\"index\":" + std::to_string(index) + ",\"text\":\"";
-  constexpr std::string_view kEnd = "\"}]}\n\n";
-  while (text.size() + kEnd.size() < bytes) text.push_back('t');
-  return text.append(kEnd);
-}
-
 std::string chunk(const std::string& payload) {
   char size[24];
   std::snprintf(size, sizeof size, "%zx\r\n", payload.size());
   return size + payload + "\r\n";
+}
+
+// What vLLM's Responses API says before its engine has the request.
+std::string prelude() {
+  constexpr std::string_view kResponse = R"({"response":{"id":"resp_1","status":"in_progress"},"type":")";
+  std::string text;
+  for (const std::string type : {"response.created", "response.in_progress"}) {
+    text.append(chunk("event: " + type + "\ndata: " + std::string(kResponse) + type + "\"}\n\n"));
+  }
+  return text;
+}
+
+std::string event_text(size_t index, size_t bytes, bool named) {
+  std::string text = named ? "event: response.output_text.delta\n" : "";
+  text += "data: {\"choices\":[{\"index\":" + std::to_string(index) + ",\"text\":\"";
+  constexpr std::string_view kEnd = "\"}]}\n\n";
+  while (text.size() + kEnd.size() < bytes) text.push_back('t');
+  return text.append(kEnd);
 }
 
 }  // namespace
@@ -148,12 +159,14 @@ asio::awaitable<void> MockServer::raw_answer(http::ResponseWriter& writer, std::
   writer.raw_end(!behaviour.close_after_answer && behaviour.body != Body::until_close && !behaviour.half_answer);
 }
 
-asio::awaitable<void> MockServer::stream(http::ResponseWriter& writer) {
+asio::awaitable<void> MockServer::stream(const http::Request& request, http::ResponseWriter& writer) {
+  const bool responses = request.path() == "/v1/responses";
   std::string head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
   head += "Transfer-Encoding: chunked\r\nX-Mock: stream\r\n\r\n";
+  if (responses) head += prelude();
   if (behaviour.split_at > 0) {
     std::string all = head;
-    for (size_t i = 0; i < behaviour.events; ++i) all += chunk(event_text(i, behaviour.event_bytes));
+    for (size_t i = 0; i < behaviour.events; ++i) all += chunk(event_text(i, behaviour.event_bytes, responses));
     co_await raw_answer(writer, all + chunk("data: [DONE]\n\n") + "0\r\n\r\n");
     co_return;
   }
@@ -162,7 +175,7 @@ asio::awaitable<void> MockServer::stream(http::ResponseWriter& writer) {
   for (size_t i = 0; sent.ok() && i < behaviour.events && !writer.gone(); ++i) {
     if (i > 0) co_await sleep(behaviour.event_pause, writer);
     if (writer.gone()) co_return;
-    const std::string piece = chunk(event_text(i, behaviour.event_bytes));
+    const std::string piece = chunk(event_text(i, behaviour.event_bytes, responses));
     if (i == behaviour.break_after_events) {
       if (behaviour.break_in_chunk) (void)co_await writer.raw(std::string_view(piece).substr(0, piece.size() / 2));
       co_return;  // no raw_end: the connection is closed
@@ -186,7 +199,7 @@ asio::awaitable<void> MockServer::answer(const http::Request& request, http::Res
   const bool wants_stream = request.body.find("\"stream\":true") != std::string::npos ||
                             request.body.find("\"stream\": true") != std::string::npos;
   if (wants_stream && behaviour.status == 200) {
-    co_await stream(writer);
+    co_await stream(request, writer);
     co_return;
   }
   std::string body = R"({"object":"text_completion","choices":[{"index":0,"text":"hello","finish_reason":"length"}]})";

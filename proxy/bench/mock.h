@@ -27,7 +27,7 @@ constexpr Duration kUntilWoken = std::chrono::hours(1);
 struct Behaviour {
   int status = 200;
   Duration delay{0};         // before the head
-  Duration first_delay{0};   // between the head and the first byte of the body
+  Duration first_delay{0};   // between the head, or what /v1/responses says with it, and the first event
   Duration event_pause{0};   // between two events of a stream
   size_t events = 4;         // of a stream
   size_t event_bytes = 220;  // of one event, its "data: " and empty line included
@@ -79,7 +79,7 @@ class MockServer {
  private:
   boost::asio::awaitable<void> serve(http::Request& request, http::ResponseWriter& writer);
   boost::asio::awaitable<void> answer(const http::Request& request, http::ResponseWriter& writer);
-  boost::asio::awaitable<void> stream(http::ResponseWriter& writer);
+  boost::asio::awaitable<void> stream(const http::Request& request, http::ResponseWriter& writer);
   boost::asio::awaitable<void> raw_answer(http::ResponseWriter& writer, std::string text);
   boost::asio::awaitable<void> sleep(Duration span, http::ResponseWriter& writer);
 

@@ -74,6 +74,61 @@ TEST_F(ReleaseOnEveryPath, DecoderStreamFailsBeforeItsFirstEvent) {
   EXPECT_TRUE(released_last());
 }
 
+// vLLM's Responses API says that the response is in progress before its engine has the request.
+class ReleaseOfResponses : public ReleaseOnEveryPath {
+ protected:
+  std::unique_ptr<RawClient> in_progress(const std::string& version = "HTTP/1.1") {
+    auto asked = client();
+    std::string text = request("/v1/responses", kBody);
+    asked->send(text.replace(text.find("HTTP/1.1"), version.size(), version));
+    EXPECT_TRUE(until([&] { return asked->has("event: response.in_progress"); }));
+    settle();
+    return asked;
+  }
+  const std::string kBody = R"({"model":"m","input":"tell me a story about ferries","stream":true})";
+};
+
+TEST_F(ReleaseOfResponses, ClientLeavesBeforeTheDecodersEngineHasSaidAnything) {
+  decoder.behaviour.first_delay = mock::kUntilWoken;
+  start();
+  for (const std::string version : {"HTTP/1.1", "HTTP/1.0"}) {
+    in_progress(version)->leave();
+    EXPECT_TRUE(released_last()) << version;
+  }
+}
+
+TEST_F(ReleaseOfResponses, DecoderBreaksOffBeforeItsEngineHasSaidAnything) {
+  decoder.behaviour.break_after_events = 0;
+  start();
+  EXPECT_TRUE(ask(kBody, "/v1/responses")->has("event: response.in_progress"));
+  EXPECT_TRUE(released_last());
+}
+
+TEST_F(ReleaseOfResponses, TheLeaseEndsBeforeTheDecodersEngineHasSaidAnything) {
+  config.stream_idle_timeout = config.lease * 2;
+  decoder.behaviour.first_delay = mock::kUntilWoken;
+  start();
+  const auto asked = in_progress();
+  clock.forward(config.lease);
+  EXPECT_TRUE(until([&] { return asked->has("\"code\":504"); }));
+  EXPECT_TRUE(until([&] { return decoder.running == 0; }));
+  EXPECT_TRUE(nothing_pinned());
+}
+
+TEST_F(ReleaseOfResponses, NotReleasedOnceAnEventHasComeOutOfTheEngine) {
+  decoder.behaviour.events = 2;
+  decoder.behaviour.event_pause = mock::kUntilWoken;
+  start();
+  for (const std::string version : {"HTTP/1.1", "HTTP/1.0"}) {
+    const auto asked = in_progress(version);
+    ASSERT_TRUE(until([&] { return asked->has("\"index\":0"); }));
+    EXPECT_TRUE(nothing_pinned());
+    ASSERT_TRUE(until([&] { return decoder.wake() == 1; }));
+    ASSERT_TRUE(until([&] { return asked->has("[DONE]"); }));
+  }
+  EXPECT_TRUE(bootstrap.asked.empty());
+}
+
 TEST_F(ReleaseOnEveryPath, PrefillerTimesOut) {
   config.prefill_timeout = 200ms;
   prefiller.behaviour.delay = mock::kUntilWoken;
