@@ -63,15 +63,17 @@ asio::awaitable<Exchange::Step> Exchange::prefill_on(Endpoint endpoint, const Re
                    "prefill");
       co_return Step::failed;
     }
-    if (!backend.engine_ids.contains(choice.dp_rank)) choice.dp_rank = backend.engine_ids.begin()->first;
   }
-  dp_rank_ = choice.dp_rank;
   handover_ = {};
   handover_.transfer_id = "xfer-" + new_uuid();
   if (backend.bootstrap) {
+    auto engine = backend.engine_ids.find(choice.dp_rank);
+    if (engine == backend.engine_ids.end()) engine = backend.engine_ids.begin();  // known, so there is one
+    choice.dp_rank = engine->first;
     handover_.bootstrap = backend.bootstrap->to_string();
-    handover_.engine_id = backend.engine_ids[choice.dp_rank];
+    handover_.engine_id = engine->second;
   }
+  dp_rank_ = choice.dp_rank;
   const std::string params = prefill_params(context_.config.dialect, handover_.transfer_id);
   const Spliced body = prefill_body(endpoint, facts, params);
   const std::string head = backend_head(backend, body.size, choice.dp_rank, true);
@@ -128,9 +130,11 @@ asio::awaitable<Exchange::Step> Exchange::judge_prefill(http::ResponseHead head,
     }
   }
   if (backend->suspect && backend->bootstrap) {
-    // Its connections were closed under way: perhaps it is another engine by now.
+    // Its connections were closed under way: perhaps it is another engine by now. A rank that its bootstrap server
+    // does not know, since that was restarted, too, keeps the id it had.
     (void)co_await context_.health.refresh(backend);
-    handover_.engine_id = backend->engine_ids[dp_rank];
+    const auto engine = backend->engine_ids.find(dp_rank);
+    if (engine != backend->engine_ids.end()) handover_.engine_id = engine->second;
   }
   parcel_.answered(handover_);
   co_return stop() ? Step::done : Step::next;

@@ -267,6 +267,22 @@ TEST_F(PrefillerRestarts, TheDecoderGetsTheNewEngineId) {
   EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-2");
 }
 
+// The bootstrap server was restarted, too, and not all ranks have registered again.
+TEST_F(PrefillerRestarts, ARankThatIsNotBackYetKeepsItsEngineId) {
+  bootstrap.more_engines = {"engine-dp1"};
+  config.policy = Policy::round_robin;
+  config.upstream_idle = 1h;
+  config.health_interval = 1h;
+  start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  prefiller.stop();
+  bootstrap.more_engines.clear();
+  prefiller.start();
+  EXPECT_EQ(ask(kPrompt)->status(), 200);
+  EXPECT_EQ(prefiller.seen.back().headers.get("x-data-parallel-rank"), "1");
+  EXPECT_EQ(member_text(decoder.seen.back().body, "remote_engine_id"), "engine-dp1");
+}
+
 TEST_F(PrefillerRestarts, AQueryThatWasUnderWayBeforeItIsNotBelieved) {
   config.upstream_idle = 1h;
   config.health_interval = 20ms;
