@@ -130,6 +130,7 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
     if (!audience.mute.empty()) co_return http::error_response(404, "these workers keep no parcels");
     co_return http::error_response(503, "no worker is registered here");
   }
+  const bool gathering = parcels_ == nullptr && deadlines_.now() < after(began_, config_.gathering);
   std::shared_ptr<Question<ReleaseState>> question;  // goes on while the others are told
   if (parcels_ != nullptr) question = ask_release(id, force);
   const FanOut work{id, force, config_.token, std::move(audience.urls), config_.release_limit, config_.trust};
@@ -140,6 +141,7 @@ asio::awaitable<http::Response> Service::release_everywhere(const std::string& s
   std::string waiting;
   const auto add = [&](const std::string& who) { waiting += (waiting.empty() ? "" : ",") + who; };
   if (here.value_or(ReleaseState::pending) == ReleaseState::pending) add(R"({"this_worker":true})");
+  if (gathering) add(R"({"gathering":true})");
   for (size_t i = 0; i < acknowledged.size(); ++i) {
     if (!acknowledged[i]) add(rank_json(audience.remote[i]));
   }

@@ -46,6 +46,7 @@ ServiceConfig serving(const ServerSettings& settings, std::shared_ptr<http::TlsC
   config.directory = settings.directory;
   config.query_ttl = settings.query_ttl;
   config.release_limit = settings.release_limit;
+  config.gathering = settings.gathering;
   config.trust = std::move(trust);
   return config;
 }

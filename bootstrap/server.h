@@ -32,6 +32,9 @@ struct ServerSettings {
   Duration worker_ttl = std::chrono::seconds(5);        // of this process's own registration
   Duration worker_heartbeat = std::chrono::seconds(1);
   Duration release_limit = std::chrono::milliseconds(1500);  // for a DELETE to reach all ranks
+  // So long after its start a server without parcels of its own may not know all workers again, and acknowledges no
+  // DELETE for them.
+  Duration gathering = std::chrono::seconds(5);
   // Limits (I6). A connection costs about 2 KiB idle and at most 8 KiB of body and 16 KiB of head.
   size_t max_connections = 16384;
   size_t max_per_address = 0;  // connections of one client address; 0: no limit

@@ -89,7 +89,8 @@ Service::Service(asio::io_context& loop, http::Deadlines& deadlines, std::shared
       mailbox_(std::move(mailbox)),
       config_(std::move(config)),
       parcels_(parcels),
-      directory_(config_.directory) {
+      directory_(config_.directory),
+      began_(deadlines.now()) {
   metrics_.on_collect([this] { refresh_gauges(); });
 }
 

@@ -24,8 +24,9 @@ struct ServiceConfig {
   Directory::Limits directory;
   Duration query_ttl = std::chrono::milliseconds(500);  // how long clients may keep answers
   Duration release_limit = std::chrono::milliseconds(1500);
-  std::shared_ptr<http::TlsContext> trust;  // for workers with https
-  size_t max_releases = 256;                // in flight; each holds up to 64 connections for release_limit
+  Duration gathering = std::chrono::seconds(5);  // after the start, as in ServerSettings
+  std::shared_ptr<http::TlsContext> trust;       // for workers with https
+  size_t max_releases = 256;                     // in flight; each holds up to 64 connections for release_limit
 };
 
 // What a bootstrap server answers. Everything happens on the loop. Must outlive the requests in progress.
@@ -70,6 +71,7 @@ class Service {
   std::string worker_protobuf_;
   uint64_t own_incarnation_ = 0;
   size_t releases_ = 0;
+  const TimePoint began_;
   MetricsRegistry metrics_;
 };
 

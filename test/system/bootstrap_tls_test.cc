@@ -42,6 +42,7 @@ class BootstrapTls : public ::testing::Test {
     made.certificate_file = files.certificate_file;
     made.key_file = files.key_file;
     made.ca_file = files.ca_file;
+    made.gathering = Duration(0);
     made.logger = make_null_logger();
     return made;
   }

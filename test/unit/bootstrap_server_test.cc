@@ -63,6 +63,7 @@ ServerSettings settings() {
   out.head_timeout = out.body_timeout = out.release_limit = seconds(60);
   out.worker_heartbeat = milliseconds(100);
   out.worker_ttl = seconds(60);
+  out.gathering = Duration(0);
   return out;
 }
 
@@ -224,6 +225,30 @@ TEST(BootstrapServer, ADeleteNamesTheRanksThatHaveNotAnsweredInTime) {
   const Answer late = call(base->port(), "DELETE", "/v1/parcels/slow");
   EXPECT_EQ(late.status, 202);
   EXPECT_NE(late.body.find(R"("tp_rank":1)"), std::string::npos) << late.body;
+}
+
+// A directory that was just started may not know all workers again.
+TEST(BootstrapServer, ADeleteAtADirectoryOfOthersWaitsUntilTheyHadTheTimeToComeBack) {
+  const auto answer = [](Duration gathering, int awaited) {
+    ServerSettings at = settings();
+    at.gathering = gathering;
+    const auto base = start(at);
+    FakeParcels parcels;
+    ServerSettings one = settings();
+    one.keeps_directory = false;
+    one.base_url = url_of(*base);
+    const auto rank = start(one, &parcels);
+    rank->set_worker(worker("inst", 1));
+    Answer last;
+    EXPECT_TRUE(eventually([&] {
+      last = call(base->port(), "DELETE", "/v1/parcels/x?force=1");
+      return last.status == awaited;
+    })) << last.body;
+    EXPECT_FALSE(parcels.calls().empty()) << "who is known is told at once";
+    return last.body;
+  };
+  EXPECT_EQ(answer(std::chrono::hours(1), 202), R"({"status":"pending","waiting":[{"gathering":true}]})");
+  EXPECT_EQ(answer(milliseconds(100), 200), R"({"status":"released","ranks":1})");
 }
 
 TEST(BootstrapServer, ADeleteListsTheRanksThatCannotBeReached) {

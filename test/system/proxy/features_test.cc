@@ -167,6 +167,7 @@ TEST_F(Features, AParcelOfARealEngineIsReleasedAtAllItsRanksWhenTheClientLeaves)
   bootstrap::EngineParcels control(**engine);
   bootstrap::ServerSettings settings;
   settings.port = 0;
+  settings.gathering = 500ms;  // until then it answers 202, and is asked again
   settings.logger = make_null_logger();
   const auto base = bootstrap::Server::create(settings);
   ASSERT_TRUE(base.ok());
