@@ -88,7 +88,11 @@ std::optional<http::Response> Proxy::Core::answer_from_head(const http::RequestH
 // REQUIRES: answer_from_head() has let it through.
 asio::awaitable<void> Proxy::Core::forward(http::Request& request, http::ResponseWriter& writer) {
   const TimePoint arrived = deadlines.now();
-  const Admission::Verdict verdict = co_await admission.enter();
+  const Admission::Verdict verdict = co_await admission.enter(writer);
+  if (verdict == Admission::Verdict::left) {
+    metrics.leg("front", 0, "client_gone", "");
+    co_return;
+  }
   if (verdict != Admission::Verdict::admitted) {
     const bool full = verdict == Admission::Verdict::full;
     metrics.leg("front", full ? 429 : 503, full ? "queue_full" : "queue_timeout", "");

@@ -72,7 +72,7 @@ Proxy::Core::Core(asio::io_context& loop_in, http::Deadlines& deadlines_in, Rand
       health_watch(loop, background, deadlines, bootstrap, log, config.health_interval),
       releases(loop, background, deadlines, backends, bootstrap, log, {config.dialect, config.lease, config.api_key}),
       access_log(std::move(access_log_in)),
-      admission(deadlines, metrics, {config.max_concurrent, config.max_queue, config.queue_timeout}),
+      admission(loop, deadlines, metrics, {config.max_concurrent, config.max_queue, config.queue_timeout}),
       context{loop, config,       deadlines, random,  scanner,     backends, router,
               pool, health_watch, releases,  metrics, *access_log, *log} {
   metrics.registry.on_collect([this] { publish_gauges(); });

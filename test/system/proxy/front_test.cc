@@ -157,6 +157,29 @@ TEST_F(Front, RequestsQueueAndOverflowIs429) {
   ASSERT_TRUE(until([&] { return waiting->status() == 200 && running->status() == 200; }));
 }
 
+TEST_F(Front, AClientThatLeavesTheQueueMakesRoom) {
+  config.max_concurrent = 1;
+  config.max_queue = 1;
+  config.queue_timeout = 1h;
+  decoder.behaviour.delay = mock::kUntilWoken;
+  start();
+  auto running = client(), left = client(), waiting = client();
+  running->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 1; }));
+  left->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(shows("kvferry_proxy_requests_queued 1"));
+  left->leave();
+  EXPECT_TRUE(shows("kvferry_proxy_requests_queued 0"));
+  EXPECT_TRUE(shows("kvferry_proxy_body_bytes " + std::to_string(kPrompt.size())));
+  waiting->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(shows("kvferry_proxy_requests_queued 1"));
+  decoder.behaviour.delay = 0ms;
+  EXPECT_EQ(decoder.wake(), 1U);
+  ASSERT_TRUE(until([&] { return waiting->status() != 0 && running->status() == 200; }));
+  EXPECT_EQ(waiting->status(), 200);
+  EXPECT_EQ(prefiller.requests, 2U);
+}
+
 TEST_F(Front, ARequestThatWaitsTooLongGets503) {
   config.max_concurrent = 1;
   config.queue_timeout = 100ms;
