@@ -113,7 +113,8 @@ void Exchange::note_piece(std::string_view piece, bool succeeded) {
   context_.metrics.first_byte_seconds.observe(seconds(first_byte_));
   if (prefilled_ != TimePoint{}) context_.metrics.handover_seconds.observe(seconds(now() - prefilled_));
   // The first byte of a good answer proves that the decoder has the KV.
-  succeeded&& heard == Prelude::Heard::answer ? parcel_.settled() : parcel_.release();
+  const bool fetched = succeeded && heard == Prelude::Heard::answer;
+  fetched ? parcel_.settled() : parcel_.release();
 }
 
 asio::awaitable<Exchange::Step> Exchange::relay(http::ResponseHead head, std::string_view leg) {
