@@ -5,9 +5,11 @@
 #include <array>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
 #include "http/chunked.h"
+#include "http/lookup.h"
 #include "http/parser.h"
 #include "http/stream.h"
 
@@ -21,18 +23,6 @@ constexpr auto use_tuple = asio::as_tuple(asio::use_awaitable);
 
 constexpr size_t kMaxResponseHead = 64 << 10;
 
-asio::awaitable<Result<tcp::endpoint>> resolve(asio::io_context& loop, const Url& url) {
-  error_code error;
-  const auto address = asio::ip::make_address(url.host, error);
-  if (!error) co_return tcp::endpoint(address, url.port);
-  tcp::resolver resolver(loop);
-  auto [failed, found] = co_await resolver.async_resolve(url.host, std::to_string(url.port), use_tuple);
-  if (failed || found.empty()) {
-    co_return Error{ErrorCode::unavailable, "cannot resolve the host name", failed.message(), url.host, ""};
-  }
-  co_return found.begin()->endpoint();
-}
-
 class ConnectionImpl final : public ClientConnection {
  public:
   ConnectionImpl(asio::io_context& loop, Deadlines& deadlines, std::string peer, std::shared_ptr<TlsContext> trust)
@@ -42,11 +32,13 @@ class ConnectionImpl final : public ClientConnection {
         }) {}
 
   asio::awaitable<Status> open(const Url& url) {
-    auto endpoint = co_await resolve(loop_, url);
-    if (!endpoint.ok()) co_return endpoint.error();
+    auto endpoints = co_await find(url.host);
     if (timed_out_) co_return failure({});
+    if (!endpoints.ok()) co_return failure(endpoints.error());
+    tcp::endpoint endpoint = endpoints->front();
+    endpoint.port(url.port);
     connecting_ = std::make_unique<tcp::socket>(loop_);
-    auto [error] = co_await connecting_->async_connect(*endpoint, use_tuple);
+    auto [error] = co_await connecting_->async_connect(endpoint, use_tuple);
     if (error && timed_out_) co_return failure({});
     if (error) co_return Error{ErrorCode::unavailable, "cannot connect", error.message(), peer_, ""};
     stream_ = url.secure ? std::make_unique<Stream>(std::move(*connecting_), *trust_, url.host)
@@ -158,12 +150,28 @@ class ConnectionImpl final : public ClientConnection {
   }
 
  private:
+  asio::awaitable<Result<Endpoints>> find(const std::string& host) {
+    error_code is_name;
+    const auto address = asio::ip::make_address(host, is_name);
+    if (!is_name) co_return Endpoints{{address, 0}};
+    const auto lookup = asio::use_service<Lookups>(loop_).find(host);
+    if (!lookup.ok()) co_return lookup.error();
+    auto answered = (*lookup)->watch();
+    if (!answered.ok()) co_return answered.error();
+    looking_ = std::make_unique<asio::posix::stream_descriptor>(loop_, answered->release());
+    co_await looking_->async_wait(asio::posix::stream_descriptor::wait_read, use_tuple);
+    looking_.reset();
+    co_return (*lookup)->answer();
+  }
+
   void shut() {
     error_code ignored;
     if (stream_) {
       stream_->close();
     } else if (connecting_) {
       connecting_->close(ignored);
+    } else if (looking_) {
+      looking_->close(ignored);
     }
   }
 
@@ -178,6 +186,7 @@ class ConnectionImpl final : public ClientConnection {
   const std::string peer_;
   const std::shared_ptr<TlsContext> trust_;
   Deadline deadline_;
+  std::unique_ptr<asio::posix::stream_descriptor> looking_;  // for the host's name
   std::unique_ptr<tcp::socket> connecting_;
   std::unique_ptr<Stream> stream_;
   std::string in_;    // received, not yet handed out
