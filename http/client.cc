@@ -7,6 +7,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <tuple>
 
 #include "http/chunked.h"
 #include "http/lookup.h"
@@ -26,21 +27,22 @@ constexpr size_t kMaxResponseHead = 64 << 10;
 class ConnectionImpl final : public ClientConnection {
  public:
   ConnectionImpl(asio::io_context& loop, Deadlines& deadlines, std::string peer, std::shared_ptr<TlsContext> trust)
-      : loop_(loop), peer_(std::move(peer)), trust_(std::move(trust)), deadline_(deadlines, [this] {
+      : loop_(loop),
+        deadlines_(deadlines),
+        peer_(std::move(peer)),
+        trust_(std::move(trust)),
+        deadline_(deadlines, [this] {
           timed_out_ = true;
           shut();
         }) {}
 
-  asio::awaitable<Status> open(const Url& url) {
+  asio::awaitable<Status> open(const Url& url, TimePoint due) {
     auto endpoints = co_await find(url.host);
     if (timed_out_) co_return failure({});
     if (!endpoints.ok()) co_return failure(endpoints.error());
-    tcp::endpoint endpoint = endpoints->front();
-    endpoint.port(url.port);
-    connecting_ = std::make_unique<tcp::socket>(loop_);
-    auto [error] = co_await connecting_->async_connect(endpoint, use_tuple);
-    if (error && timed_out_) co_return failure({});
-    if (error) co_return Error{ErrorCode::unavailable, "cannot connect", error.message(), peer_, ""};
+    for (tcp::endpoint& endpoint : *endpoints) endpoint.port(url.port);
+    const Status reached = co_await reach(*endpoints, due);
+    if (!reached.ok()) co_return reached;
     stream_ = url.secure ? std::make_unique<Stream>(std::move(*connecting_), *trust_, url.host)
                          : std::make_unique<Stream>(std::move(*connecting_));
     stream_->bound_input();
@@ -164,12 +166,35 @@ class ConnectionImpl final : public ClientConnection {
     co_return (*lookup)->answer();
   }
 
+  // One after the other: a host may have addresses that nobody listens at, or that nothing leads to. One that is silent
+  // takes no more than its share of the time that is left.
+  asio::awaitable<Status> reach(const Endpoints& endpoints, TimePoint due) {
+    error_code error;
+    Deadline share(deadlines_, [this] { hang_up(); });
+    auto left = static_cast<int>(endpoints.size());
+    for (const tcp::endpoint& endpoint : endpoints) {
+      connecting_ = std::make_unique<tcp::socket>(loop_);
+      const Duration time = due - deadlines_.now();
+      left > 1 ? share.set_in(time / left) : share.clear();
+      --left;
+      std::tie(error) = co_await connecting_->async_connect(endpoint, use_tuple);
+      if (timed_out_) co_return failure({});
+      if (!error && connecting_->is_open()) co_return Status();
+    }
+    co_return failure({ErrorCode::unavailable, "cannot connect", error.message(), "", ""});
+  }
+
+  void hang_up() {
+    error_code ignored;
+    connecting_->close(ignored);
+  }
+
   void shut() {
     error_code ignored;
     if (stream_) {
       stream_->close();
     } else if (connecting_) {
-      connecting_->close(ignored);
+      hang_up();
     } else if (looking_) {
       looking_->close(ignored);
     }
@@ -183,6 +208,7 @@ class ConnectionImpl final : public ClientConnection {
   }
 
   asio::io_context& loop_;
+  Deadlines& deadlines_;
   const std::string peer_;
   const std::shared_ptr<TlsContext> trust_;
   Deadline deadline_;
@@ -218,8 +244,9 @@ asio::awaitable<Result<std::unique_ptr<ClientConnection>>> ClientConnection::con
     co_return Error{ErrorCode::invalid_argument, "https needs to be told whom to trust", "", url.authority(), ""};
   }
   auto connection = std::make_unique<ConnectionImpl>(loop, deadlines, url.authority(), std::move(trust));
-  connection->set_deadline(after(deadlines.now(), timeout));
-  const Status opened = co_await connection->open(url);
+  const TimePoint due = after(deadlines.now(), timeout);
+  connection->set_deadline(due);
+  const Status opened = co_await connection->open(url, due);
   if (!opened.ok()) co_return opened.error();
   connection->set_deadline(kNever);
   co_return std::unique_ptr<ClientConnection>(std::move(connection));

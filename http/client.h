@@ -20,7 +20,8 @@ namespace kvferry::http {
 // reached), peer_lost (closed or reset by the server), deadline_exceeded, cancelled (closed here), protocol.
 class ClientConnection {
  public:
-  // `trust`: for an https url, which is refused without.
+  // Tries all addresses of the host, one after the other, within `timeout`; of the time that is left, each has an equal
+  // share. `trust`: for an https url, which is refused without.
   static boost::asio::awaitable<Result<std::unique_ptr<ClientConnection>>> connect(
       boost::asio::io_context& loop, Deadlines& deadlines, Url url, Duration timeout,
       std::shared_ptr<TlsContext> trust = {});

@@ -131,5 +131,39 @@ TEST_F(ClientTest, ANameWithoutAnAddressIsUnavailable) {
   EXPECT_EQ(outcomes[0], "unavailable");
 }
 
+TEST_F(ClientTest, AllAddressesOfANameAreTried) {
+  known = {at("127.0.0.2"), at("127.0.0.3"), at("127.0.0.1")};
+  connect("far", 2s);
+  ASSERT_TRUE(until([&] { return !outcomes.empty(); }));
+  EXPECT_EQ(outcomes[0], "connected");
+}
+
+// A port of 127.0.0.2 that is asked in vain: its queue is full, so the kernel does not answer.
+TEST_F(ClientTest, ASilentAddressTakesItsShareOfTheTime) {
+  tcp::acceptor deaf(*loop);
+  deaf.open(tcp::v4());
+  deaf.bind({asio::ip::make_address("127.0.0.2"), server->port()});
+  deaf.listen(0);
+  std::vector<tcp::socket> waiting;
+  for (int i = 0; i < 4; ++i) {
+    waiting.emplace_back(*loop).async_connect(deaf.local_endpoint(), [](const boost::system::error_code&) {});
+  }
+  known = {at("127.0.0.2"), at("127.0.0.1")};
+  const auto found = asio::use_service<Lookups>(*loop).find("far").value();
+  ASSERT_TRUE(until([&] { return found->answer().ok(); }));
+  connect("far", 2min);
+  connect("127.0.0.2", 2min);
+  for (int i = 0; i < 10; ++i) loop->run_one_for(5ms);
+  EXPECT_TRUE(outcomes.empty());
+  clock.advance(61s);
+  ASSERT_TRUE(until([&] { return !outcomes.empty(); }));
+  EXPECT_EQ(outcomes[0], "connected");
+  clock.advance(60s);
+  ASSERT_TRUE(until([&] { return outcomes.size() == 2; }));
+  EXPECT_EQ(outcomes[1], "deadline_exceeded");
+  deaf.close();
+  waiting.clear();
+}
+
 }  // namespace
 }  // namespace kvferry::http
