@@ -14,6 +14,8 @@ namespace asio = boost::asio;
 constexpr size_t kKeptInput = 4 << 10;       // capacity an idle connection may keep
 constexpr size_t kMaxPipelined = 64 << 10;   // read ahead while a handler runs
 constexpr uint64_t kEagerBody = 4ULL << 20;  // bodies up to here are allocated at once, larger ones as they come
+// What is made ready for more of a body is as much as has come, between these: nobody takes memory by a promise.
+constexpr size_t kFirstBodyStep = 16 << 10;
 constexpr size_t kBodyStep = 256 << 10;
 constexpr Duration kLinger = std::chrono::seconds(2);
 constexpr uint64_t kLingerBytes = 16ULL << 20;
@@ -210,7 +212,7 @@ asio::awaitable<bool> Connection::read_sized_body(Request& request) {
   body.append(in_, 0, have);
   in_.erase(0, have);
   while (have < wanted) {
-    if (body.size() == have) body.resize(std::min(wanted, have + kBodyStep));
+    if (body.size() == have) body.resize(std::min(wanted, have + std::clamp(have, kFirstBodyStep, kBodyStep)));
     const auto got = stream_->receive_into(std::span(body).subspan(have));
     if (!got.ok()) co_return false;
     have += *got;
