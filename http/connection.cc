@@ -74,6 +74,7 @@ asio::awaitable<void> Connection::run() {
 void Connection::close() {
   deadline_.clear();
   stream_->close();
+  if (phase_ == Phase::handler) notice_gone();
 }
 
 void Connection::close_if_idle() {
@@ -100,7 +101,8 @@ void Connection::watched() {
   const auto bytes = stream_->receive_now();
   if (!bytes.ok()) return notice_gone();
   in_.append(*bytes);
-  if (in_.size() < kMaxPipelined) watch();
+  if (in_.size() < kMaxPipelined) return watch();
+  if (!ended_) close();  // unread, its leaving could not be seen
 }
 
 void Connection::notice_gone() {

@@ -167,8 +167,9 @@ void Server::drain() {
 }
 
 void Server::close() {
-  const std::vector<Connection*> now(core_->open.begin(), core_->open.end());
-  for (Connection* connection : now) connection->close();
+  std::vector<std::shared_ptr<Connection>> now;  // whose notices may end others
+  for (Connection* connection : core_->open) now.push_back(connection->shared_from_this());
+  for (const auto& connection : now) connection->close();
 }
 
 }  // namespace kvferry::http

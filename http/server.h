@@ -43,7 +43,8 @@ class ResponseWriter {
   // Whether the connection may be kept afterwards: what a raw answer's Connection header should say.
   virtual bool keep_alive() const = 0;
 
-  // The client closed its connection (also half of it: HTTP has no other sign of giving up).
+  // The client closed its connection (also half of it: HTTP has no other sign of giving up), or sent so much before its
+  // answer that this could not be seen, or the server was closed.
   virtual bool gone() const = 0;
   // Called once, on the loop, when that happens; an empty function takes the last one back.
   virtual void on_gone(std::function<void()> notice) = 0;

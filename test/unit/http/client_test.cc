@@ -37,7 +37,8 @@ class ClientTest : public testing::Test {
  protected:
   ClientTest() {
     const auto handler = [](Request&, ResponseWriter& writer) -> asio::awaitable<void> {
-      (void)co_await writer.send({});
+      Response response;
+      (void)co_await writer.send(std::move(response));
     };
     server = Server::create(*loop, *deadlines, {}, handler).value();
     asio::use_service<Lookups>(*loop).resolve_by(

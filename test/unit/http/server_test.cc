@@ -17,20 +17,23 @@ namespace asio = boost::asio;
 using asio::ip::tcp;
 using namespace std::chrono_literals;
 
-// A server whose handler waits until it is woken or its client has gone.
+// A server whose handler waits until it is woken or its client has gone, before its answer or, at /late, behind it.
 class ServerTest : public testing::Test {
  protected:
   ServerTest() {
-    const auto handler = [this](Request&, ResponseWriter& writer) -> asio::awaitable<void> {
+    const auto handler = [this](Request& request, ResponseWriter& writer) -> asio::awaitable<void> {
       ++running;
       writer.on_gone([this] {
         ++gone;
         woken.set();
       });
+      const bool late = request.path() == "/late";
+      Response response;
+      if (late) (void)co_await writer.send(std::move(response));
       co_await woken.wait();
       writer.on_gone(nullptr);
       --running;
-      if (!writer.gone()) (void)co_await writer.send({});
+      if (!late && !writer.gone()) (void)co_await writer.send(std::move(response));
     };
     server = Server::create(loop, deadlines, {}, handler).value();
   }
@@ -50,6 +53,7 @@ class ServerTest : public testing::Test {
     return condition();
   }
 
+  const std::string kGet = "GET / HTTP/1.1\r\nHost: t\r\n\r\n";
   asio::io_context loop{1};
   SystemClock clock;
   Deadlines deadlines{loop, clock};
@@ -71,6 +75,39 @@ TEST_F(ServerTest, AnnouncedBodiesTakeLittleMemory) {
   ASSERT_TRUE(until([&] { return server->counts().body_bytes == kClients; }));
   const size_t after = ::mallinfo2().uordblks + ::mallinfo2().hblkhd;
   EXPECT_LT(after, before + kClients * (64 << 10));
+}
+
+TEST_F(ServerTest, WhoSendsMuchBeforeTheAnswerIsGone) {
+  auto socket = client();
+  const std::string text = kGet + std::string(200 << 10, 'a');
+  asio::async_write(socket, asio::buffer(text), [](const boost::system::error_code&, size_t) {});
+  EXPECT_TRUE(until([&] { return gone == 1 && running == 0; }));
+  EXPECT_TRUE(until([&] { return server->counts().open == 0; }));
+}
+
+TEST_F(ServerTest, WhoSendsMuchBehindTheAnswerIsNotGone) {
+  auto socket = client();
+  const std::string text =
+      "GET /late HTTP/1.1\r\nHost: t\r\n\r\nPOST / HTTP/1.1\r\nHost: t\r\nContent-Length: 204800\r\n\r\n" +
+      std::string(200 << 10, 'a');
+  bool sent = false;
+  asio::async_write(socket, asio::buffer(text), [&](const boost::system::error_code&, size_t) { sent = true; });
+  ASSERT_TRUE(until([&] { return running == 1; }));
+  for (int i = 0; i < 20; ++i) loop.run_one_for(5ms);
+  woken.set();
+  ASSERT_TRUE(until([&] { return sent && running == 1 && server->counts().body_bytes == 200 << 10; }));
+  woken.set();
+  EXPECT_TRUE(until([&] { return running == 0; }));
+  EXPECT_EQ(gone, 0);
+}
+
+TEST_F(ServerTest, ClosingTellsAllWhoWait) {
+  auto socket = client();
+  asio::write(socket, asio::buffer(kGet));
+  ASSERT_TRUE(until([&] { return running == 1; }));
+  server->close();
+  EXPECT_EQ(gone, 1);
+  EXPECT_EQ(running, 0);
 }
 
 }  // namespace
