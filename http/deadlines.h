@@ -54,6 +54,8 @@ class Deadline : private Deadlines::Link {
   void set(TimePoint at);
   void set_in(Duration span) { set(after(owner_.now(), span)); }
   void clear() { unlink(); }
+  // What is to happen some time after its first cause is set only if it is not: setting it again moves it.
+  bool armed() const { return !alone(); }
 
  private:
   friend class Deadlines;

@@ -89,7 +89,8 @@ void AccessLog::write(const AccessRecord& record) {
   pending_.append(" bytes=");
   http::append_number(pending_, record.bytes);
   pending_.push_back('\n');
-  pending_.size() >= kFlushBytes ? flush() : flushing_.set_in(kFlushEvery);
+  if (pending_.size() >= kFlushBytes) return flush();
+  if (!flushing_.armed()) flushing_.set_in(kFlushEvery);
 }
 
 void AccessLog::flush() {

@@ -32,7 +32,7 @@ void Pool::give_back(const Backend& backend, std::unique_ptr<http::ClientConnect
   auto& kept = idle_[backend.id];
   kept.push_back({std::move(connection), deadlines_.now()});
   if (kept.size() > limits_.max_idle) kept.pop_front();
-  pruning_.set_in(kPruneEvery);
+  if (!pruning_.armed()) pruning_.set_in(kPruneEvery);
 }
 
 void Pool::prune() {

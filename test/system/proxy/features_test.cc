@@ -4,6 +4,7 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
+#include <algorithm>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -11,6 +12,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <set>
 
 #include "bootstrap/bootstrap.h"
@@ -274,6 +276,34 @@ TEST_F(Features, TheAccessLogHasOneLineARequestWithIdsAndStages) {
         std::string(" queue_ms="), std::string(" prefill_ms="), std::string(" first_ms="), std::string(" total_ms="),
         std::string(" bytes=")})
     EXPECT_NE(line.find(part), std::string::npos) << part << " in " << line;
+}
+
+// Load that never pauses puts neither the log off nor the end of connections that it does not need.
+TEST_F(Features, SteadyLoadPutsNothingOff) {
+  config.access_log = (dir_ / "access.log").string();
+  config.health_interval = 1h;
+  decoder.behaviour.delay = mock::kUntilWoken;
+  start();
+  auto first = client(), second = client();
+  first->send(request("/v1/completions", kPrompt));
+  second->send(request("/v1/completions", kPrompt));
+  ASSERT_TRUE(until([&] { return decoder.running == 2; }));
+  decoder.behaviour.delay = 0ms;
+  EXPECT_EQ(decoder.wake(), 2U);
+  ASSERT_TRUE(until([&] { return first->status() == 200 && second->status() == 200; }));
+  const auto load = [this](int requests, Duration pace) {
+    for (int i = 0; i < requests; ++i) {
+      clock.forward(pace);
+      deadlines.sweep();
+      ask(kPrompt);
+    }
+  };
+  load(5, 90ms);
+  std::ifstream log(config.access_log);
+  EXPECT_GE(std::count(std::istreambuf_iterator<char>(log), {}, '\n'), 4);
+  load(15, 400ms);
+  const bool one_left = exposition().find("kvferry_proxy_upstream_idle 2\n") != std::string::npos;
+  EXPECT_TRUE(one_left) << "of two that were used at once, for each leg";
 }
 
 // ---- TLS

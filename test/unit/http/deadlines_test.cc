@@ -53,6 +53,21 @@ TEST_F(DeadlinesTest, MovedAndClearedOnesDoNotRun) {
   EXPECT_EQ(runs, 1);
 }
 
+TEST_F(DeadlinesTest, OneIsArmedUntilItRunsOrIsCleared) {
+  bool while_running = true;
+  Deadline deadline(deadlines, [&] { while_running = deadline.armed(); });
+  EXPECT_FALSE(deadline.armed());
+  deadline.set_in(seconds(1));
+  deadlines.sweep();
+  EXPECT_TRUE(deadline.armed());
+  clock.advance(seconds(1));
+  deadlines.sweep();
+  EXPECT_FALSE(while_running);
+  deadline.set_in(seconds(1));
+  deadline.clear();
+  EXPECT_FALSE(deadline.armed());
+}
+
 TEST_F(DeadlinesTest, OneMayDestroyItselfAndOthers) {
   std::vector<std::unique_ptr<Deadline>> all(3);
   int runs = 0;
