@@ -125,6 +125,14 @@ TEST_F(ClientTest, TheLoopsEndDoesNotWaitForALookup) {
   EXPECT_TRUE(outcomes.empty());
 }
 
+TEST_F(ClientTest, TheSystemKnowsThisHost) {
+  asio::io_context other;
+  const auto found = asio::use_service<Lookups>(other).find("localhost").value();
+  ASSERT_TRUE(until([&] { return found->answer().ok(); }));
+  const Endpoints endpoints = found->answer().value();
+  for (const tcp::endpoint& endpoint : endpoints) EXPECT_TRUE(endpoint.address().is_loopback());
+}
+
 TEST_F(ClientTest, ANameWithoutAnAddressIsUnavailable) {
   known.clear();
   connect("nowhere", 2s);
