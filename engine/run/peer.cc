@@ -286,12 +286,13 @@ void Peer::give_up(const TaskPtr& task, const Error& why, bool wait_for_far_side
   bool far_quiet = !task->exposed;
   wait_for_far_side &= !task->exposed;  // there is no session to ask
   if (task->phase == TransferPhase::moving) {
-    const bool session_alive = session_ != nullptr;
     far_quiet = task->path->cancel(task->job, [this, task] {
       if (!task->advance(TransferEvent::fenced)) return;
       finish(task, std::move(task->verdict), RemoteQuiet::quiet);
     });
-    wait_for_far_side &= session_alive;
+    // To ask the far side may have ended the session, and the transfer with it, or made it wait for the next.
+    if (task->phase == TransferPhase::ended) return;
+    wait_for_far_side &= task->phase == TransferPhase::moving && session_ != nullptr;
   }
   Error explained = explain(*task, why);
   if (task->job) task->job->pins.clear();  // the local side is quiet

@@ -100,6 +100,42 @@ class StoppedPeers : public PeerFaults {
   StoppedPeers() : PeerFaults(4) {}
 };
 
+// The kernel knows that the peer is dead, the engine does not, whose loop this callback has: it hears of it by what it
+// sends in order to cancel.
+TEST(CancelledWrites, EndWhenTheirCancelIsWhatBringsTheNewsOfThePeersDeath) {
+  constexpr size_t kBytes = size_t{64} << 20;
+  for (const bool begun : {false, true}) {
+    SCOPED_TRACE(begun);
+    Initiator initiator("tcp", kBytes);
+    Target::Options options;
+    options.bytes = kBytes;
+    options.missed_heartbeats = kPatient;
+    Target target = Target::start(options);
+    const auto ask = [&](Operation operation, Duration timeout, uint64_t bytes) {
+      return must(
+          initiator.engine().submit(initiator.request(target.address(), target.region(), operation, timeout, bytes)));
+    };
+    ASSERT_TRUE(ask(Operation::write, seconds(30), 4096).wait().status.ok());
+    if (!begun) {
+      ASSERT_TRUE(target.process().stop().ok());
+    }
+    initiator.fill(1);
+    const Transfer write = ask(Operation::write, seconds(60), kBytes);
+    ASSERT_TRUE(!begun || eventually([&] { return write.done() || target.has_byte(kBytes / 4, std::byte{1}); }));
+    if (begun) {
+      ASSERT_TRUE(target.process().stop().ok());
+    }
+    std::promise<void> cancelled;
+    ask(Operation::read, milliseconds(200), 4096).on_done([&](const Outcome&) {
+      EXPECT_TRUE(target.process().kill().ok());
+      write.cancel();
+      cancelled.set_value();
+    });
+    cancelled.get_future().wait();
+    EXPECT_TRUE(eventually([&] { return write.done(); })) << "no outcome";
+  }
+}
+
 TEST_P(PeerFaults, KilledInTheMiddleAndRestartedOnTheSamePort) {
   Target target = start_target();
   const Outcome outcome = hit(
