@@ -11,7 +11,7 @@ namespace kvferry {
 // Device memory without a device: its addresses are PROT_NONE, so that a code path that dereferences one dies on the
 // spot, and its bytes live elsewhere. A copy lands only at the second copy_done(), so that code which does not wait
 // for it sees old bytes. Thread-safe.
-class FakeDevice final : public MemoryOps {
+class FakeDevice : public MemoryOps {
  public:
   FakeDevice() = default;
   ~FakeDevice() override;

@@ -18,6 +18,7 @@ Staging::Buffer& Staging::Buffer::operator=(Buffer&& other) noexcept {
     ops_ = other.ops_;
     data_ = std::exchange(other.data_, nullptr);
     size_ = other.size_;
+    granted_ = other.granted_;
   }
   return *this;
 }
@@ -28,6 +29,7 @@ void Staging::Buffer::release() {
   const auto owner = owner_.lock();
   if (!owner) return;
   (*owner)->in_use_ -= size_;
+  (*owner)->granted_ -= granted_ ? 1 : 0;
   (*owner)->serve_waiting();
 }
 
@@ -43,16 +45,29 @@ Result<Staging::Buffer> Staging::allocate(MemoryOps& ops, size_t length) {
   return buffer;
 }
 
+Result<Staging::Buffer> Staging::grant(MemoryOps& ops, size_t length) {
+  auto buffer = allocate(ops, length);
+  if (buffer) {
+    buffer->granted_ = true;
+    ++granted_;
+  }
+  return buffer;
+}
+
 void Staging::acquire(MemoryOps& ops, size_t length, Acquired acquired) {
-  if (waiting_.empty() && fits(length)) return acquired(allocate(ops, length));
+  if (waiting_.empty() && fits(length)) return acquired(grant(ops, length));
   waiting_.push_back({&ops, length, std::move(acquired)});
 }
 
+// All that have room: one that gets none in the end gives nothing back that would serve the next.
 void Staging::serve_waiting() {
-  if (waiting_.empty() || !fits(waiting_.front().length)) return;
-  Waiting next = std::move(waiting_.front());
-  waiting_.pop_front();
-  next.acquired(allocate(*next.ops, next.length));
+  if (std::exchange(serving_, true)) return;  // called by what is served
+  while (!waiting_.empty() && fits(waiting_.front().length)) {
+    Waiting next = std::move(waiting_.front());
+    waiting_.pop_front();
+    next.acquired(grant(*next.ops, next.length));
+  }
+  serving_ = false;
 }
 
 void Staging::copy(MemoryOps& ops, CopyDirection direction, std::span<const CopySpan> spans, CopyDone done) {

@@ -32,11 +32,13 @@ class Staging {
     MemoryOps* ops_ = nullptr;
     std::byte* data_ = nullptr;
     size_t size_ = 0;
+    bool granted_ = false;  // by acquire()
   };
   using CopyDone = std::function<void(Status)>;
   using Acquired = std::function<void(Result<Buffer>)>;
 
-  // At least one buffer of any size is always granted, so that a chunk larger than the budget cannot wait for ever.
+  // At least one buffer of any size is always granted, whatever was taken besides: a chunk larger than the budget
+  // cannot wait for ever, nor two engines for each other that have all of theirs taken for each other's answers.
   Staging(Loop& loop, size_t budget) : loop_(loop), budget_(budget), poll_(loop), event_poll_(loop) {}
 
   // Calls `acquired` at once or when the budget allows, in order of asking.
@@ -68,8 +70,9 @@ class Staging {
     bool landed = false;
     Status status;
   };
-  bool fits(size_t length) const { return in_use_ == 0 || in_use_ + length <= budget_; }
+  bool fits(size_t length) const { return granted_ == 0 || in_use_ + length <= budget_; }
   Result<Buffer> allocate(MemoryOps& ops, size_t length);
+  Result<Buffer> grant(MemoryOps& ops, size_t length);
   void serve_waiting();
   void check_copies();
   static void poll_one(Copy& copy);
@@ -87,7 +90,9 @@ class Staging {
   Loop& loop_;
   const size_t budget_;
   size_t in_use_ = 0;
+  size_t granted_ = 0;  // buffers of acquire() among them
   std::deque<Waiting> waiting_;
+  bool serving_ = false;
   std::list<Copy> copies_;
   Timer poll_;
   std::list<Event> events_;

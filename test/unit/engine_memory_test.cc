@@ -123,6 +123,45 @@ TEST(RegionTableTest, FindsByIdAndAddress) {
   EXPECT_EQ(RegionTable::next(*table, {}, removed)->regions().size(), 1u);
 }
 
+// What arrives is taken whatever the budget, and answers to others must still go out: else two engines that read from
+// each other have all of theirs taken for answers that neither can give.
+TEST(StagingTest, GrantsOneBufferWhateverIsTakenBesides) {
+  test::ManualLoop loop;
+  FakeDevice device;
+  Staging staging(loop, 100);
+  const auto taken = staging.take_now(device, 200);
+  ASSERT_TRUE(taken.ok());
+  std::vector<Staging::Buffer> granted;
+  const auto keep = [&](Result<Staging::Buffer> buffer) { granted.push_back(std::move(buffer).value()); };
+  staging.acquire(device, 50, keep);
+  EXPECT_EQ(granted.size(), 1u);
+  staging.acquire(device, 50, keep);
+  ASSERT_EQ(granted.size(), 1u);
+  std::exchange(granted, {}).clear();
+  EXPECT_EQ(granted.size(), 1u);
+}
+
+TEST(StagingTest, ServesTheNextWhenThereIsNoMemoryForOne) {
+  struct Scarce final : FakeDevice {
+    std::byte* allocate_staging(size_t length) override {
+      return length > 100 ? nullptr : FakeDevice::allocate_staging(length);
+    }
+  };
+  test::ManualLoop loop;
+  Scarce device;
+  Staging staging(loop, 100);
+  std::vector<bool> served;
+  std::vector<Staging::Buffer> granted;
+  const auto note = [&](Result<Staging::Buffer> buffer) {
+    served.push_back(buffer.ok());
+    if (buffer) granted.push_back(std::move(buffer).value());
+  };
+  for (const size_t length : {80u, 200u, 40u}) staging.acquire(device, length, note);
+  ASSERT_EQ(served, std::vector<bool>{true});
+  std::exchange(granted, {}).clear();
+  EXPECT_EQ(served, (std::vector<bool>{true, false, true}));
+}
+
 // An event whose transfer is over may be destroyed: it is not looked at any more.
 TEST(StagingTest, LooksAtAnEventUntilTheHandleIsDropped) {
   test::ManualLoop loop;

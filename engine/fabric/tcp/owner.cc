@@ -80,6 +80,7 @@ void Owner::retire(const ServedPtr& served, bool reset) {
 void Owner::drop_guest(const Guest& guest) {
   for (const ServedPtr& served : all())
     if (served->guest == &guest) retire(served, true);
+  staging_.drain();  // I5: nothing of this session lands behind what the next one writes
 }
 
 size_t Owner::lanes_of(const Guest& guest) const {

@@ -90,6 +90,7 @@ bool TcpPath::ensure_lane(LaneState& state) {
 }
 
 void TcpPath::pump() {
+  if (failing_) return;
   while (!small_.empty() && ensure_lane(lanes_[0])) {
     if (lanes_[0].outstanding_bytes >= options_.lane_window) break;
     ChunkOp op = std::move(small_.front());
@@ -162,12 +163,12 @@ void TcpPath::stage_and_send(LaneState& state, ChunkOp moved) {
   MemoryOps& ops = *op->work->job->local_ops;
   const std::shared_ptr<bool> alive = alive_;
   staging_.acquire(ops, op->chunk.bytes, [this, alive, op, &ops](Result<Staging::Buffer> acquired) {
-    if (!*alive || op->work->ended) return;
+    if (!*alive || op->work->ended || op->work->dropped) return;
     if (!acquired) return finish_chunk(std::move(*op), std::move(acquired).error());
     op->staging = std::move(*acquired);
     const auto copies = local_copies(*op->work->job, op->chunk, op->staging.data());
     staging_.copy(ops, CopyDirection::to_host, copies, [this, alive, op](Status status) {
-      if (!*alive || op->work->ended) return;
+      if (!*alive || op->work->ended || op->work->dropped) return;
       if (!status.ok()) return finish_chunk(std::move(*op), std::move(status));
       again_.push_back(std::move(*op));
       pump();
@@ -278,6 +279,7 @@ void TcpPath::drop_chunks(const WorkPtr& work) {
   std::erase_if(small_, is_ours);
   std::erase_if(again_, is_ours);
   std::erase(bulk_, work);
+  work->dropped = true;  // what gets a buffer from here on copies nothing into it
   if (!work->job->local_ops->host_addressable()) staging_.drain();
 
   const bool is_write = work->job->operation == Operation::write;
@@ -359,11 +361,16 @@ void TcpPath::fail_all(const Error& error) {
   std::vector<WorkPtr> all;
   for (const auto& [job, work] : works_) all.push_back(work);
   std::sort(all.begin(), all.end(), [](const WorkPtr& a, const WorkPtr& b) { return a->number < b->number; });
+  failing_ = true;  // who is told must not make the next lane fail for the rest, call within call
   for (const WorkPtr& work : all) {
     if (work->ended) continue;
     drop_chunks(work);
     end_work(work, error);
   }
+  failing_ = false;
+  loop_.defer([this, alive = alive_] {
+    if (*alive) pump();  // what was begun meanwhile
+  });
 }
 
 std::string TcpPath::describe() const {

@@ -56,7 +56,8 @@ class TcpPath final : public Path, private LaneHandler {
     size_t unfenced = 0;     // of a write: lanes reset under it that the peer may still apply
     bool ended = false;      // done or cancelled: what still arrives for it goes to waste
     Status failure;
-    Task far_quiet;  // of a cancelled write: called when `unfenced` falls to zero
+    Task far_quiet;        // of a cancelled write: called when `unfenced` falls to zero
+    bool dropped = false;  // about to end: none of its chunks is on its way any more
   };
   using WorkPtr = std::shared_ptr<Work>;
   struct ChunkOp {
@@ -108,6 +109,7 @@ class TcpPath final : public Path, private LaneHandler {
   std::unordered_map<const Job*, WorkPtr> works_;
   uint64_t next_op_ = 1;
   uint64_t next_work_ = 1;
+  bool failing_ = false;
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // callbacks outlive the path
 };
 
