@@ -102,6 +102,11 @@ class ParcelReleases : public ::testing::TestWithParam<const char*> {
     const Status status = owner_.parcels->publish(spec);
     ASSERT_TRUE(status.ok()) << status.error().to_string();
   }
+  int64_t waiting_claims() {
+    const std::string text = owner_.engine->metrics(), name = "\nkvferry_parcel_claims ";
+    const size_t at = text.find(name);
+    return at == std::string::npos ? -1 : std::stoll(text.substr(at + name.size()));
+  }
   bool ends(const std::string& id) {
     return eventually([&] { return !owner_.parcels->status(id); });
   }
@@ -232,6 +237,26 @@ TEST_P(ParcelReleases, OfRacingCausesAreToldOnceEach) {
   EXPECT_EQ(ids.size(), kParcels);
   EXPECT_EQ(listener.told().size(), kParcels);
   EXPECT_TRUE(eventually([&] { return !readable(listener.fd()); }));
+}
+
+// More than an owner serves at a time by one lane: they wait for each other, and none pays for the others.
+TEST_P(ParcelReleases, OfVeryManyReadsAtOnceAreAllSettled) {
+  constexpr size_t kParcels = 2500;
+  std::vector<ParcelReading> readings;
+  publish(spec("the layout becomes known by it"));
+  ASSERT_EQ(reader_.parcels->read_and_wait(request("the layout becomes known by it")).state, ReadState::accepted);
+  for (size_t i = 0; i < kParcels; ++i) {
+    ParcelReadRequest one = request(name(i));
+    one.end_token = 16;
+    readings.push_back(must(reader_.parcels->read(std::move(one))));
+  }
+  // As many as the owner takes at once, 512 by each of two lanes; or all have been told that they are too many.
+  ASSERT_TRUE(eventually([&] { return readings.front().done() || waiting_claims() >= 1024; }));
+  for (size_t i = 0; i < kParcels; ++i) publish(spec(name(i)));
+  for (const ParcelReading& reading : readings) {
+    const ParcelReadOutcome outcome = reading.wait();
+    ASSERT_EQ(outcome.state, ReadState::accepted) << outcome.status.error().to_string();
+  }
 }
 
 // A cache may go at any time: who waits for a parcel, and what was published of it, must not hold it.

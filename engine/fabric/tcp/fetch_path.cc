@@ -3,6 +3,11 @@
 #include <algorithm>
 
 namespace kvferry::tcp {
+namespace {
+
+constexpr size_t kMostAsked = 512;  // at once in one lane: owners take 1,024
+
+}  // namespace
 
 FetchPath::~FetchPath() {
   *alive_ = false;
@@ -15,7 +20,7 @@ FetchPath::FetchId FetchPath::start(std::string request, std::shared_ptr<FetchSi
   LaneState& state = *std::min_element(lanes_.begin(), lanes_.end(), [](const LaneState& a, const LaneState& b) {
     return a.running.size() < b.running.size();
   });
-  state.running.emplace(id, Running{std::move(request), std::move(sink), false, false, false});
+  state.running.emplace(id, Running{std::move(request), std::move(sink)});
   state.unsent.push_back(id);
   if (ensure_lane(state)) send_unsent(state);
   return id;
@@ -48,9 +53,13 @@ bool FetchPath::ensure_lane(LaneState& state) {
 }
 
 void FetchPath::send_unsent(LaneState& state) {
-  for (const FetchId id : std::exchange(state.unsent, {})) {
+  while (state.lane && !state.lane->closed() && !state.unsent.empty() && state.asked < kMostAsked) {
+    const FetchId id = state.unsent.front();
+    state.unsent.pop_front();
     const auto found = state.running.find(id);
     if (found == state.running.end()) continue;
+    found->second.asked = true;
+    ++state.asked;
     const std::string& request = found->second.request;
     Header header;
     header.type = FrameType::fetch;
@@ -61,7 +70,6 @@ void FetchPath::send_unsent(LaneState& state) {
     encode_header(header, frame.head);
     frame.head += request;
     state.lane->send(std::move(frame));
-    if (!state.lane || state.lane->closed()) return;
   }
 }
 
@@ -75,7 +83,8 @@ FetchPath::LaneState& FetchPath::state_of(const Lane& lane) {
 Result<std::vector<iovec>> FetchPath::on_frame(Lane& lane, const Header& header, ByteSpan table) {
   LaneState& state = state_of(lane);
   const auto found = state.running.find(header.op);
-  if (found == state.running.end()) return Error{ErrorCode::protocol, "malformed lane frame: answer to nothing"};
+  if (found == state.running.end() || !found->second.asked)
+    return Error{ErrorCode::protocol, "malformed lane frame: answer to nothing"};
   Running& running = found->second;
   const bool is_head = header.type == FrameType::fetch_head;
   const bool is_data = header.type == FrameType::fetch_data;
@@ -109,7 +118,10 @@ void FetchPath::on_frame_end(Lane& lane, const Header& header) {
 
 void FetchPath::finish(LaneState& state, FetchId id, Result<std::string> trailer) {
   auto entry = state.running.extract(id);
-  if (!entry.empty() && !entry.mapped().cancelled) entry.mapped().sink->on_end(std::move(trailer));
+  if (entry.empty()) return;
+  --state.asked;
+  send_unsent(state);  // before anybody is told, who may end the session
+  if (!entry.mapped().cancelled) entry.mapped().sink->on_end(std::move(trailer));
 }
 
 void FetchPath::go_on(FetchId id) {
@@ -143,6 +155,7 @@ void FetchPath::fail_lane(LaneState& state, const Error& why) {
     loop_.defer([keep] {});
   }
   state.unsent.clear();
+  state.asked = 0;
   for (auto& [id, running] : std::exchange(state.running, {}))
     if (!running.cancelled) running.sink->on_end(why);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -48,12 +49,14 @@ class FetchPath final : private LaneHandler {
     bool has_head = false;
     bool holds_lane = false;  // its sink takes no more now
     bool cancelled = false;
+    bool asked = false;
   };
   struct LaneState {
     std::unique_ptr<Lane> lane;
     std::unordered_map<FetchId, Running> running;
-    std::vector<FetchId> unsent;  // wait for the lane
-    bool waiting = false;         // the source will call again
+    std::deque<FetchId> unsent;  // wait for the lane, or for others to end
+    size_t asked = 0;            // of those that run
+    bool waiting = false;        // the source will call again
   };
 
   Result<std::vector<iovec>> on_frame(Lane& lane, const Header& header, ByteSpan table) override;

@@ -7,9 +7,9 @@
 namespace kvferry::tcp {
 namespace {
 
-constexpr size_t kQueuedPieces = 2;  // of one lane: one being sent, one ready
-constexpr size_t kTurnPieces = 4;    // into a lane that takes them all, before the others get their turn (I7)
-constexpr size_t kMaxStreams = 256;  // of one lane, with the fetches that wait for their answer (I6)
+constexpr size_t kQueuedPieces = 2;   // of one lane: one being sent, one ready
+constexpr size_t kTurnPieces = 4;     // into a lane that takes them all, before the others get their turn (I7)
+constexpr size_t kMaxStreams = 1024;  // of one lane, with the fetches that wait for their answer (I6)
 
 OutFrame frame_of(FrameType type, uint64_t op, uint16_t code, const std::string& table, std::vector<iovec> payload) {
   Header header;
@@ -30,13 +30,15 @@ OutFrame frame_of(FrameType type, uint64_t op, uint16_t code, const std::string&
 
 Result<std::vector<iovec>> Owner::accept_fetch(const ServedPtr& served, const Header& header, ByteSpan table) {
   if (header.payload_bytes != 0) return Error{ErrorCode::protocol, "malformed lane frame: fetch with a payload"};
-  if (served->streams.size() + served->fetches_asked >= kMaxStreams)
-    return Error{ErrorCode::resource_exhausted, "too many fetches at once in one lane"};
   const uint64_t op = header.op;
   const auto refuse = [this, op](Served& asker, const Error& why) {
     asker.lane->send(frame_of(FrameType::fetch_head, op, static_cast<uint16_t>(why.code), why.to_string(), {}));
     pace(asker);
   };
+  if (served->streams.size() + served->fetches_asked >= kMaxStreams) {
+    refuse(*served, Error{ErrorCode::resource_exhausted, "too many fetches at once in one lane"});
+    return std::vector<iovec>{};
+  }
   if (desk_ == nullptr) {
     refuse(*served, Error{ErrorCode::unsupported, "this engine has no parcels"});
     return std::vector<iovec>{};
