@@ -11,7 +11,8 @@ namespace {
 
 constexpr size_t kFirstTokens = 8;
 constexpr size_t kMoreTokens = 4;
-constexpr size_t kMaxFencedLanes = 1024;  // remembered; the oldest connections cannot still be on their way
+constexpr size_t kRegionBytes = size_t{256} << 10;  // of a frame; each may have a key for every rail
+constexpr size_t kMaxFencedLanes = 1024;            // remembered; the oldest connections cannot still be on their way
 
 }  // namespace
 
@@ -208,8 +209,11 @@ void OwnerSession::send_regions() {
       for (const RegionId id : changes.removed) delta.add_removed(id);
     }
     const size_t end = std::min(changes.added.size(), at + context_.limits.regions_per_frame);
-    for (; at < end; ++at)
-      *delta.add_added() = region_to_proto(changes.added[at], changes.added[at].permissions != kPrivate);
+    for (size_t bytes = 0; at < end && bytes < kRegionBytes; ++at) {
+      proto::Region& added = *delta.add_added();
+      added = region_to_proto(changes.added[at], changes.added[at].permissions != kPrivate);
+      bytes += added.ByteSizeLong();
+    }
     delta.set_version(changes.version);
     delta.set_complete(at == changes.added.size());
     frames_.send(frame);

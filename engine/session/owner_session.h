@@ -42,7 +42,7 @@ class OwnerSession final : public Guest, private FramesHandler {
   struct Limits {
     size_t lanes = 16;
     int unread_lane = 10;             // a lane that takes nothing for so many patiences ends the session (I6)
-    size_t regions_per_frame = 2048;  // about 60 bytes each, 240 with a key: under Frames::Limits::frame_bytes
+    size_t regions_per_frame = 2048;  // at most, and no more than fit
   };
   // Everything outlives the session.
   struct Context {

@@ -62,6 +62,18 @@ TEST_F(NullFabric, IsLookedAtOnceMoreBehindTheArming) {
   }
 }
 
+// Several rails give each region several long keys, and a frame of the session holds 1 MiB.
+TEST_F(NullFabric, TellsOfManyRegionsWithLongKeys) {
+  owner_ = make("owner", {{"ucx", "KEY_BYTES", "1000"}});
+  initiator_ = make("initiator");
+  landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
+  std::vector<Region> regions;
+  for (size_t i = 0; i < 2500; ++i)
+    regions.push_back(must(owner_->register_memory(theirs_.data() + i * 64, 64, MemoryKind::host, kRemoteRead)));
+  const Outcome outcome = read(regions.back(), 64);
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+}
+
 // A write's flush that is told while its connection is being ended confirms nothing, whatever it says; and there is no
 // connection left to read back by.
 class NullFabricOfBothKinds : public NullFabric, public ::testing::WithParamInterface<const char*> {};

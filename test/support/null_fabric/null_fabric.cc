@@ -24,6 +24,7 @@
 // - REFUSE: so many gets are refused.
 // - KEYS: so many keys are imported; further ones are refused.
 // - PACKS: the same for keys that are packed.
+// - KEY_BYTES: of a key.
 // - EMULATED: 1 where its keys keep nobody out.
 // - LONGEST: bytes of the longest operation, which is what it tells; a longer one is refused.
 
@@ -46,6 +47,7 @@ struct kvf_fabric {
   size_t gets_to_refuse = 0;
   size_t keys_to_import = SIZE_MAX;
   size_t keys_to_pack = SIZE_MAX;
+  size_t key_bytes = 16;
   size_t longest = SIZE_MAX;
   size_t emulated = 0;
   std::vector<uint64_t> stuck;
@@ -80,6 +82,7 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
                                 std::pair<const char*, size_t*>("REFUSE", &fabric->gets_to_refuse),
                                 std::pair<const char*, size_t*>("KEYS", &fabric->keys_to_import),
                                 std::pair<const char*, size_t*>("PACKS", &fabric->keys_to_pack),
+                                std::pair<const char*, size_t*>("KEY_BYTES", &fabric->key_bytes),
                                 std::pair<const char*, size_t*>("EMULATED", &fabric->emulated),
                                 std::pair<const char*, size_t*>("LONGEST", &fabric->longest)})
       if (std::strcmp(params->settings[i].name, name) == 0)
@@ -122,7 +125,7 @@ int32_t pack_key(kvf_fabric* fabric, kvf_memory*, void* out, size_t* size, kvf_t
     return KVF_FAILED;
   }
   --fabric->keys_to_pack;
-  *size = std::min<size_t>(*size, 16);
+  *size = std::min(*size, fabric->key_bytes);
   std::memset(out, 'k', *size);
   return KVF_OK;
 }
