@@ -273,9 +273,16 @@ Result<Submitted> start_transfer(const std::shared_ptr<EngineState>& engine,
   job->pairs = coalesce(request.pairs);
   job->deadline = task->deadline;
   for (const Pair& pair : job->pairs) job->bytes += pair.length;
-  if (Status status = pin_local_spans(*engine->registry, *job); !status.ok()) {
+  Status pinned = pin_local_spans(*engine->registry, *job);
+  if (!pinned.ok() && job->pairs.size() < request.pairs.size()) {
+    // Neighbours may be of regions that touch, which are two for whoever moves them.
+    job->pairs.assign(request.pairs.begin(), request.pairs.end());
+    job->pins.clear();
+    pinned = pin_local_spans(*engine->registry, *job);
+  }
+  if (!pinned.ok()) {
     engine->in_flight.fetch_sub(1, std::memory_order_relaxed);
-    return std::move(status).error();
+    return std::move(pinned).error();
   }
   task->job = std::move(job);
   if (request.event != 0) {

@@ -71,6 +71,23 @@ TEST_P(Addresses, RegisteredBeforeSyncAreKnownAfterIt) {
   }
 }
 
+// The layers of one tensor, each registered by itself: neighbours in memory, and two regions all the same.
+TEST_P(Addresses, OfLocalRegionsThatTouchAreMovedByOneTransfer) {
+  auto initiator = make_engine("initiator");
+  auto owner = make_engine("owner");
+  std::vector<std::byte> local(8192), remote = pattern(8192, 3);
+  const Region low = must(initiator->register_memory(local.data(), 4096, MemoryKind::host, kPrivate));
+  const Region high = must(initiator->register_memory(local.data() + 4096, 4096, MemoryKind::host, kPrivate));
+  const Region theirs = must(owner->register_memory(remote.data(), remote.size(), MemoryKind::host, kRemoteRead));
+  TransferRequest request;
+  request.peer = must(initiator->peer(owner->address()));
+  request.operation = Operation::read;
+  request.pairs = {{local.data(), theirs.id(), 0, 4096}, {local.data() + 4096, theirs.id(), 4096, 4096}};
+  const Outcome outcome = initiator->transfer(request);
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+  EXPECT_EQ(local, remote);
+}
+
 TEST_P(Addresses, OfAnEarlierIncarnationMoveNothing) {
   const std::string address = free_address();  // the next life is there, too
   auto initiator = make_engine("initiator");
