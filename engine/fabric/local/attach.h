@@ -97,7 +97,10 @@ class Link {
         proof_(proof),
         challenge_(challenge),
         imports_(slots_, process_.pid() == static_cast<uint32_t>(::getpid()),
-                 [this](const RegionInfo& region) { return in_force(region.word, region.id); }) {}
+                 // The session's word, too: the slots of one that has ended are not looked at any more.
+                 [this](const RegionInfo& region) {
+                   return in_force(session_word_, session_generation_) && in_force(region.word, region.id);
+                 }) {}
   Status read(std::span<const iovec> ours, std::span<const iovec> theirs, std::span<const RegionInfo* const> regions);
   Status write(std::span<const iovec> ours, std::span<const iovec> theirs, std::span<const RegionInfo* const> regions);
   Status check_generations(std::span<const RegionInfo* const> regions) const;
