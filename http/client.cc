@@ -160,7 +160,14 @@ class ConnectionImpl final : public ClientConnection {
     if (!lookup.ok()) co_return lookup.error();
     auto answered = (*lookup)->watch();
     if (!answered.ok()) co_return answered.error();
-    looking_ = std::make_unique<asio::posix::stream_descriptor>(loop_, answered->release());
+    looking_ = std::make_unique<asio::posix::stream_descriptor>(loop_);
+    error_code unwatched;
+    looking_->assign(answered->get(), unwatched);
+    if (unwatched) {
+      looking_.reset();
+      co_return Error{ErrorCode::unavailable, "cannot wait for a host name", unwatched.message(), host, ""};
+    }
+    static_cast<void>(answered->release());
     co_await looking_->async_wait(asio::posix::stream_descriptor::wait_read, use_tuple);
     looking_.reset();
     co_return (*lookup)->answer();

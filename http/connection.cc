@@ -14,7 +14,7 @@ namespace asio = boost::asio;
 constexpr size_t kKeptInput = 4 << 10;       // capacity an idle connection may keep
 constexpr size_t kMaxPipelined = 64 << 10;   // read ahead while a handler runs
 constexpr uint64_t kEagerBody = 4ULL << 20;  // bodies up to here are allocated at once, larger ones as they come
-// What is made ready for more of a body is as much as has come, between these: nobody takes memory by a promise.
+// What is written to for more of a body is as much as has come, between these: nobody takes pages by a promise.
 constexpr size_t kFirstBodyStep = 16 << 10;
 constexpr size_t kBodyStep = 256 << 10;
 constexpr Duration kLinger = std::chrono::seconds(2);

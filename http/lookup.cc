@@ -10,6 +10,8 @@
 namespace kvferry::http {
 namespace {
 
+constexpr size_t kMostAtOnce = 64;  // I6: strangers may choose the names, and each holds a thread for seconds
+
 Error not_found(const std::string& host, std::string cause) {
   return {ErrorCode::unavailable, "cannot resolve the host name", std::move(cause), host, ""};
 }
@@ -59,7 +61,10 @@ Lookups::Lookups(boost::asio::execution_context& loop)
 
 Result<std::shared_ptr<Lookup>> Lookups::find(const std::string& host) {
   std::erase_if(going_on_, [](const auto& one) { return one.second.expired(); });
-  if (auto known = going_on_[host].lock()) return known;
+  if (const auto known = going_on_.find(host); known != going_on_.end())
+    if (auto lookup = known->second.lock()) return lookup;
+  if (going_on_.size() >= kMostAtOnce)
+    return Error{ErrorCode::resource_exhausted, "as many names are being looked up as may be", "", host, ""};
   KVF_ASSIGN_OR_RETURN(EventFd done, EventFd::create());
   auto lookup = std::make_shared<Lookup>(std::move(done));
   try {

@@ -40,7 +40,7 @@ class Lookup {
 
 // The lookups of one loop. The system's resolver knows no deadline, and asio's waits for it on one thread, which holds
 // up all other names and the loop's end. Here each name has a thread while it is looked up, which all who ask for that
-// name share: there are no more threads than names. On the loop.
+// name share: there are no more threads than names, and no more than 64. On the loop.
 class Lookups final : public boost::asio::execution_context::service {
  public:
   using key_type = Lookups;

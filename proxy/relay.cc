@@ -112,7 +112,7 @@ void Exchange::note_piece(std::string_view piece, bool succeeded) {
   first_byte_ = now() - began_;
   context_.metrics.first_byte_seconds.observe(seconds(first_byte_));
   if (prefilled_ != TimePoint{}) context_.metrics.handover_seconds.observe(seconds(now() - prefilled_));
-  // The first byte of a good answer proves that the decoder has the KV.
+  // What is heard first of a good answer proves that the decoder has the KV.
   const bool fetched = succeeded && heard == Prelude::Heard::answer;
   fetched ? parcel_.settled() : parcel_.release();
 }
@@ -184,7 +184,7 @@ asio::awaitable<void> Exchange::finish_relay(const http::ResponseHead& head, std
   const bool chunked = head.framing == http::Framing::chunked && request_.minor_version == 1;
   if (end.ok()) {
     cause_ = head.status < 400 ? "ok" : "status";
-    if (head.status < 300) parcel_.settled();
+    if (head.status < 300 && !prelude_) parcel_.settled();
     context_.metrics.leg(leg, head.status, cause_, decoder_->name);
     writer_.raw_end(chunked || head.framing == http::Framing::length || head.framing == http::Framing::none);
     context_.pool.give_back(*decoder_, std::move(wire_));

@@ -118,8 +118,12 @@ void ParcelReader::listen_to(EngineCore::PeerIndex peer) {
 }
 
 void ParcelReader::on_answer(EngineCore::PeerIndex peer, const proto::Frame& frame) {
+  if (frame.has_released()) {
+    const auto released = releases_.find(frame.released().number());
+    if (released != releases_.end() && released->second.owner == peer) releases_.erase(released);
+    return;
+  }
   uint64_t number = 0;
-  if (frame.has_released()) return static_cast<void>(releases_.erase(frame.released().number()));
   if (frame.has_ticket()) number = frame.ticket().number();
   if (frame.has_verdict()) number = frame.verdict().number();
   const auto found = by_number_.find(number);

@@ -159,6 +159,7 @@ class ParcelReader {
   void accept_share(const ReadPtr& read, size_t index);
   void retry_share(const ReadPtr& read, size_t index, const Error& why);
   void send_release(uint64_t number);
+  void send_release_later(uint64_t number, Release& release);
   void send_releases_again(EngineCore::PeerIndex owner);
 
   Result<std::vector<Pair>> local_pairs(const Read& read, const CachePairs& pairs) const;

@@ -156,7 +156,7 @@ void ParcelReader::send_release(uint64_t number) {
     if (found == releases_.end()) return;
     Release& release = found->second;
     release.starting = false;
-    if (!status.ok()) return send_releases_again(release.owner);
+    if (!status.ok()) return send_release_later(number, release);  // the others are told for themselves
     proto::Frame frame;
     frame.mutable_release()->set_number(number);
     frame.mutable_release()->set_transfer_id(release.transfer_id);
@@ -165,14 +165,17 @@ void ParcelReader::send_release(uint64_t number) {
   });
 }
 
-// In a later turn: the session that broke is still on the stack.
 void ParcelReader::send_releases_again(EngineCore::PeerIndex owner) {
-  for (auto& [number, release] : releases_) {
-    if (release.owner != owner || std::exchange(release.starting, true)) continue;
-    loop_.defer([this, alive = alive_, number = number] {
-      if (*alive) send_release(number);
-    });
-  }
+  for (auto& [number, release] : releases_)
+    if (release.owner == owner) send_release_later(number, release);
+}
+
+// In a later turn: the session that broke is still on the stack.
+void ParcelReader::send_release_later(uint64_t number, Release& release) {
+  if (std::exchange(release.starting, true)) return;
+  loop_.defer([this, alive = alive_, number] {
+    if (*alive) send_release(number);
+  });
 }
 
 }  // namespace kvferry

@@ -230,7 +230,7 @@ def test_peers_find_each_other_by_name_over_http(make_engine: MakeEngine, start_
 def test_a_peer_whose_former_host_is_silent_is_found_under_its_name(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, submits: bool
 ) -> None:
-    monkeypatch.setenv("KVFERRY_CONNECT_TIMEOUT", "300ms")
+    monkeypatch.setenv("KVFERRY_CONNECT_TIMEOUT", "2s")
     with running_metadata_server() as server, socket.create_server(("127.0.0.1", 0)) as silent:
         engine = make_engine(metadata=server.url, name="127.0.0.1")
         owner = make_engine(metadata=server.url, name="localhost")
