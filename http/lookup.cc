@@ -10,7 +10,7 @@
 namespace kvferry::http {
 namespace {
 
-constexpr size_t kMostAtOnce = 64;  // I6: strangers may choose the names, and each holds a thread for seconds
+constexpr size_t kMostThreads = 64;  // I6: strangers may choose the names, and each may hold one for seconds
 
 Error not_found(const std::string& host, std::string cause) {
   return {ErrorCode::unavailable, "cannot resolve the host name", std::move(cause), host, ""};
@@ -61,19 +61,40 @@ Lookups::Lookups(boost::asio::execution_context& loop)
 
 Result<std::shared_ptr<Lookup>> Lookups::find(const std::string& host) {
   std::erase_if(going_on_, [](const auto& one) { return one.second.expired(); });
-  if (const auto known = going_on_.find(host); known != going_on_.end())
-    if (auto lookup = known->second.lock()) return lookup;
-  if (going_on_.size() >= kMostAtOnce)
-    return Error{ErrorCode::resource_exhausted, "as many names are being looked up as may be", "", host, ""};
+  if (auto known = going_on_[host].lock()) return known;
   KVF_ASSIGN_OR_RETURN(EventFd done, EventFd::create());
   auto lookup = std::make_shared<Lookup>(std::move(done));
-  try {
-    std::thread([lookup, host, resolve = resolve_] { lookup->run(resolve, host); }).detach();
-  } catch (const std::system_error& error) {
-    return not_found(host, error.what());
+  {
+    const std::lock_guard lock(queue_->mutex);
+    queue_->waiting.emplace_back(host, lookup);
+    if (queue_->threads < kMostThreads) KVF_RETURN_IF_ERROR(start_thread());
   }
   going_on_[host] = lookup;
   return lookup;
+}
+
+// REQUIRES: the queue's lock. An error where there is no thread at all.
+Status Lookups::start_thread() {
+  try {
+    std::thread([queue = queue_, resolve = resolve_] { work(*queue, resolve); }).detach();
+  } catch (const std::system_error& error) {
+    if (queue_->threads > 0) return {};
+    return Error{ErrorCode::resource_exhausted, "no thread to look names up", error.what(), "", ""};
+  }
+  ++queue_->threads;
+  return {};
+}
+
+void Lookups::work(Queue& queue, const Resolve& resolve) {
+  std::unique_lock lock(queue.mutex);
+  while (!queue.waiting.empty()) {
+    const auto [host, asked] = std::move(queue.waiting.front());
+    queue.waiting.pop_front();
+    lock.unlock();
+    if (const auto lookup = asked.lock()) lookup->run(resolve, host);
+    lock.lock();
+  }
+  --queue.threads;
 }
 
 }  // namespace kvferry::http

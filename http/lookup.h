@@ -3,10 +3,13 @@
 #include <atomic>
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "common/fd.h"
@@ -40,7 +43,7 @@ class Lookup {
 
 // The lookups of one loop. The system's resolver knows no deadline, and asio's waits for it on one thread, which holds
 // up all other names and the loop's end. Here each name has a thread while it is looked up, which all who ask for that
-// name share: there are no more threads than names, and no more than 64. On the loop.
+// name share: there are no more threads than names, and no more than 64; further names wait. On the loop.
 class Lookups final : public boost::asio::execution_context::service {
  public:
   using key_type = Lookups;
@@ -53,9 +56,18 @@ class Lookups final : public boost::asio::execution_context::service {
   Result<std::shared_ptr<Lookup>> find(const std::string& host);
 
  private:
+  // Names that wait for a thread, which outlives the loop; one that nobody waits for any more is passed over.
+  struct Queue {
+    std::mutex mutex;
+    std::deque<std::pair<std::string, std::weak_ptr<Lookup>>> waiting;  // GUARDED_BY(mutex)
+    size_t threads = 0;                                                 // GUARDED_BY(mutex)
+  };
   void shutdown() noexcept override {}
+  static void work(Queue& queue, const Resolve& resolve);
+  Status start_thread();
 
   Resolve resolve_;
+  const std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
   std::unordered_map<std::string, std::weak_ptr<Lookup>> going_on_;
 };
 

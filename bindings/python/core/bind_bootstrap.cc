@@ -26,7 +26,7 @@ class PyBootstrapServer {
   PyBootstrapServer(const PyEngine& engine, const std::string& instance_id, const KvLayout& layout,
                     const std::string& host, const std::string& base_host, uint16_t base_port, bool external_base,
                     const std::string& token, std::string certificate_file, std::string key_file, std::string ca_file)
-      : engine_(engine.get()), control_(std::in_place, *engine_) {
+      : engine_(engine.get()), control_(std::make_unique<bootstrap::EngineParcels>(*engine_)) {
     bootstrap::ServerSettings settings;
     settings.host = host;
     settings.token = take(read_secret(token));
@@ -38,7 +38,7 @@ class PyBootstrapServer {
       settings.port = 0;
       settings.keeps_directory = false;
     }
-    server_ = take(without_gil([&] { return bootstrap::Server::create(std::move(settings), &*control_); }));
+    server_ = take(without_gil([&] { return bootstrap::Server::create(std::move(settings), control_.get()); }));
     server_->set_worker(bootstrap::worker_of(*engine_, instance_id, layout));
   }
   ~PyBootstrapServer() { close(); }
@@ -48,17 +48,18 @@ class PyBootstrapServer {
   uint16_t port() const { return server_ ? server_->port() : uint16_t{0}; }
   void close() {
     std::shared_ptr<Engine> engine = std::move(engine_);
+    std::unique_ptr<bootstrap::EngineParcels> control = std::move(control_);
     std::unique_ptr<bootstrap::Server> last = std::move(server_);
     without_gil([&] {
       last.reset();
-      control_.reset();
+      control.reset();
       engine.reset();
     });
   }
 
  private:
   std::shared_ptr<Engine> engine_;  // null: closed
-  std::optional<bootstrap::EngineParcels> control_;
+  std::unique_ptr<bootstrap::EngineParcels> control_;
   std::unique_ptr<bootstrap::Server> server_;
 };
 

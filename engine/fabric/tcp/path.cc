@@ -266,9 +266,9 @@ bool TcpPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
   const WorkPtr work = found->second;
   drop_chunks(work);
   work->ended = true;
-  works_.erase(job.get());
   if (work->unfenced > 0) work->far_quiet = std::move(far_quiet);
   pump();
+  works_.erase(job.get());  // behind it: what ends the session there asks about this job once more
   return work->unfenced == 0;
 }
 
@@ -276,10 +276,14 @@ bool TcpPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
 // a write of which a byte may have left costs its lane (I4: nothing of it may be applied after we return).
 void TcpPath::drop_chunks(const WorkPtr& work) {
   const auto is_ours = [&](const ChunkOp& op) { return op.work == work; };
-  std::erase_if(small_, is_ours);
-  std::erase_if(again_, is_ours);
-  std::erase(bulk_, work);
   work->dropped = true;  // what gets a buffer from here on copies nothing into it
+  // Their buffers, given back, serve others, who may come back here: at the end, when nothing is being looked through.
+  std::vector<ChunkOp> dropped;
+  std::erase_if(small_, is_ours);  // these have none yet
+  for (ChunkOp& op : again_)
+    if (is_ours(op)) dropped.push_back(std::move(op));
+  std::erase_if(again_, [](const ChunkOp& op) { return op.work == nullptr; });
+  std::erase(bulk_, work);
   if (!work->job->local_ops->host_addressable()) staging_.drain();
 
   const bool is_write = work->job->operation == Operation::write;
@@ -295,6 +299,7 @@ void TcpPath::drop_chunks(const WorkPtr& work) {
       must_reset |= is_write && withdrawn != Lane::Withdrawn::unsent;
       if (withdrawn == Lane::Withdrawn::unsent) {
         state.outstanding_bytes -= entry->second.chunk.bytes;
+        dropped.push_back(std::move(entry->second));
         entry = state.ops.erase(entry);
       } else {
         ++entry;  // a read that was asked for: its answer is thrown away when it comes

@@ -118,6 +118,14 @@ TEST_F(ClientTest, AllWhoAskForANameShareOneLookup) {
   EXPECT_EQ(asked, 1);
 }
 
+// As a proxy asks for those of its backends, all in one turn.
+TEST_F(ClientTest, AHundredNamesAtOnceAreAllFound) {
+  for (int i = 0; i < 100; ++i) connect("name" + std::to_string(i), 30s);
+  ASSERT_TRUE(until([&] { return outcomes.size() == 100; }));
+  EXPECT_EQ(outcomes, std::vector<std::string>(100, "connected"));
+  EXPECT_EQ(asked, 100);
+}
+
 TEST_F(ClientTest, TheLoopsEndDoesNotWaitForALookup) {
   connect("stuck", 2s);
   ASSERT_TRUE(until([&] { return asked == 1; }));
