@@ -13,6 +13,9 @@ from xml.etree import ElementTree
 REASON = re.compile(r": Skipped\n(.*)")
 SKIPPED_CASE = re.compile(r"^\[  SKIPPED \] (\S+)(?: \(\d+ ms\))$", re.MULTILINE)
 
+BEGUN_CASE = re.compile(r"^\[ RUN      \] (\S+)$", re.MULTILINE)
+ENDED_CASE = re.compile(r"^\[(       OK |  FAILED  |  SKIPPED )\] (\S+?),?(?: where .*)? \(\d+ ms\)$", re.MULTILINE)
+
 # Of `unittest -v`, which exits with 0 whatever was skipped.
 SKIPPED_IN_PYTHON = re.compile(r"^(\w+) \(\S+\).* \.\.\. skipped (['\"])(.*)\2$", re.MULTILINE)
 
@@ -28,6 +31,16 @@ def why_skipped(case: ElementTree.Element, output: str) -> str:
     if REASON.search(output) or skipped is None:
         return reason_of(output)
     return skipped.get("message") or reason_of(output)
+
+
+def failed_inside(output: str) -> str:
+    """The failed cases of a binary, or the one that it ended in."""
+    begun = BEGUN_CASE.findall(output)
+    ended = ENDED_CASE.findall(output)
+    names = [name for verdict, name in ended if verdict == "  FAILED  "]
+    if len(begun) > len(ended):
+        names.append(f"{begun[-1]} (not ended)")
+    return "".join(f" {name}" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def skipped_inside(name: str, output: str) -> list[str]:
@@ -63,7 +76,7 @@ def main() -> int:
         output = case.findtext("system-out") or ""
         if case.find("failure") is not None or case.find("error") is not None or case.get("status") == "fail":
             failed += 1
-            failures.append(f"FAILED {name} after {float(case.get('time', 0)):.1f} s")
+            failures.append(f"FAILED {name}{failed_inside(output)} after {float(case.get('time', 0)):.1f} s")
         elif case.find("skipped") is not None or case.get("status") in ("notrun", "disabled"):
             if "Unable to find executable" in output or "Could not find executable" in output:
                 failed += 1

@@ -12,6 +12,9 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts/junit.py"
 TESTS = """
 add_test(passes "true")
 add_test(fails "false")
+add_test(fails_inside "sh" "-c"
+  "printf '[ RUN      ] A.A\\n[       OK ] A.A (0 ms)\\n[ RUN      ] A.B\\n[  FAILED  ] A.B, where GetParam() = 1 (0 ms)\\n'; false")
+add_test(ends_inside "sh" "-c" "printf '[ RUN      ] A.A\\n[       OK ] A.A (0 ms)\\n[ RUN      ] A.C\\n'; false")
 add_test(hangs "sleep" "100")
 set_tests_properties(hangs PROPERTIES TIMEOUT 1)
 add_test(crashes "sh" "-c" "kill -SEGV $$")
@@ -45,9 +48,11 @@ class Totals(unittest.TestCase):
             )
             ran = subprocess.run([sys.executable, SCRIPT, junit], capture_output=True, text=True, check=True)
         totals, *lines = ran.stdout.splitlines()
-        self.assertEqual(totals, "3 4 3", ran.stdout)
+        self.assertEqual(totals, "3 6 3", ran.stdout)
         for name in ("fails", "hangs", "crashes", "not_built"):
             self.assertTrue(any(line.startswith(f"FAILED {name}") for line in lines), f"{name} in {lines}")
+        self.assertTrue(any(line.startswith("FAILED fails_inside A.B after") for line in lines), str(lines))
+        self.assertTrue(any(line.startswith("FAILED ends_inside A.C (not ended) after") for line in lines), str(lines))
         self.assertIn("skipped skips: needs root", lines)
         self.assertIn("skipped skips_inside A.B: no tun", lines)
         self.assertIn("skipped skips_in_python test_looks: there is no browser", lines)
