@@ -9,14 +9,14 @@
 // of. The engine's side is engine/fabric/plugin/.
 //
 // Thread rules: map, unmap and pack_key from any thread, everything else by the owner of the engine's loop. The host's
-// functions are called only from within progress() and disconnect(), and must not call back into the fabric.
+// functions are called only from within progress(), disconnect() and cancel(), and must not call back into the fabric.
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 // Both sides must have the same number: any change of this file counts it up.
-#define KVF_FABRIC_ABI 4u
+#define KVF_FABRIC_ABI 5u
 // The one symbol that a plug-in exports: `const kvf_fabric_table* kvferry_fabric_v1(void)`.
 #define KVF_FABRIC_ENTRY "kvferry_fabric_v1"
 
@@ -136,6 +136,9 @@ typedef struct {
                  size_t length, uint64_t operation, kvf_text why);
   // Ends when everything that was put before has arrived in the peer's memory.
   int32_t (*flush)(kvf_endpoint* endpoint, uint64_t operation, kvf_text why);
+  // Takes gets and puts back as far as the library can: those have ended with KVF_FAILED, at once or by and by. The
+  // others end as they would have.
+  void (*cancel)(kvf_endpoint* endpoint, const uint64_t* operations, size_t count);
 } kvf_fabric_table;
 
 #ifdef __cplusplus

@@ -59,6 +59,7 @@ class Side {
   // Why operations have ended, and the connection, since the last forget_loss(): the first is the cause.
   const std::vector<std::string>& failures() const { return failures_; }
   void admit(bool yes) { admits_ = yes; }
+  const std::map<uint64_t, int32_t>& ended() const { return ended_; }
 
   int32_t begin(const std::function<int32_t(uint64_t operation, kvf_text why)>& post) {
     Why why;
@@ -245,6 +246,40 @@ TEST_P(Keys, WriteWhatAFlushWaitsFor) {
                             [&] { owner_->progress(); }),
       KVF_OK);
   EXPECT_EQ(static_cast<size_t>(std::count(theirs_.begin(), theirs_.end(), std::byte{9})), kBytes);
+}
+
+// UCX takes nothing back.
+TEST_P(Keys, GiveBackWhatHasNotBegun) {
+  constexpr size_t kGets = 1000;  // more than are in flight at once
+  constexpr size_t kEach = 32;
+  ours_.assign(kGets * kEach, std::byte{1});
+  std::vector<uint64_t> posted;
+  for (size_t i = 0; i < kGets; ++i) {
+    const int32_t result = initiator_->begin([&](uint64_t operation, kvf_text why) {
+      posted.push_back(operation);
+      return table().get(endpoint_, ours_.data() + i * kEach, nullptr, reinterpret_cast<uint64_t>(theirs_.data()), key_,
+                         kEach, operation, why);
+    });
+    ASSERT_EQ(result, KVF_PENDING);
+  }
+  table().cancel(endpoint_, posted.data(), posted.size());
+  ASSERT_TRUE(eventually([&] {
+    initiator_->progress();
+    owner_->progress();
+    return std::all_of(posted.begin(), posted.end(),
+                       [&](uint64_t each) { return initiator_->ended().count(each) > 0; });
+  }));
+  size_t taken_back = 0;
+  for (size_t i = 0; i < kGets; ++i) {
+    const int32_t result = initiator_->ended().at(posted[i]);
+    EXPECT_TRUE(result == KVF_OK || result == KVF_FAILED) << result;
+    EXPECT_EQ(ours_[i * kEach], result == KVF_OK ? std::byte{7} : std::byte{1}) << i;
+    taken_back += result == KVF_FAILED ? 1 : 0;
+  }
+  if (std::string_view(GetParam().fabric) == "ofi") {
+    EXPECT_GT(taken_back, kGets / 2);
+  }
+  EXPECT_EQ(get(0, 4096), KVF_OK) << "the connection is not the price";
 }
 
 // I4: what an owner has fenced off does not come back by itself, and does not wait for ever either.

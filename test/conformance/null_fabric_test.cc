@@ -102,6 +102,28 @@ TEST_P(NullFabricOfBothKinds, CanTellOfAFlushWhileItsConnectionIsBeingEnded) {
   EXPECT_TRUE(begin(Operation::write).wait().status.ok());
 }
 
+// What was cancelled costs the connection only where the library does not give it back.
+TEST_F(NullFabric, KeepsItsConnectionWhereWhatWasCancelledIsGivenBack) {
+  owner_ = make("owner");
+  initiator_ = make("initiator", {{"ucx", "STICK", "40"}, {"ucx", "TAKES_BACK", "40"}, {"ucx", "REJECT", "1000"}});
+  landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
+  region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));
+  TransferRequest asked;
+  asked.peer = must(initiator_->peer(owner_->address()));
+  asked.operation = Operation::read;
+  for (uint64_t i = 0; i < 40; ++i) asked.pairs.push_back({ours_.data() + 200 * i, region_->id(), 200 * i, 100});
+  const Transfer stuck = must(initiator_->submit(asked));
+  const Outcome next = must(initiator_->submit(asked)).wait();
+  ASSERT_TRUE(next.status.ok()) << next.status.error().to_string();
+  stuck.cancel();
+  const Outcome outcome = stuck.wait();
+  ASSERT_FALSE(outcome.status.ok());
+  EXPECT_EQ(outcome.status.error().code, ErrorCode::cancelled) << outcome.status.error().to_string();
+  EXPECT_EQ(outcome.bytes_done, 0u);
+  const Outcome behind = must(initiator_->submit(asked)).wait();
+  EXPECT_TRUE(behind.status.ok()) << behind.status.error().to_string();
+}
+
 // An owner that has ended a connection refuses the next ones until it has heard that this side knows why.
 TEST_F(NullFabric, IsDialledAgainBehindABrokenConnectionBeforeATransferFails) {
   owner_ = make("owner");

@@ -2,7 +2,9 @@
 
 #include <sys/random.h>
 
+#include <unordered_set>
 #include <utility>
+#include <vector>
 
 #include "engine/fabric/ofi/fabric.h"
 
@@ -127,6 +129,7 @@ int32_t kvf_endpoint::begin(Request::Kind kind, void* local, const kvf_memory* m
   transfer.remote = remote - key.base;
   transfer.key = key.key;
   transfer.operation = operation;
+  transfer.cancelled = false;
   transfer.put = kind == Request::Kind::write ? last_put_ + 1 : 0;
   if (memory == nullptr && fabric_.register_own(local, length, FI_READ | FI_WRITE, transfer.own, why) != KVF_OK)
     return KVF_FAILED;
@@ -176,6 +179,24 @@ int32_t kvf_endpoint::flush(uint64_t operation, kvf_text why) {
   if (state_ == State::standing && arrived(last_put_)) return KVF_OK;
   flushes_.push_back({operation, last_put_});
   return KVF_PENDING;
+}
+
+// What waits in the backlog is ours to take back; what the provider has is so where it can (the memory is then our
+// own).
+int32_t kvf_endpoint::cancel(std::span<const uint64_t> operations) {
+  const std::unordered_set<uint64_t> unwanted(operations.begin(), operations.end());
+  std::vector<Transfer*> waiting;
+  std::erase_if(backlog_, [&](Transfer* each) {
+    if (unwanted.count(each->operation) == 0) return false;
+    waiting.push_back(each);
+    return true;
+  });
+  for (Transfer* each : waiting) tell(*each, KVF_FAILED, "cancelled");
+  if (waiting.size() < unwanted.size())
+    for (Transfer& each : transfers_)
+      if (unwanted.count(each.operation) > 0) port_->cancel(each);
+  tell_flushes();
+  return KVF_OK;
 }
 
 void kvf_endpoint::ended(Request& request, int32_t result, const std::string& why) {

@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 
 #include "engine/fabric/ofi/letter.h"
@@ -25,6 +26,7 @@ struct kvf_endpoint final : private kvferry::ofi::Port::User, private kvferry::o
   int32_t begin(kvferry::ofi::Request::Kind kind, void* local, const kvf_memory* memory, uint64_t remote,
                 const kvf_key& key, size_t length, uint64_t operation, kvf_text why);
   int32_t flush(uint64_t operation, kvf_text why);
+  int32_t cancel(std::span<const uint64_t> operations);
 
  private:
   using Request = kvferry::ofi::Request;

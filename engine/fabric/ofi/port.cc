@@ -84,6 +84,12 @@ ssize_t Port::post(Request& request) {
   return -FI_EINVAL;
 }
 
+// Few providers take back more than receives.
+void Port::cancel(Request& request) {
+  request.cancelled = fi_cancel(&endpoint_.get()->fid, &request.room) == 0;
+  fabric_.touch(*this);
+}
+
 uint32_t Port::read_queue() {
   uint32_t told = 0;
   fi_cq_entry entries[kEntries];
@@ -102,7 +108,7 @@ uint32_t Port::read_queue() {
   return told;
 }
 
-// What goes wrong with one operation goes wrong with the connection: providers do not heal it.
+// What goes wrong with one operation goes wrong with the connection, which providers do not heal; unless it was to.
 bool Port::tell_error() {
   fi_cq_err_entry error{};
   if (fi_cq_readerr(queue_.get(), &error, 0) < 1) return false;
@@ -111,10 +117,9 @@ bool Port::tell_error() {
   if (endpoint_) fi_cq_strerror(queue_.get(), error.prov_errno, error.err_data, words, sizeof words);
   std::string why = fabric_.provider() + ": " + fi_strerror(error.err);
   if (words[0] != '\0' && why.find(words) == std::string::npos) why += std::string(", ") + words;
-  if (error.op_context != nullptr)
-    user_.ended(*static_cast<Request*>(error.op_context), KVF_LOST, why);
-  else
-    user_.broke(why);
+  if (error.op_context == nullptr) return user_.broke(why), true;
+  Request& request = *static_cast<Request*>(error.op_context);
+  user_.ended(request, request.cancelled && error.err == FI_ECANCELED ? KVF_FAILED : KVF_LOST, why);
   return true;
 }
 

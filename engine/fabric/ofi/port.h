@@ -29,6 +29,7 @@ struct Request {
   void* descriptor = nullptr;  // of local memory, where the provider wants one
   uint64_t remote = 0;
   uint64_t key = 0;
+  bool cancelled = false;
 };
 
 // An endpoint with a queue and addresses of its own. (Of a queue that several endpoints share, libfabric 1.17 goes on
@@ -59,6 +60,8 @@ class Port {
 
   // 0, or libfabric's error; -FI_EAGAIN: nothing was begun, neither now nor, where there is no connection, ever.
   ssize_t post(Request& request);
+  // Asks for its end, which is told as KVF_FAILED where the provider could take it back.
+  void cancel(Request& request);
   // Tells the ends of what was posted; how many.
   uint32_t read_queue();
   // The descriptor is readable when there is something to do, after may_sleep() has said yes.

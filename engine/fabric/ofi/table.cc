@@ -80,6 +80,9 @@ const kvf_fabric_table kTable = {
     [](kvf_endpoint* endpoint, uint64_t operation, kvf_text why) {
       return guarded(why, [&] { return endpoint->flush(operation, why); });
     },
+    [](kvf_endpoint* endpoint, const uint64_t* operations, size_t count) {
+      static_cast<void>(guarded({nullptr, 0}, [&] { return endpoint->cancel({operations, count}); }));
+    },
 };
 
 }  // namespace

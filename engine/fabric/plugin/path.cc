@@ -160,7 +160,7 @@ int32_t PluginPath::post(const WorkPtr& work, const Piece& piece, Why& why) {
   kvf_memory* memory = memory_of(job, local, node_);
   const uint64_t remote = region.base + pair.offset + piece.offset;
   auto operation = std::make_unique<PieceOperation>(in_flight_, work, piece);
-  const auto token = reinterpret_cast<uint64_t>(static_cast<Posted*>(operation.get()));
+  const uint64_t token = operation->token();
   work->exposed |= work->writes();
   const kvf_fabric_table& table = node_.table();
   const int32_t result = work->writes()
@@ -289,7 +289,7 @@ bool PluginPath::wait_for(const std::function<bool()>& condition, Duration patie
   return true;
 }
 
-// I4: what the fabric has is waited for, briefly, and then ended with its connection.
+// I4: what the fabric has and does not give back is waited for, briefly, and then ended with its connection.
 bool PluginPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
   const auto entry = works_.extract(job.get());
   if (entry.empty()) return true;
@@ -297,6 +297,10 @@ bool PluginPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
   work->ended = true;
   fail(work, Error{ErrorCode::cancelled, "cancelled"});
   std::erase(queue_, work);
+  if (work->in_flight > 0) {
+    const std::vector<uint64_t> tokens = in_flight_.tokens_of(work);
+    node_.table().cancel(endpoint_, tokens.data(), tokens.size());
+  }
   const auto drained = [&] { return work->in_flight == 0; };
   if (!wait_for(drained, options_.cancel_patience)) break_connection("a cancelled operation did not end");
   static_cast<void>(settle_writes(*work->job, work->job->pins));  // a device that cannot has failed

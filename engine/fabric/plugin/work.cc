@@ -47,6 +47,13 @@ void PieceOperation::orphan() {
   all_ = nullptr;
 }
 
+std::vector<uint64_t> InFlight::tokens_of(const WorkPtr& work) const {
+  std::vector<uint64_t> tokens;
+  for (PieceOperation* operation : operations_)
+    if (operation->work() == work) tokens.push_back(operation->token());
+  return tokens;
+}
+
 void InFlight::orphan_all() {
   for (PieceOperation* operation : operations_) operation->orphan();
   operations_.clear();

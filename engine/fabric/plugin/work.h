@@ -76,6 +76,8 @@ class PieceOperation final : public Posted {
   PieceOperation(InFlight& all, WorkPtr work, Piece piece);
   ~PieceOperation() override;
   void ended(int32_t result, const std::string& why) override;
+  // What the plug-in calls it by.
+  uint64_t token() { return reinterpret_cast<uint64_t>(static_cast<Posted*>(this)); }
   // Nobody waits for it any more, and the plug-in still has it: the local memory stays pinned until its end.
   void orphan();
 
@@ -98,6 +100,8 @@ class InFlight {
   size_t count() const { return operations_.size(); }
   uint64_t bytes() const { return bytes_; }
   void orphan_all();
+  // What the plug-in calls those of `work` by.
+  std::vector<uint64_t> tokens_of(const WorkPtr& work) const;
   // Those that have something in flight, one or more times each.
   template <class Each>
   void each_work(Each each) const {

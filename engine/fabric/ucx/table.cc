@@ -61,6 +61,7 @@ const kvf_fabric_table kTable = {
     get,
     put,
     flush,
+    [](kvf_endpoint*, const uint64_t*, size_t) {},  // ucp_request_cancel() takes back receives alone
 };
 
 }  // namespace

@@ -230,6 +230,7 @@ const kvf_fabric_table kTable = {
       endpoint->fabric->pending.push_back({operation, KVF_OK});
       return int32_t{KVF_PENDING};
     },
+    [](kvf_endpoint*, const uint64_t*, size_t) {},
 };
 
 }  // namespace

@@ -16,6 +16,7 @@
 // remains is what the engine itself costs. It goes by the name of ucx, because engines know no other. Settings, each a
 // number, let it answer as a transport may:
 // - STICK: so many gets never end, as a broken device's: their connection cannot be ended either. The next ends them.
+// - TAKES_BACK: so many of those that never end do so when they are cancelled.
 // - SILENT: the same for so many flushes: connections that nobody answers.
 // - REJECT: so many connections behind the first are not let in.
 // - HELD: so many flushes behind a put end when their connection does, and well.
@@ -38,6 +39,7 @@ struct kvf_fabric {
   std::vector<uint64_t> pending;
   std::vector<uint64_t> ending;
   size_t gets_to_stick = 0;
+  size_t gets_to_take_back = 0;
   size_t flushes_to_stick = 0;
   size_t connections = 0;
   size_t connections_to_reject = 0;
@@ -74,6 +76,7 @@ int32_t open(const kvf_host* host, const kvf_open_params* params, kvf_fabric** o
   fabric->wake = kvferry::UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   for (size_t i = 0; i < params->setting_count; ++i)
     for (auto& [name, count] : {std::pair<const char*, size_t*>("STICK", &fabric->gets_to_stick),
+                                std::pair<const char*, size_t*>("TAKES_BACK", &fabric->gets_to_take_back),
                                 std::pair<const char*, size_t*>("SILENT", &fabric->flushes_to_stick),
                                 std::pair<const char*, size_t*>("REJECT", &fabric->connections_to_reject),
                                 std::pair<const char*, size_t*>("HELD", &fabric->flushes_to_hold),
@@ -203,6 +206,16 @@ const kvf_fabric_table kTable = {
         return int32_t{KVF_PENDING};
       }
       return begin(endpoint, operation, endpoint->fabric->flushes_to_stick);
+    },
+    [](kvf_endpoint* endpoint, const uint64_t* operations, size_t count) {
+      kvf_fabric& fabric = *endpoint->fabric;
+      std::erase_if(fabric.stuck, [&](uint64_t operation) {
+        if (fabric.gets_to_take_back == 0 || std::find(operations, operations + count, operation) == operations + count)
+          return false;
+        --fabric.gets_to_take_back;
+        fabric.host.ended(fabric.host.self, operation, KVF_FAILED, "cancelled");
+        return true;
+      });
     },
 };
 
