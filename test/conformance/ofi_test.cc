@@ -1,12 +1,17 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include "test/conformance/plugin_config.h"
 #include "test/conformance/process_state.h"
 #include "test/support/engines.h"
+#include "test/support/process.h"
 #include "test/support/trial.h"
 
 // What the fabric ofi says where it cannot be used, and what it leaves alone in the process.
@@ -45,10 +50,29 @@ TEST_F(OfiPlugin, OfAProviderThatDoesNotExistNamesIt) {
   EXPECT_NE(why.find("finds no device for the provider \"smoke-signals\""), std::string::npos) << why;
 }
 
-// Queues in shared memory, which nobody can sleep on: two engines of one host have the fabric local.
+// They would have to be looked at all the time. (Those of shm are looked at when a peer rings.)
 TEST_F(OfiPlugin, OfAProviderWhoseQueuesWakeNobodyIsRefused) {
-  const std::string why = why_not(plugin_config({"ofi", "shm"}));
-  EXPECT_NE(why.find("shm: cannot make a queue that wakes a sleeping process"), std::string::npos) << why;
+  const std::string why = why_not(plugin_config({"ofi", "udp;ofi_rxd"}));
+  EXPECT_NE(why.find("udp;ofi_rxd: its queues cannot wake a sleeping process"), std::string::npos) << why;
+}
+
+TEST_F(OfiPlugin, OfSharedMemoryLeavesTheProcessAlone) {
+  const auto engine = must(Engine::create(plugin_config({"ofi", "shm"})));
+  const ProcessState now;
+  EXPECT_EQ(now.on_segv, kAtStart.on_segv);
+  EXPECT_EQ(now.environment, kAtStart.environment);
+}
+
+// A process that is killed leaves its shared memory behind.
+TEST_F(OfiPlugin, RemovesWhatTheDeadHaveLeftInSharedMemory) {
+  Process child = must(Process::spawn("/bin/true"));
+  const pid_t dead = child.pid();
+  ASSERT_TRUE(child.wait(std::chrono::seconds(10)).ok());
+  const auto left_by = [](pid_t process) { return fmt::format("/dev/shm/kvferry:{}:0:99", process); };
+  for (const pid_t process : {dead, ::getpid()}) std::ofstream(left_by(process)) << "left";
+  const auto engine = must(Engine::create(plugin_config({"ofi", "shm"})));
+  EXPECT_FALSE(std::filesystem::exists(left_by(dead)));
+  EXPECT_TRUE(std::filesystem::remove(left_by(::getpid()))) << "of a process that lives";
 }
 
 // Its keys are secrets that pass in the clear, and the owner's CPU compares them.

@@ -81,11 +81,17 @@ inline void use_transports(EngineConfig& config, const std::string& fabric, cons
   if (!rdma_host().empty()) config.rdma_hosts = {rdma_host()};
 }
 
+// libfabric's shared memory, in which a process that is stopped or killed may hold a lock that its peers wait for.
+inline constexpr PluginCase kOfiSharedMemory = {"ofi", "shm"};
+
 // And UCX's shared memory, which tells too little of peers that die (docs/rdma.md): for suites in which nobody does. It
 // is taken for nothing unless it is told to.
 inline std::vector<PluginCase> peaceful_plugin_cases() {
   std::vector<PluginCase> out = plugin_cases();
-  if (!has_rdma_device()) out.push_back({"ucx", "posix,tcp,self"});
+  if (!has_rdma_device()) {
+    out.push_back({"ucx", "posix,tcp,self"});
+    out.push_back(kOfiSharedMemory);
+  }
   return out;
 }
 inline void use_shared_memory(EngineConfig& config, std::string_view transports) {

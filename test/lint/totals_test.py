@@ -13,8 +13,9 @@ TESTS = """
 add_test(passes "true")
 add_test(fails "false")
 add_test(fails_inside "sh" "-c"
-  "printf '[ RUN      ] A.A\\n[       OK ] A.A (0 ms)\\n[ RUN      ] A.B\\n[  FAILED  ] A.B, where GetParam() = 1 (0 ms)\\n'; false")
-add_test(ends_inside "sh" "-c" "printf '[ RUN      ] A.A\\n[       OK ] A.A (0 ms)\\n[ RUN      ] A.C\\n'; false")
+  "printf '[ RUN      ] A.B\\n[  FAILED  ] A.B, where GetParam() = 1 (0 ms)\\n'; false")
+add_test(ends_inside "sh" "-c"
+  "printf '[ RUN      ] A.A\\n[       OK ] A.A (0 ms)\\n[ RUN      ] A.C\\n'; false")
 add_test(hangs "sleep" "100")
 set_tests_properties(hangs PROPERTIES TIMEOUT 1)
 add_test(crashes "sh" "-c" "kill -SEGV $$")

@@ -138,6 +138,10 @@ bool Door::admit(const Letter& hello) {
   return true;
 }
 
+bool Door::knows(uint64_t number) const {
+  return std::any_of(guests_.begin(), guests_.end(), [&](const auto& each) { return each.second->number() == number; });
+}
+
 // I4: a connection that libfabric does not let go of stays where libfabric may still find it, and what came by it is
 // never sure to have ended.
 bool Door::fence(uint64_t client) {

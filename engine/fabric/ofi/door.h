@@ -23,6 +23,8 @@ class Door final : private Port::User, private Tended {
   ~Door() override;
 
   Name name() const { return port_->name(); }
+  // Whether a connection of that number stands, or is being made.
+  bool knows(uint64_t number) const;
   // Ends that client's connection. True: nothing that came by it is applied any more.
   bool fence(uint64_t client);
 
@@ -37,6 +39,7 @@ class Door final : private Port::User, private Tended {
     bool answer();
     bool over() const { return answered_ || lost_; }
     bool lost() const { return lost_; }
+    uint64_t number() const { return answer_.letter.number; }
     bool close() { return port_ == nullptr || port_->close(); }
 
    private:

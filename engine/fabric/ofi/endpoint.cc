@@ -87,10 +87,17 @@ void kvf_endpoint::on_thanked(int32_t result, const std::string& why) {
   tell_flushes();
 }
 
+// Where queues wake nobody, the owner is rung at for as long as something is under way.
 bool kvf_endpoint::tend() {
   if (state_ == State::dialling && send(hello_)) state_ = State::asking;
   if (state_ == State::thanking && !thanked_) thanked_ = send(thanks_);
   if (state_ == State::standing) drain_backlog();
+  if (fabric_.polls()) {
+    const bool waits = state_ != State::lost && (state_ != State::standing || !transfers_.empty());
+    if (waits && !fabric_.ring(door_name_, hello_.letter.number) && state_ == State::standing)
+      lose(fabric_.provider() + ": the peer has ended the connection");
+    return waits;
+  }
   return state_ == State::dialling || (state_ == State::thanking && !thanked_) ||
          (state_ == State::standing && !backlog_.empty());
 }
@@ -145,10 +152,8 @@ int32_t kvf_endpoint::begin(Request::Kind kind, void* local, const kvf_memory* m
   transfers_.splice(transfers_.end(), spare_, spare_.begin());
   transfer.self = std::prev(transfers_.end());
   if (transfer.put != 0) puts_.insert(puts_.end(), last_put_ = transfer.put);
-  if (result != 0) {
-    backlog_.push_back(&transfer);
-    fabric_.want_turns(*this);
-  }
+  if (result != 0) backlog_.push_back(&transfer);
+  if (result != 0 || fabric_.polls()) fabric_.want_turns(*this);
   return KVF_PENDING;
 }
 

@@ -13,6 +13,7 @@
 #include "engine/fabric/ofi/process.h"
 #include "engine/fabric/ofi/range.h"
 
+using kvferry::ofi::Bell;
 using kvferry::ofi::Handle;
 using kvferry::ofi::Port;
 using kvferry::ofi::RangeAttributes;
@@ -21,7 +22,8 @@ using kvferry::ofi::Tended;
 
 namespace {
 
-constexpr long kTick = 50'000'000;  // ns, between two looks at what wakes nobody
+constexpr long kTick = 50'000'000;      // ns, between two looks at what wakes nobody
+constexpr long kShortTick = 1'000'000;  // where nothing does
 constexpr uint64_t kRemote = FI_REMOTE_READ | FI_REMOTE_WRITE;
 // What this fabric can do with: memory registered at both ends, addresses of it, keys that the provider makes.
 constexpr int kMemoryModes = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
@@ -51,9 +53,9 @@ int32_t kvf_fabric::start(const char* host, kvf_text why) {
   const auto failed = [&](const char* what, int error) {
     return say(why, provider() + ": " + what + kvferry::ofi::take_complaint(), error);
   };
-  if (const int error = fi_fabric(info_->fabric_attr, fabric_.out(), nullptr); error != 0)
+  if (const int error = fi_fabric(info_->fabric_attr, opened_->fabric.out(), nullptr); error != 0)
     return failed("cannot open the fabric", error);
-  if (const int error = fi_domain(fabric_.get(), info_.get(), domain_.out(), nullptr); error != 0)
+  if (const int error = fi_domain(fabric(), info_.get(), opened_->domain.out(), nullptr); error != 0)
     return failed("cannot open the device", error);
   epoll_ = ::epoll_create1(EPOLL_CLOEXEC);
   clock_ = ::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
@@ -61,16 +63,20 @@ int32_t kvf_fabric::start(const char* host, kvf_text why) {
   event.events = EPOLLIN;
   if (epoll_ < 0 || clock_ < 0 || ::epoll_ctl(epoll_, EPOLL_CTL_ADD, clock_, &event) != 0)
     return failed("no descriptor to sleep on", -errno);
-  return KVF_OK;
+  if (!polls()) return KVF_OK;
+  kvferry::ofi::Name::remove_leftovers();
+  bell_ = kvferry::ofi::Bell::hang({});
+  return bell_ && watch(*bell_) ? KVF_OK : failed("no socket to be woken by", -errno);
 }
 
 // The first endpoint that the provider offers at the host, with memory of GPUs where one takes that.
 int32_t kvf_fabric::find(const char* host, kvf_text why) {
   if (settings_.uses_sockets() && !kvferry::plugin_kit::SocketAddress::parse(host, 0).ok())
     return say(why, "not a numeric address to listen on", -FI_EINVAL);
-  if (look_for(host, FI_RMA | FI_MSG | FI_HMEM, kMemoryModes | FI_MR_HMEM) == 0) return KVF_OK;
+  if (!polls() && look_for(host, FI_RMA | FI_MSG | FI_HMEM, kMemoryModes | FI_MR_HMEM) == 0) return KVF_OK;
   kvferry::ofi::take_complaint();
-  const int error = look_for(host, FI_RMA | FI_MSG, kMemoryModes);
+  // Where addresses are real ones, peers that share memory look at no keys.
+  const int error = look_for(host, FI_RMA | FI_MSG, polls() ? 0 : kMemoryModes);
   if (error == 0) return KVF_OK;
   const uint32_t version = fi_version();
   return say(why,
@@ -91,7 +97,8 @@ int kvf_fabric::look_for(const char* host, uint64_t capabilities, int memory_mod
   hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
   hints->tx_attr->size = kSends;
   hints->rx_attr->size = kReceives;
-  const char* node = nullptr;
+  const std::string own = kvferry::ofi::Name::of_this_process();
+  const char* node = polls() ? own.c_str() : nullptr;
   if (settings_.uses_sockets()) {
     const bool v6 = kvferry::plugin_kit::SocketAddress::parse(host, 0).is_v6();
     hints->addr_format = v6 ? FI_SOCKADDR_IN6 : FI_SOCKADDR_IN;
@@ -117,7 +124,9 @@ int32_t kvf_fabric::listen(kvf_text address, kvf_text why) {
   const std::string text = door_->name().to_text();
   if (text.size() >= address.size) return say(why, provider() + ": an address that is too long", -FI_ETOOSMALL);
   std::memcpy(address.data, text.c_str(), text.size() + 1);
-  return KVF_OK;
+  if (!polls()) return KVF_OK;
+  door_bell_ = kvferry::ofi::Bell::hang(door_->name());
+  return door_bell_ && watch(*door_bell_) ? KVF_OK : say(why, provider() + ": no socket to be woken by", -errno);
 }
 
 // ---- memory
@@ -132,7 +141,7 @@ int kvf_fabric::register_memory(const kvf_range& range, uint64_t access, Handle<
     const size_t bytes = info_->domain_attr->mr_key_size;
     if (bytes < sizeof key) key &= (uint64_t{1} << (8 * bytes)) - 1;
     const RangeAttributes attributes(range, access, key, info_->fabric_attr->api_version);
-    error = fi_mr_regattr(domain_.get(), attributes.get(), attributes.flags(), out.out());
+    error = fi_mr_regattr(domain(), attributes.get(), attributes.flags(), out.out());
   }
   return error;
 }
@@ -195,11 +204,19 @@ bool kvf_fabric::watch(Port& port) {
   event.events = EPOLLIN;
   event.data.ptr = &port;
   touch(port);
+  if (polls()) return polled_.insert(&port).second;
   return ::epoll_ctl(epoll_, EPOLL_CTL_ADD, port.descriptor(), &event) == 0;
+}
+
+bool kvf_fabric::watch(const Bell& bell) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  return ::epoll_ctl(epoll_, EPOLL_CTL_ADD, bell.descriptor(), &event) == 0;
 }
 
 void kvf_fabric::forget(Port& port) {
   busy_.erase(&port);
+  polled_.erase(&port);
   if (port.descriptor() >= 0) ::epoll_ctl(epoll_, EPOLL_CTL_DEL, port.descriptor(), nullptr);
 }
 
@@ -213,19 +230,31 @@ bool kvf_fabric::look_who_is_ready() {
       continue;
     }
     uint64_t ticks = 0;
-    ticked = ::read(clock_, &ticks, sizeof ticks) == sizeof ticks;
-    if (ticked) clock_set_ = false;
+    if (::read(clock_, &ticks, sizeof ticks) != sizeof ticks) continue;  // a bell, which is heard by itself
+    ticked = true;
+    clock_set_ = false;
   }
   return ticked;
 }
 
+bool kvf_fabric::hear_bells() {
+  const bool at_door = door_bell_ != nullptr && door_bell_->heard();
+  return (bell_ != nullptr && bell_->heard()) || at_door;
+}
+
 uint32_t kvf_fabric::progress() {
   // A tick counts: whoever is restless needs the next one, which arm() sets.
-  uint32_t done = look_who_is_ready() ? 1 : 0;
+  const bool ticked = look_who_is_ready();
+  const bool rung = hear_bells();
+  if (ticked || rung) busy_.insert(polled_.begin(), polled_.end());
+  uint32_t done = ticked || rung ? 1 : 0;
   for (Port* port : std::vector<Port*>(busy_.begin(), busy_.end()))
     if (busy_.count(port) > 0) done += port->read_queue();
+  stirred_ |= ticked || done > (rung ? 1 : 0);
   for (Tended* tended : std::vector<Tended*>(restless_.begin(), restless_.end()))
     if (restless_.count(tended) > 0 && !tended->tend()) restless_.erase(tended);
+  stirred_ = false;
+  if (door_bell_) door_bell_->ring_back([this](uint64_t number) { return door_->knows(number); });
   return done;
 }
 
@@ -234,7 +263,7 @@ int32_t kvf_fabric::arm() {
     if (!(*port)->may_sleep()) return KVF_BUSY;
   if (!restless_.empty() && !clock_set_) {
     itimerspec when{};
-    when.it_value.tv_nsec = kTick;
+    when.it_value.tv_nsec = polls() ? kShortTick : kTick;
     clock_set_ = ::timerfd_settime(clock_, 0, &when, nullptr) == 0;
   }
   return KVF_OK;

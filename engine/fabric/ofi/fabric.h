@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/fabric/ofi/bell.h"
 #include "engine/fabric/ofi/door.h"
 #include "engine/fabric/ofi/port.h"
 #include "engine/fabric/ofi/settings.h"
@@ -45,8 +46,11 @@ struct kvf_fabric {
   uint64_t client() const { return client_; }
   const fi_info& info() const { return *info_; }
   fi_info* mutable_info() { return info_.get(); }  // libfabric takes no const
-  fid_fabric* fabric() const { return fabric_.get(); }
-  fid_domain* domain() const { return domain_.get(); }
+  fid_fabric* fabric() const { return opened_->fabric.get(); }
+  fid_domain* domain() const { return opened_->domain.get(); }
+  const std::shared_ptr<kvferry::ofi::Opened>& opened() const { return opened_; }
+  // Its queues wake nobody: they are looked at when a peer rings, and by the clock while something is under way.
+  bool polls() const { return settings_.is_shared_memory(); }
 
   // From any thread.
   int32_t map(const kvf_range& range, kvf_memory** out, kvf_text why);
@@ -59,6 +63,15 @@ struct kvf_fabric {
   // Of ports: whether the loop is woken by it; that it may have something to do; that it is gone.
   bool watch(kvferry::ofi::Port& port);
   void touch(kvferry::ofi::Port& port) { busy_.insert(&port); }
+  // The same of one that was posted to.
+  void stir(kvferry::ofi::Port& port) {
+    touch(port);
+    stirred_ = true;
+  }
+  // Rings at the owner by that name if there may be something new. False: the connection is none any more.
+  bool ring(const kvferry::ofi::Name& owner, uint64_t number) const {
+    return bell_->gone().count(number) == 0 && (!stirred_ || bell_->ring(owner, number));
+  }
   void forget(kvferry::ofi::Port& port);
   // Who waits for something that wakes nobody is tended in every progress(), and soon, until tend() says no.
   void want_turns(kvferry::ofi::Tended& tended) { restless_.insert(&tended); }
@@ -70,19 +83,24 @@ struct kvf_fabric {
   int32_t start(const char* host, kvf_text why);
   int32_t find(const char* host, kvf_text why);
   int look_for(const char* host, uint64_t capabilities, int memory_modes);
+  bool watch(const kvferry::ofi::Bell& bell);
   bool look_who_is_ready();  // whether the clock has ticked
+  bool hear_bells();
   int register_memory(const kvf_range& range, uint64_t access, kvferry::ofi::Handle<fid_mr>& out);
 
   const kvf_host host_;
   const kvferry::ofi::Settings settings_;
   const uint64_t client_;
   kvferry::ofi::Info info_;
-  kvferry::ofi::Handle<fid_fabric> fabric_;
-  kvferry::ofi::Handle<fid_domain> domain_;
+  const std::shared_ptr<kvferry::ofi::Opened> opened_ = std::make_shared<kvferry::ofi::Opened>();
   int epoll_ = -1;  // of the ports' descriptors and the clock's
   int clock_ = -1;
   bool clock_set_ = false;
   std::set<kvferry::ofi::Port*> busy_;
+  std::set<kvferry::ofi::Port*> polled_;
+  bool stirred_ = false;  // something was posted, has ended, or may have been missed, since bells were rung
+  std::unique_ptr<kvferry::ofi::Bell> bell_;       // to ring at others
+  std::unique_ptr<kvferry::ofi::Bell> door_bell_;  // at which others ring
   std::set<kvferry::ofi::Tended*> restless_;
   std::unique_ptr<kvferry::ofi::Door> door_;
   std::mutex memory_mutex_;

@@ -1,15 +1,23 @@
 #include "engine/fabric/ofi/name.h"
 
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <string_view>
 
 namespace kvferry::ofi {
 namespace {
 
 constexpr char kDigits[] = "0123456789abcdef";
-constexpr char kMark = 'x';  // hexadecimal digits follow: no socket's address begins with it
+constexpr std::string_view kShared = "fi_shm://";
+constexpr std::string_view kOurs = "kvferry:";  // then the process's number; libfabric adds more
+constexpr char kMark = 'x';                     // hexadecimal digits follow: no socket's address begins with it
 
 sa_family_t family_of(const std::vector<uint8_t>& bytes) {
   sa_family_t family = 0;
@@ -59,6 +67,30 @@ bool Name::is_socket() const {
   const sa_family_t family = family_of(bytes_);
   return (family == AF_INET && bytes_.size() == sizeof(sockaddr_in)) ||
          (family == AF_INET6 && bytes_.size() == sizeof(sockaddr_in6));
+}
+
+bool Name::is_shared_memory() const {
+  return bytes_.size() > kShared.size() && std::equal(kShared.begin(), kShared.end(), bytes_.begin()) &&
+         std::find(bytes_.begin(), bytes_.end(), 0) == bytes_.end() - 1;
+}
+
+std::string Name::of_this_process() {
+  return std::string(kOurs) + std::to_string(::getpid());
+}
+
+bool Name::is_of_this_process() const {
+  const std::string own = std::string(kShared) + of_this_process() + ":";
+  return bytes_.size() > own.size() && std::equal(own.begin(), own.end(), bytes_.begin());
+}
+
+void Name::remove_leftovers() {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kOurs)) continue;
+    const pid_t owner = std::atoi(name.c_str() + kOurs.size());
+    if (owner > 0 && ::kill(owner, 0) != 0 && errno == ESRCH) ::shm_unlink(("/" + name).c_str());
+  }
 }
 
 bool Name::is_wildcard() const {

@@ -22,6 +22,13 @@ class Name {
   const std::vector<uint8_t>& bytes() const { return bytes_; }
   bool empty() const { return bytes_.empty(); }
   bool is_socket() const;
+  // What a provider of shared memory begins the names of this process's endpoints with.
+  static std::string of_this_process();
+  // Removes what processes that were killed have left of theirs in shared memory.
+  static void remove_leftovers();
+  // Of shared memory: a text that ends with a zero.
+  bool is_shared_memory() const;
+  bool is_of_this_process() const;
   // A socket that listens at every address of its host.
   bool is_wildcard() const;
   // The same port at the host of `other`.

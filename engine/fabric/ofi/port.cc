@@ -1,5 +1,8 @@
 #include "engine/fabric/ofi/port.h"
 
+#include <mutex>
+#include <utility>
+
 #include "engine/fabric/ofi/fabric.h"
 #include "engine/fabric/ofi/process.h"
 
@@ -29,18 +32,29 @@ int32_t Port::start(kvf_text why) {
   fi_cq_attr queue{};
   queue.format = FI_CQ_FORMAT_CONTEXT;
   queue.size = fabric_.info().tx_attr->size + fabric_.info().rx_attr->size;
-  queue.wait_obj = FI_WAIT_FD;
+  queue.wait_obj = fabric_.polls() ? FI_WAIT_NONE : FI_WAIT_FD;
   if (const int error = fi_cq_open(fabric_.domain(), &queue, queue_.out(), nullptr); error != 0)
     return failed("cannot make a queue that wakes a sleeping process", error);
-  if (const int error = fi_endpoint(fabric_.domain(), fabric_.mutable_info(), endpoint_.out(), nullptr); error != 0)
-    return failed("cannot make an endpoint", error);
+  if (const int error = make_endpoint(); error != 0) return failed("cannot make an endpoint", error);
   int error = fi_ep_bind(endpoint_.get(), &addresses_.get()->fid, 0);
   if (error == 0) error = fi_ep_bind(endpoint_.get(), &queue_.get()->fid, FI_TRANSMIT | FI_RECV);
   if (error == 0) error = fi_enable(endpoint_.get());
   if (error != 0) return failed("cannot set up an endpoint", error);
+  if (fabric_.polls()) return fabric_.watch(*this) ? KVF_OK : KVF_FAILED;
   if (error = fi_control(&queue_.get()->fid, FI_GETWAIT, &descriptor_); error != 0)
     return failed("its queues cannot wake a sleeping process", error);
   return fabric_.watch(*this) ? KVF_OK : failed("cannot watch a queue", -errno);
+}
+
+// The first one of shared memory takes signals of the whole process.
+int Port::make_endpoint() {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  keep_signal_handlers();
+  const int error = fi_endpoint(fabric_.domain(), fabric_.mutable_info(), endpoint_.out(), nullptr);
+  restore_signal_handlers();
+  if (error == 0 && fabric_.polls() && !std::exchange(counted_, true)) Graves::one_more();
+  return error;
 }
 
 Name Port::name() const {
@@ -55,8 +69,10 @@ Name Port::name() const {
 fi_addr_t Port::add(const Name& peer) {
   fi_addr_t address = FI_ADDR_UNSPEC;
   const Name own = name();
-  const bool alike = peer.bytes().size() == own.bytes().size() && peer.is_socket() == own.is_socket();
+  const bool alike = fabric_.polls() ? peer.is_shared_memory()
+                                     : peer.bytes().size() == own.bytes().size() && peer.is_socket() == own.is_socket();
   const bool added = alike && fi_av_insert(addresses_.get(), peer.bytes().data(), 1, &address, 0, nullptr) == 1;
+  shares_process_ |= counted_ && peer.is_of_this_process();
   return added ? address : FI_ADDR_UNSPEC;
 }
 
@@ -67,7 +83,7 @@ void Port::remove(fi_addr_t peer) {
 
 // It may use up what would have made the descriptor readable.
 ssize_t Port::post(Request& request) {
-  fabric_.touch(*this);
+  fabric_.stir(*this);
   void* const context = &request.room;
   switch (request.kind) {
     case Request::Kind::read:
@@ -124,6 +140,7 @@ bool Port::tell_error() {
 }
 
 bool Port::may_sleep() {
+  if (fabric_.polls()) return true;  // who puts something there rings
   fid* const queue = &queue_.get()->fid;
   fid* queues[] = {queue};
   return fi_trywait(fabric_.fabric(), queues, 1) == 0;
@@ -133,11 +150,17 @@ bool Port::close() {
   fabric_.forget(*this);
   while (read_queue() > 0) {
   }
+  if (counted_ && shares_process_) {
+    counted_ = false;
+    Graves::one_less({fabric_.opened(), std::move(addresses_), std::move(queue_), std::move(endpoint_)});
+    return true;
+  }
   if (!endpoint_.close()) return false;
   while (read_queue() > 0) {  // ends that closing has brought
   }
   queue_.close();
   addresses_.close();
+  if (std::exchange(counted_, false)) Graves::one_less({});
   return true;
 }
 

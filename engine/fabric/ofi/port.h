@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/fabric/ofi/graves.h"
 #include "engine/fabric/ofi/handle.h"
 #include "engine/fabric/ofi/name.h"
 
@@ -64,7 +65,7 @@ class Port {
   void cancel(Request& request);
   // Tells the ends of what was posted; how many.
   uint32_t read_queue();
-  // The descriptor is readable when there is something to do, after may_sleep() has said yes.
+  // The descriptor, where there is one, is readable when there is something to do, after may_sleep() has said yes.
   int descriptor() const { return descriptor_; }
   bool may_sleep();
   // Ends all that was posted, told or not. False: that is not sure, and the endpoint is left to libfabric.
@@ -73,6 +74,7 @@ class Port {
  private:
   Port(kvf_fabric& fabric, User& user) : fabric_(fabric), user_(user) {}
   int32_t start(kvf_text why);
+  int make_endpoint();
   bool tell_error();
 
   kvf_fabric& fabric_;
@@ -81,6 +83,8 @@ class Port {
   Handle<fid_cq> queue_;
   Handle<fid_ep> endpoint_;
   int descriptor_ = -1;
+  bool counted_ = false;         // among those that share memory
+  bool shares_process_ = false;  // with one of its peers
 };
 
 }  // namespace kvferry::ofi

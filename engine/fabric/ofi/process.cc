@@ -29,6 +29,8 @@ const std::map<std::string, std::string>& defaults() {
       {"OFI_RXM_CM_PROGRESS_INTERVAL", "0"},
       // Else efa moves what stays on one host by shared memory, whose queue wakes nobody. Not all builds have efa.
       {"EFA_ENABLE_SHM_TRANSFER", "0"},
+      // By it the owner's CPU writes into an initiator that may have given the memory up (I4), and reads from it.
+      {"SHM_DISABLE_CMA", "1"},
   };
   return values;
 }

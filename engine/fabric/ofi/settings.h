@@ -16,6 +16,8 @@ class Settings {
   const std::string& provider() const { return provider_; }
   // Names of its endpoints are socket addresses, whose host chooses the device.
   bool uses_sockets() const;
+  // Memory that processes of one host share; its queues wake nobody, and have to be looked at.
+  bool is_shared_memory() const { return provider_ == "shm"; }
   // Devices move the bytes and check keys; otherwise the owner's CPU does, or a neighbour's.
   bool is_rdma() const;
   const std::map<std::string, std::string>& variables() const { return variables_; }

@@ -1,0 +1,34 @@
+#include "engine/fabric/ofi/graves.h"
+
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace kvferry::ofi {
+namespace {
+
+struct All {
+  std::mutex mutex;
+  size_t living = 0;
+  std::vector<Remains> buried;  // in the order of their ends
+};
+
+All& all() {
+  static All one;
+  return one;
+}
+
+}  // namespace
+
+void Graves::one_more() {
+  const std::lock_guard lock(all().mutex);
+  ++all().living;
+}
+
+void Graves::one_less(Remains remains) {
+  const std::lock_guard lock(all().mutex);
+  all().buried.push_back(std::move(remains));
+  if (--all().living == 0) all().buried.clear();
+}
+
+}  // namespace kvferry::ofi
