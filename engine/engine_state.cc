@@ -41,10 +41,16 @@ Status EngineState::usable() const {
 
 Status EngineState::open_plugin(const std::string& name, const std::vector<std::string>& hosts, bool by_device) {
   KVF_ASSIGN_OR_RETURN(auto library, plugin::Library::load(name, config.plugin_folder));
+  const bool several = hosts.size() > 1;
+  if (several && !topology) {
+    topology = Topology::with_hwloc(config.sys);
+    registry->set_topology(topology);
+  }
+  const auto known = several ? topology : std::make_shared<const Topology>(config.sys);
   std::vector<std::unique_ptr<plugin::Node>> rails;
   for (const std::string& host : hosts) {
-    KVF_ASSIGN_OR_RETURN(auto node,
-                         plugin::Node::open(*loop, library, config.fabric_settings, host, rails.size(), random.next()));
+    KVF_ASSIGN_OR_RETURN(auto node, plugin::Node::open(*loop, library, config.fabric_settings, host, rails.size(),
+                                                       random.next(), known));
     if (!node->enforces_keys() && config.auth.mode != AuthMode::open)
       return Error{ErrorCode::permission_denied,
                    "fabric \"" + name + "\" would move bytes by transports that check no keys (" + node->describe() +

@@ -32,6 +32,7 @@ struct EngineState {
   std::unique_ptr<GateWords> words;
   std::unique_ptr<Registry> registry;
   std::unique_ptr<EpollLoop> loop;
+  std::shared_ptr<const Topology> topology;          // of all rails; null while no fabric has several
   std::vector<std::unique_ptr<plugin::Node>> nodes;  // of the fabrics of plug-ins
   std::string rdma;                                  // JSON: what "rdma" has come to; empty: it was not named
   std::unique_ptr<SocketNetwork> network;

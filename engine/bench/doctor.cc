@@ -12,7 +12,7 @@
 #include "common/config.h"
 #include "engine/engine.h"
 #include "engine/io/address.h"
-#include "engine/io/place.h"
+#include "engine/io/topology.h"
 #include "engine/memory/cuda/driver.h"
 
 namespace kvferry::bench {
@@ -38,15 +38,27 @@ std::string links() {
   return out;
 }
 
-std::string rdma_devices() {
+// Where hwloc or the kernel sees a device, by which several are chosen from.
+std::string place_line(const Place& place) {
+  return fmt::format("NUMA node {}, {}", place.numa_node < 0 ? "unknown" : std::to_string(place.numa_node),
+                     place.pci.empty() ? "no PCI device" : place.pci);
+}
+
+std::string rdma_devices(const Topology& topology) {
   std::string out;
   for (const fs::path& device : entries("/sys/class/infiniband"))
     for (const fs::path& port : entries(device / "ports"))
-      out += fmt::format("rdma    {}:{}: {}, {}, {}, netdev {}, NUMA node {}\n", device.filename().string(),
+      out += fmt::format("rdma    {}:{}: {}, {}, {}, netdev {}, {}\n", device.filename().string(),
                          port.filename().string(), first_line(port / "state"), first_line(port / "rate"),
                          first_line(port / "link_layer"), first_line(port / "gid_attrs" / "ndevs" / "0"),
-                         first_line(device / "device" / "numa_node"));
+                         place_line(topology.network_device(device.filename().string()).place));
   return out.empty() ? "rdma    no device: /sys/class/infiniband has none\n" : out;
+}
+
+std::string topology_line(const Topology& topology, const Environment& environment) {
+  std::string told;
+  for (const auto& [name, value] : environment.with_prefix("HWLOC_")) told += fmt::format(", HWLOC_{}={}", name, value);
+  return fmt::format("rdma    topology: {}{}\n", topology.source(), told);
 }
 
 // What the driver says of NICs that reach a GPU's memory by themselves.
@@ -126,11 +138,14 @@ std::string rdma_line(EngineConfig config) {
 }  // namespace
 
 Result<std::string> examine_this_host() {
-  KVF_ASSIGN_OR_RETURN(EngineConfig config, EngineConfig::from_environment(Environment::of_process()));
+  const Environment environment = Environment::of_process();
+  KVF_ASSIGN_OR_RETURN(EngineConfig config, EngineConfig::from_environment(environment));
+  const auto topology = Topology::with_hwloc(config.sys);
   KVF_ASSIGN_OR_RETURN(Address listen, parse_address(config.listen, false));
   config.listen = Address{listen.host, 0}.to_string();
   config.logger = make_null_logger();
-  std::string out = links() + rdma_devices() + gpus(config.cuda_driver) + limits();
+  std::string out =
+      links() + rdma_devices(*topology) + topology_line(*topology, environment) + gpus(config.cuda_driver) + limits();
   std::vector<std::string> names = {"local", "tcp"};
   for (const std::string& plugin : known_plugins()) names.push_back(plugin);
   for (const std::string& name : names) out += fabric_line(name, config);

@@ -32,7 +32,8 @@ std::vector<std::filesystem::path> entries(const std::filesystem::path& folder);
 // Those under `sys`, by name.
 std::vector<RdmaDevice> find_rdma_devices(const std::string& sys = "/sys");
 
-// What the kernel tells of devices under `sys` (/sys). Unknown names are devices of which nothing is known.
+// What the kernel tells of devices under `sys` (/sys); topology.h asks hwloc, too. Unknown names are devices of which
+// nothing is known.
 NetworkDevice find_network_device(const std::string& name, const std::string& sys = "/sys");
 // By its PCI address, "0000:3b:00.0".
 Place place_of_pci(const std::string& address, const std::string& sys = "/sys");

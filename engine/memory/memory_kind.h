@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/result.h"
-#include "engine/io/place.h"
+#include "engine/io/topology.h"
 
 namespace kvferry {
 
@@ -81,7 +81,7 @@ class FabricMemoryOps {
   // it when this returns, and nothing of it lands later (I4). A wait of microseconds where the device needs it.
   virtual Status settle_writes(std::span<const void* const> addresses) = 0;
   // Of the device whose memory is at that address: the nearest NIC is chosen by it.
-  virtual Place place_of(const void* address) = 0;
+  virtual Place place_of(const void* address, const Topology& topology) = 0;
 };
 
 // What the engine may do with one kind of memory. Device addresses are opaque outside of this table: everything that

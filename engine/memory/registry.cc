@@ -62,14 +62,13 @@ Result<RegionInfo> Registry::add(void* address, uint64_t length, MemoryKind kind
 
 Status Registry::map(RegionState& region) {
   if (mappers_.empty()) return {};
-  const bool several = mappers_.size() > 1;
   if (region.ops->host_addressable()) {
-    if (several) region.place = place_of_memory(region.at(0));
+    if (topology_) region.place = place_of_memory(region.at(0));
     return map_host(region);
   }
   FabricMemoryOps* ops = region.ops->for_fabrics();
   if (ops == nullptr) return {};
-  if (several) region.place = ops->place_of(region.at(0));
+  if (topology_) region.place = ops->place_of(region.at(0), *topology_);
   map_device(region, *ops);
   return {};
 }

@@ -28,6 +28,8 @@ class Registry {
   // that one of them cannot take is not registered; memory of devices then has no key of that fabric, and goes by
   // others.
   void add_mapper(RegionMapper* mapper) { mappers_.push_back(mapper); }
+  // Likewise: regions have a place from then on, for devices that are chosen by it.
+  void set_topology(std::shared_ptr<const Topology> topology) { topology_ = std::move(topology); }
   // Hears of the first range of each kind that a mapper does not take, in the registering thread.
   void on_unmapped(std::function<void(const std::string& why)> tell) { tell_unmapped_ = std::move(tell); }
 
@@ -83,6 +85,7 @@ class Registry {
   GateWords& words_;
   const size_t max_regions_;
   std::vector<RegionMapper*> mappers_;
+  std::shared_ptr<const Topology> topology_;
   std::function<void(const std::string&)> tell_unmapped_;
 
   mutable std::shared_mutex mutex_;

@@ -36,7 +36,8 @@ uint32_t distance(const Place& memory, const Place& device, const std::vector<st
   if (memory.numa_node == device.numa_node) return kSameNode;
   const auto from = static_cast<size_t>(memory.numa_node);
   const auto to = static_cast<size_t>(device.numa_node);
-  if (from >= numa_distances.size() || to >= numa_distances[from].size()) return kOtherNode;
+  if (from >= numa_distances.size() || to >= numa_distances[from].size() || numa_distances[from][to] <= 0)
+    return kOtherNode;
   return std::max(static_cast<uint32_t>(numa_distances[from][to]), kSameNode + 1);
 }
 

@@ -1,3 +1,4 @@
+#include <dlfcn.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -72,6 +73,25 @@ TEST_F(NullFabric, TellsOfManyRegionsWithLongKeys) {
     regions.push_back(must(owner_->register_memory(theirs_.data() + i * 64, 64, MemoryKind::host, kRemoteRead)));
   const Outcome outcome = read(regions.back(), 64);
   EXPECT_TRUE(outcome.status.ok()) << outcome.status.error().to_string();
+}
+
+// Which of them is near is the one thing that hwloc is asked for.
+TEST_F(NullFabric, LoadsHwlocForSeveralRailsAlone) {
+  const auto is_loaded = [] { return ::dlopen(kHwloc, RTLD_NOW | RTLD_NOLOAD) != nullptr; };
+  if (is_loaded()) GTEST_SKIP() << "another case has loaded it: in ctest each has a process of its own";
+  start("KEY_BYTES", "10");
+  ASSERT_TRUE(read().status.ok());
+  EXPECT_FALSE(is_loaded());
+  EngineConfig config = null_config("with rails");
+  config.rdma_hosts = {"127.0.0.1", "127.0.0.2"};
+  owner_ = must(Engine::create(config));
+  initiator_ = must(Engine::create(config));
+  region_.emplace(must(owner_->register_memory(theirs_.data(), kReadBytes, MemoryKind::host, kRemoteRead)));
+  landing_.emplace(must(initiator_->register_memory(ours_.data(), kReadBytes, MemoryKind::host, kPrivate)));
+  ASSERT_TRUE(read().status.ok());
+  EXPECT_EQ(is_loaded(), read_hwloc(kHwloc).ok());
+  EXPECT_THAT(initiator_->describe(),
+              ::testing::HasSubstr("2 rails, topology: " + Topology::with_hwloc()->source() + "; ucx "));
 }
 
 // A write's flush that is told while its connection is being ended confirms nothing, whatever it says; and there is no

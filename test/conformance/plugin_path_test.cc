@@ -49,7 +49,8 @@ class PluginPaths : public ::testing::Test {
   std::vector<std::byte> here_ = std::vector<std::byte>(kLength);
   std::unique_ptr<EpollLoop> loop_ = must(EpollLoop::create(std::make_shared<SystemClock>()));
   std::unique_ptr<plugin::Node> node_ =
-      must(plugin::Node::open(*loop_, must(plugin::Library::load("ucx", null_fabric_folder())), {}, "127.0.0.1", 0, 1));
+      must(plugin::Node::open(*loop_, must(plugin::Library::load("ucx", null_fabric_folder())), {}, "127.0.0.1", 0, 1,
+                              std::make_shared<Topology>()));
   plugin::PluginPath path_{*loop_, *node_, "owner", "127.0.0.1:1", {}};
 };
 

@@ -1,6 +1,8 @@
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "engine/memory/cuda/cuda_memory.h"
 #include "test/cuda/fixture.h"
@@ -14,6 +16,7 @@
 namespace kvferry::test {
 namespace {
 
+namespace fs = std::filesystem;
 using fake_cuda::Rdma;
 
 // Descriptors of the fake driver's memory that this process has open.
@@ -193,6 +196,21 @@ TEST_F(CudaFabrics, LeaveNothingThatLandsAfterTheOwnerTookItsMemoryBack) {
   nic_->hold(false);
   ASSERT_TRUE(remote_.unregister().ok());
   EXPECT_EQ(fake_->unseen(), 0u);
+}
+
+// By which the nearest of several NICs is chosen.
+TEST_F(CudaFabrics, KnowWhereTheGpuOfMemoryIs) {
+  const fs::path sys = fs::temp_directory_path() / ("kvf-gpu-sys-" + std::to_string(::getpid()));
+  const fs::path gpu = sys / "devices/pci0000:1f/0000:1f:00.0/0000:20:00.0";
+  fs::create_directories(gpu);
+  fs::create_directories(sys / "bus/pci/devices");
+  std::ofstream(gpu / "numa_node") << "1\n";
+  fs::create_symlink(gpu, sys / "bus/pci/devices/0000:20:00.0");
+  cuda::CudaMemory kind(options());
+  const Place place = kind.place_of(device_.allocate(kBytes) + 10, Topology(sys.string()));
+  EXPECT_EQ(place.pci, "pci0000:1f/0000:1f:00.0/0000:20:00.0");
+  EXPECT_EQ(place.numa_node, 1);
+  fs::remove_all(sys);
 }
 
 // ---- where it cannot be

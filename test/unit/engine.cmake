@@ -1,6 +1,7 @@
 kvferry_test(engine_parts_test WHOLE TIMEOUT 240
   SOURCES engine_driver_test.cc engine_guests_test.cc engine_memory_test.cc engine_ofi_name_test.cc
-    engine_plan_wire_test.cc engine_rails_test.cc engine_session_test.cc engine_socket_test.cc parcel_staged_read_test.cc
+    engine_plan_wire_test.cc engine_rails_test.cc engine_session_test.cc engine_socket_test.cc engine_topology_test.cc
+    parcel_staged_read_test.cc
     # of plug-ins, which no test links
     ${PROJECT_SOURCE_DIR}/engine/fabric/ofi/name.cc ${PROJECT_SOURCE_DIR}/engine/fabric/ucx/device.cc
   LINKS kvferry_engine)

@@ -77,6 +77,22 @@ TEST_F(RegistryTest, PinsOnlyWhatIsOpen) {
   EXPECT_FALSE(registry_.pin_local(memory_.data() + 1500, UINT64_MAX).ok());
 }
 
+// For devices that are chosen by it: nobody else pays for the look-up.
+TEST_F(RegistryTest, KnowsWhereMemoryIsOnceThereIsATopology) {
+  struct Mapper final : RegionMapper {
+    const char* fabric() const override { return "any"; }
+    Result<Mapping> map(const FabricRange&) override { return Mapping{nullptr, ""}; }
+    void unmap(void*) override {}
+  } mapper;
+  registry_.add_mapper(&mapper);
+  ASSERT_TRUE(add(0, 1000).ok());
+  EXPECT_EQ((*registry_.pin_local(memory_.data(), 10))->place.numa_node, -1);
+  registry_.set_topology(std::make_shared<Topology>());
+  ASSERT_TRUE(add(1000, 1000).ok());
+  EXPECT_EQ((*registry_.pin_local(memory_.data() + 1000, 10))->place.numa_node,
+            place_of_memory(memory_.data() + 1000).numa_node);
+}
+
 // A copy of the table that follows the changes is the table.
 TEST_F(RegistryTest, TellsChangesThatAddUpToTheTable) {
   std::shared_ptr<const RegionTable> copy = std::make_shared<RegionTable>();

@@ -11,7 +11,8 @@ constexpr size_t kMaxAddressBytes = 160;                    // "[v6]:port", or w
 
 }  // namespace
 
-Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail, uint64_t client)
+Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail, uint64_t client,
+           std::shared_ptr<const Topology> topology)
     : loop_(loop),
       library_(std::move(library)),
       table_(library_->table()),
@@ -26,6 +27,7 @@ Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail,
               static_cast<Node*>(self)->news_.push_back({0, endpoint, KVF_LOST, why});
             },
             [](void* self, uint64_t peer) { return int32_t{static_cast<Node*>(self)->guests_.admits(peer)}; }},
+      topology_(std::move(topology)),
       guests_([this](uint64_t peer) {
         schedule();
         return table_.fence(fabric_, peer) == KVF_OK;
@@ -33,8 +35,8 @@ Node::Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail,
 
 Result<std::unique_ptr<Node>> Node::open(EpollLoop& loop, std::shared_ptr<const Library> library,
                                          const std::vector<FabricSetting>& settings, const std::string& host,
-                                         size_t rail, uint64_t client) {
-  std::unique_ptr<Node> node(new Node(loop, std::move(library), rail, client));
+                                         size_t rail, uint64_t client, std::shared_ptr<const Topology> topology) {
+  std::unique_ptr<Node> node(new Node(loop, std::move(library), rail, client, std::move(topology)));
   if (Status status = node->start(settings, host); !status.ok()) return std::move(status).error();
   return node;
 }
@@ -53,7 +55,7 @@ Status Node::start(const std::vector<FabricSetting>& settings, const std::string
   if (table_.listen(fabric_, {address, sizeof address}, why.text()) != KVF_OK) return not_viable(why);
   address_ = address;
   facts_.device[sizeof facts_.device - 1] = '\0';
-  device_ = find_network_device(facts_.device);
+  device_ = topology_->network_device(facts_.device);
   wake_fd_ = table_.wake_fd(fabric_);
   KVF_RETURN_IF_ERROR(loop_.watch(wake_fd_, EPOLLIN, this));
   schedule();

@@ -13,7 +13,7 @@
 #include "engine/fabric/plugin/guests.h"
 #include "engine/fabric/plugin/library.h"
 #include "engine/io/epoll_loop.h"
-#include "engine/io/place.h"
+#include "engine/io/topology.h"
 #include "engine/memory/registry.h"
 
 namespace kvferry::plugin {
@@ -34,11 +34,11 @@ class EndpointUser {
 // and who may connect to it. On loop only, but for what RegionMapper says.
 class Node final : public RegionMapper, private FdHandler {
  public:
-  // `host`: numeric, where peers shall connect; `rail`: its number among those of this fabric. An Error says why
-  // the fabric is not viable here.
+  // `host`: numeric, where peers shall connect; `rail`: its number among those of this fabric; `topology`: of all of
+  // them. An Error says why the fabric is not viable here.
   static Result<std::unique_ptr<Node>> open(EpollLoop& loop, std::shared_ptr<const Library> library,
                                             const std::vector<FabricSetting>& settings, const std::string& host,
-                                            size_t rail, uint64_t client);
+                                            size_t rail, uint64_t client, std::shared_ptr<const Topology> topology);
   // REQUIRES: no path uses it, no region is mapped.
   ~Node() override;
 
@@ -47,6 +47,7 @@ class Node final : public RegionMapper, private FdHandler {
   const char* fabric() const override { return label_.c_str(); }
   size_t rail() const { return rail_; }
   const NetworkDevice& device() const { return device_; }
+  const Topology& topology() const { return *topology_; }
   Result<Mapping> map(const FabricRange& range) override;
   void unmap(void* handle) override;
 
@@ -78,7 +79,8 @@ class Node final : public RegionMapper, private FdHandler {
     int32_t result;
     std::string why;
   };
-  Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail, uint64_t client);
+  Node(EpollLoop& loop, std::shared_ptr<const Library> library, size_t rail, uint64_t client,
+       std::shared_ptr<const Topology> topology);
   Status start(const std::vector<FabricSetting>& settings, const std::string& host);
   void on_fd_ready(uint32_t) override { run(); }
   void run();
@@ -93,6 +95,7 @@ class Node final : public RegionMapper, private FdHandler {
   const kvf_host host_;
   kvf_fabric* fabric_ = nullptr;
   kvf_facts facts_{};
+  const std::shared_ptr<const Topology> topology_;
   NetworkDevice device_;
   std::string address_;
   int wake_fd_ = -1;

@@ -40,7 +40,7 @@ RailsPath::RailsPath(Loop& loop, std::vector<Way> ways, std::string owner, bool 
       has_stand_in_(has_stand_in),
       logger_(std::move(logger)),
       options_(options),
-      numa_distances_(numa_distances()),
+      numa_distances_(ways.front().node->topology().numa_distances()),
       watch_(loop) {
   for (Way& way : ways) {
     RailState& rail = rails_.emplace_back();
@@ -347,7 +347,7 @@ void RailsPath::look_for_standstill() {
 }
 
 std::string RailsPath::describe() const {
-  std::string out = fmt::format("{} rails", rails_.size());
+  std::string out = fmt::format("{} rails, topology: {}", rails_.size(), rails_.front().node->topology().source());
   for (const RailState& rail : rails_)
     out += fmt::format("; {} ({}): {}, {} bytes moved, {}", rail.node->fabric(), rail.node->device().name,
                        rail.path->usable() ? "in use" : "out", rail.moved, rail.path->describe());

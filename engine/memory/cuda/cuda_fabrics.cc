@@ -69,7 +69,7 @@ Status CudaMemory::settle_writes(std::span<const void* const> addresses) {
 }
 
 // Unknown where the driver does not say.
-Place CudaMemory::place_of(const void* address) {
+Place CudaMemory::place_of(const void* address, const Topology& topology) {
   const std::lock_guard lock(mutex_);
   if (!load().ok()) return {};
   const auto owner = device_of({static_cast<std::byte*>(const_cast<void*>(address)), nullptr, 0});
@@ -79,7 +79,7 @@ Place CudaMemory::place_of(const void* address) {
       {kDevicePciDomain, &domain}, {kDevicePciBus, &bus}, {kDevicePciDevice, &device}};
   for (const auto& [attribute, value] : asked)
     if (driver_->device_attribute(value, attribute, (*owner)->number()) != kSuccess) return {};
-  return place_of_pci(fmt::format("{:04x}:{:02x}:{:02x}.0", domain, bus, device));
+  return topology.place_of_pci(fmt::format("{:04x}:{:02x}:{:02x}.0", domain, bus, device));
 }
 
 }  // namespace kvferry::cuda

@@ -50,7 +50,7 @@ class CudaMemory final : public MemoryOps, public SharedMemoryOps, public Fabric
   Result<bool> event_done(EventId event) override;
   SharedMemoryOps* sharing() override { return this; }
   FabricMemoryOps* for_fabrics() override { return this; }
-  Place place_of(const void* address) override;
+  Place place_of(const void* address, const Topology& topology) override;
   std::string describe() const override;
 
   // By CUDA IPC (cuda_sharing.cc).

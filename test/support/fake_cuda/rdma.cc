@@ -61,6 +61,13 @@ KVF_FAKE Code cuDeviceGetAttribute(int* value, int attribute, int device) {
     case cuda::kDeviceWritesOrdering:
       *value = w.rdma.ordered ? cuda::kOrderedForAll : 0;
       return cuda::kSuccess;
+    case cuda::kDevicePciBus:  // GPU 0 is 0000:20:00.0, GPU 1 0000:21:00.0
+      *value = 0x20 + device;
+      return cuda::kSuccess;
+    case cuda::kDevicePciDomain:
+    case cuda::kDevicePciDevice:
+      *value = 0;
+      return cuda::kSuccess;
     default:
       return cuda::kInvalidValue;
   }

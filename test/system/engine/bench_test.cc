@@ -61,7 +61,13 @@ TEST(Bench, SaysWhichFabricsAreViableOnThisHostAndWhy) {
   EXPECT_THAT(run.output, ContainsRegex("fabric  ucx: (viable|not viable here), not named by KVFERRY_FABRICS"));
   EXPECT_THAT(run.output, ContainsRegex("link    lo: "));
   EXPECT_THAT(run.output, ContainsRegex("rdma    [a-z]"));
+  EXPECT_THAT(run.output, ContainsRegex("rdma    topology: (hwloc .API 2|/sys .)"));
   EXPECT_THAT(run.output, HasSubstr("limit   locked memory (ulimit -l): "));
+}
+
+TEST(Bench, SaysWhatHwlocWasTold) {
+  const Finished run = run_bench({"--doctor"}, {{"HWLOC_COMPONENTS", "linux,stop"}});
+  EXPECT_THAT(run.output, ContainsRegex("rdma    topology: .*, HWLOC_COMPONENTS=linux,stop\n"));
 }
 
 TEST(Bench, SaysWhatTheWordRdmaComesToOnThisHost) {
