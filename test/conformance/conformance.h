@@ -47,6 +47,7 @@ inline std::vector<Case> all_cases() {
             {"loopback", kHost, kFake},
             {"ucx", kHost, kHost, AuthMode::open, "posix,tcp,self"},
             {"ofi", kHost, kHost, AuthMode::open, "tcp"},
+            {"ofi", kHost, kHost, AuthMode::open, kOfiSharedMemory.transports},
             {"ucx", kHost, kCuda, AuthMode::open, kNic.data()},
             {"ucx", kCuda, kHost, AuthMode::open, kNic.data()}};
   std::vector<Case> out = {{"tcp", kHost, kHost},

@@ -1,6 +1,6 @@
 kvferry_test(faults_test
-  SOURCES peer_faults_test.cc quarantine_test.cc starving_test.cc
-  LINKS kvferry_test_target kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 300)
+  SOURCES peer_faults_test.cc quarantine_test.cc slow_peer_test.cc starving_test.cc
+  LINKS kvferry_test_devices kvferry_test_target kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 300)
 kvferry_test(late_writes_test
   SOURCES late_writes_test.cc cut_late_writes_test.cc
   LINKS kvferry_test_target kvferry_test_link kvferry_test_fabrics kvferry_trial_keys LABEL system TIMEOUT 600)

@@ -58,7 +58,7 @@ void TcpPath::start(std::shared_ptr<Job> job) {
   if (small) {
     ++work->outstanding;
     const Chunk whole = work->chunker.take();
-    small_.push_back(ChunkOp{std::move(work), whole, 0, {}});
+    small_.push_back(ChunkOp{std::move(work), whole, 0, {}, {}});
   } else {
     bulk_.push_back(std::move(work));
   }
@@ -93,12 +93,26 @@ void TcpPath::pump() {
   if (failing_) return;
   while (!small_.empty() && ensure_lane(lanes_[0])) {
     if (lanes_[0].outstanding_bytes >= options_.lane_window) break;
-    ChunkOp op = std::move(small_.front());
-    small_.pop_front();
+    const auto next =
+        std::find_if(small_.begin(), small_.end(), [&](const auto& each) { return may_begin(*each.work); });
+    if (next == small_.end()) break;
+    ChunkOp op = std::move(*next);
+    small_.erase(next);
     send_chunk(lanes_[0], std::move(op));
   }
   while (pump_bulk()) {
   }
+}
+
+void TcpPath::pump_later() {
+  loop_.defer([this, alive = alive_] {
+    if (*alive) pump();
+  });
+}
+
+bool TcpPath::may_begin(const Work& work) const {
+  const Job& job = *work.job;
+  return job.operation == Operation::read || job.local_ops->host_addressable() || *staged_bytes_ < options_.lane_window;
 }
 
 TcpPath::LaneState* TcpPath::roomiest_bulk_lane() {
@@ -119,13 +133,14 @@ bool TcpPath::pump_bulk() {
     send_chunk(*state, std::move(op));
     return true;
   }
-  if (bulk_.empty()) return false;
-  WorkPtr work = std::move(bulk_.front());
-  bulk_.pop_front();
+  const auto next = std::find_if(bulk_.begin(), bulk_.end(), [&](const auto& each) { return may_begin(*each); });
+  if (next == bulk_.end()) return false;
+  WorkPtr work = std::move(*next);
+  bulk_.erase(next);
   const Chunk chunk = work->chunker.take();
   ++work->outstanding;
   if (!work->chunker.done()) bulk_.push_back(work);
-  send_chunk(*state, ChunkOp{std::move(work), chunk, 0, {}});
+  send_chunk(*state, ChunkOp{std::move(work), chunk, 0, {}, {}});
   return true;
 }
 
@@ -151,6 +166,7 @@ void TcpPath::send_from_host(LaneState& state, ChunkOp op) {
     else
       frame.payload = local_iovecs(job, op.chunk);
   }
+  op.share.reset();
   state.outstanding_bytes += op.chunk.bytes;
   state.ops.emplace(id, std::move(op));
   state.lane->send(std::move(frame));
@@ -160,16 +176,20 @@ void TcpPath::send_from_host(LaneState& state, ChunkOp op) {
 void TcpPath::stage_and_send(LaneState& state, ChunkOp moved) {
   if (moved.staging) return send_from_host(state, std::move(moved));
   auto op = std::make_shared<ChunkOp>(std::move(moved));
+  *staged_bytes_ += op->chunk.bytes;
+  op->share = std::shared_ptr<void>(nullptr, [all = staged_bytes_, bytes = op->chunk.bytes](void*) { *all -= bytes; });
   MemoryOps& ops = *op->work->job->local_ops;
   const std::shared_ptr<bool> alive = alive_;
   staging_.acquire(ops, op->chunk.bytes, [this, alive, op, &ops](Result<Staging::Buffer> acquired) {
-    if (!*alive || op->work->ended || op->work->dropped) return;
-    if (!acquired) return finish_chunk(std::move(*op), std::move(acquired).error());
+    if (!*alive) return;
+    if (op->work->ended || op->work->dropped) return op->share.reset(), pump_later();
+    if (!acquired) return finish_chunk(std::move(*op), std::move(acquired).error()), pump_later();
     op->staging = std::move(*acquired);
     const auto copies = local_copies(*op->work->job, op->chunk, op->staging.data());
     staging_.copy(ops, CopyDirection::to_host, copies, [this, alive, op](Status status) {
-      if (!*alive || op->work->ended || op->work->dropped) return;
-      if (!status.ok()) return finish_chunk(std::move(*op), std::move(status));
+      if (!*alive) return;
+      if (op->work->ended || op->work->dropped) return op->share.reset(), pump_later();
+      if (!status.ok()) return finish_chunk(std::move(*op), std::move(status)), pump_later();
       again_.push_back(std::move(*op));
       pump();
     });
@@ -373,9 +393,7 @@ void TcpPath::fail_all(const Error& error) {
     end_work(work, error);
   }
   failing_ = false;
-  loop_.defer([this, alive = alive_] {
-    if (*alive) pump();  // what was begun meanwhile
-  });
+  pump_later();  // what was begun meanwhile
 }
 
 std::string TcpPath::describe() const {

@@ -64,7 +64,8 @@ class TcpPath final : public Path, private LaneHandler {
     WorkPtr work;
     Chunk chunk;
     int attempts = 0;
-    Staging::Buffer staging;  // for memory that the CPU cannot touch
+    Staging::Buffer staging;      // for memory that the CPU cannot touch
+    std::shared_ptr<void> share;  // of `staged_bytes_`, until it is given to a lane
   };
   struct LaneState {
     std::unique_ptr<Lane> lane;
@@ -80,7 +81,9 @@ class TcpPath final : public Path, private LaneHandler {
   void on_lost(Lane& lane, Error error) override;
 
   void pump();
+  void pump_later();
   bool pump_bulk();
+  bool may_begin(const Work& work) const;
   LaneState* roomiest_bulk_lane();
   bool ensure_lane(LaneState& state);
   void send_chunk(LaneState& state, ChunkOp op);
@@ -107,6 +110,9 @@ class TcpPath final : public Path, private LaneHandler {
   std::deque<ChunkOp> small_;     // small jobs that wait for their lane
   std::deque<ChunkOp> again_;     // chunks whose lane broke
   std::unordered_map<const Job*, WorkPtr> works_;
+  // Of writes that wait for staging memory, or have some and wait for a lane: about a lane's window, so that a slow
+  // peer does not stand before all others there (I7).
+  const std::shared_ptr<uint64_t> staged_bytes_ = std::make_shared<uint64_t>(0);
   uint64_t next_op_ = 1;
   uint64_t next_work_ = 1;
   bool failing_ = false;
