@@ -35,6 +35,7 @@ void LoopDriver::post(Task task, bool waiter_follows) {
     inbox_.push_back(std::move(task));
     inbox_size_.store(inbox_.size(), std::memory_order_seq_cst);
   }
+  attention_.store(1, std::memory_order_seq_cst);
   if (owned_here()) return;  // this very turn, or the next
   if (loop_.waiting()) return wake_.signal();
   if (waiter_follows) return;
@@ -46,7 +47,8 @@ void LoopDriver::post(Task task, bool waiter_follows) {
 }
 
 void LoopDriver::run_posted() {
-  if (inbox_size_.load(std::memory_order_relaxed) == 0) return;
+  if (attention_.load(std::memory_order_acquire) == 0) return;
+  attention_.store(0, std::memory_order_seq_cst);  // what is posted from here on raises it again
   std::deque<Task> batch;
   {
     const std::lock_guard lock(inbox_mutex_);
@@ -57,7 +59,7 @@ void LoopDriver::run_posted() {
 }
 
 void LoopDriver::turn(TimePoint deadline) {
-  loop_.run_once(deadline, inbox_size_);
+  loop_.run_once(deadline, attention_);
   turned_ = loop_.now();
 }
 
@@ -123,7 +125,9 @@ void LoopDriver::wake_waiters() {
     const std::lock_guard lock(mutex_);  // a waiter is before its check of `done`, or asleep
   }
   waiters_cv_.notify_all();
-  if (!owned_here() && loop_.waiting()) wake_.signal();
+  if (owned_here()) return;
+  attention_.store(1, std::memory_order_seq_cst);  // whoever drives may have looked at `done` and be about to sleep
+  if (loop_.waiting()) wake_.signal();
 }
 
 void LoopDriver::run_progress() {

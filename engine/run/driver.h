@@ -56,6 +56,8 @@ class LoopDriver final : private FdHandler {
   std::mutex inbox_mutex_;
   std::deque<Task> inbox_;  // GUARDED_BY(inbox_mutex_)
   std::atomic<size_t> inbox_size_{0};
+  // Something was posted, or some `done` has become true: the loop does not sleep before its owner has looked.
+  std::atomic<size_t> attention_{0};
 
   std::mutex mutex_;
   std::condition_variable waiters_cv_;

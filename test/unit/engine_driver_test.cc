@@ -120,6 +120,32 @@ TEST_F(DriverTest, DoesNotSleepWhenWhatWasPutOffIsWhatItWaitsFor) {
   }
 }
 
+// By a thread that has nothing to do with the loop, at any moment of the waiter's way to sleep.
+TEST_F(DriverTest, HearsOfWhatAnotherThreadHasDone) {
+  constexpr int kRounds = 100000;
+  std::atomic<int> round{0};
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    for (int i = 1; i <= kRounds; ++i) {
+      while (round.load() != i) std::this_thread::yield();
+      for (std::atomic<int> spin{0}; spin < i % 500;) ++spin;
+      done.store(true);
+      driver_->wake_waiters();
+    }
+  });
+  int late = 0;
+  for (int i = 1; i <= kRounds; ++i) {
+    done.store(false);
+    round.store(i);
+    const TimePoint deadline = loop_->now() + seconds(1);
+    driver_->wait(done, deadline);
+    while (!done.load()) std::this_thread::yield();
+    late += loop_->now() >= deadline;
+  }
+  other.join();
+  EXPECT_EQ(late, 0) << "told when the deadline came";
+}
+
 TEST_F(DriverTest, StopsWaitingAtTheDeadline) {
   const std::atomic<bool> never{false};
   const TimePoint began = loop_->now();
