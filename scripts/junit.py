@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 REASON = re.compile(r": Skipped\n(.*)")
 SKIPPED_CASE = re.compile(r"^\[  SKIPPED \] (\S+)(?: \(\d+ ms\))$", re.MULTILINE)
 
+ALL_RAN = re.compile(r"^\[==========\] .* ran\.", re.MULTILINE)
 BEGUN_CASE = re.compile(r"^\[ RUN      \] (\S+)$", re.MULTILINE)
 ENDED_CASE = re.compile(r"^\[(       OK |  FAILED  |  SKIPPED )\] (\S+?),?(?: where .*)? \(\d+ ms\)$", re.MULTILINE)
 
@@ -38,7 +39,7 @@ def failed_inside(output: str) -> str:
     begun = BEGUN_CASE.findall(output)
     ended = ENDED_CASE.findall(output)
     names = [name for verdict, name in ended if verdict == "  FAILED  "]
-    if len(begun) > len(ended):
+    if len(begun) > len(ended) and not ALL_RAN.search(output):
         names.append(f"{begun[-1]} (not ended)")
     return "".join(f" {name}" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 

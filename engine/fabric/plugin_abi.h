@@ -136,8 +136,8 @@ typedef struct {
                  size_t length, uint64_t operation, kvf_text why);
   // Ends when everything that was put before has arrived in the peer's memory.
   int32_t (*flush)(kvf_endpoint* endpoint, uint64_t operation, kvf_text why);
-  // Takes gets and puts back as far as the library can: those have ended with KVF_FAILED, at once or by and by. The
-  // others end as they would have.
+  // Takes gets and puts back that have not begun: those have ended with KVF_FAILED, and nothing of them is under way.
+  // The others end sooner if the library can do that, and as they would have.
   void (*cancel)(kvf_endpoint* endpoint, const uint64_t* operations, size_t count);
 } kvf_fabric_table;
 

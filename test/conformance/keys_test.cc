@@ -282,6 +282,40 @@ TEST_P(Keys, GiveBackWhatHasNotBegun) {
   EXPECT_EQ(get(0, 4096), KVF_OK) << "the connection is not the price";
 }
 
+// I4: a write that was cancelled is not taken back because its connection broke: bytes of it may be on their way.
+TEST_P(Keys, DoNotGiveBackWhatWasLost) {
+  constexpr size_t kPuts = 200;  // more than sockets hold, and all of them given to the library
+  std::vector<std::byte> source(kBytes, std::byte{9});
+  std::vector<uint64_t> posted;
+  for (size_t i = 0; i < kPuts; ++i) {
+    uint64_t number = 0;
+    const int32_t result = initiator_->begin([&](uint64_t operation, kvf_text why) {
+      number = operation;
+      return table().put(endpoint_, source.data(), nullptr, reinterpret_cast<uint64_t>(theirs_.data()), key_, kBytes,
+                         operation, why);
+    });
+    ASSERT_TRUE(result == KVF_PENDING || result == KVF_OK) << result;
+    if (result == KVF_PENDING) posted.push_back(number);
+  }
+  table().cancel(endpoint_, posted.data(), posted.size());
+  ASSERT_EQ(table().fence(owner_->fabric(), kClient), KVF_OK);
+  EXPECT_TRUE(eventually([&] {
+    owner_->progress();
+    initiator_->progress();
+    return std::all_of(posted.begin(), posted.end(),
+                       [&](uint64_t each) { return initiator_->ended().count(each) > 0; });
+  }));
+  disconnect();
+  size_t lost = 0;
+  for (const uint64_t each : posted) {
+    EXPECT_NE(initiator_->ended().at(each), KVF_FAILED);
+    lost += initiator_->ended().at(each) == KVF_LOST ? 1u : 0u;
+  }
+  if (!has_rdma_device()) {  // a device that is software has moved them by then
+    EXPECT_GT(lost, 0u);
+  }
+}
+
 // I4: what an owner has fenced off does not come back by itself, and does not wait for ever either.
 TEST_P(Keys, ReachNothingBehindAFence) {
   ASSERT_EQ(get(0, 4096), KVF_OK);

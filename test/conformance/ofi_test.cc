@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -68,11 +69,19 @@ TEST_F(OfiPlugin, RemovesWhatTheDeadHaveLeftInSharedMemory) {
   Process child = must(Process::spawn("/bin/true"));
   const pid_t dead = child.pid();
   ASSERT_TRUE(child.wait(std::chrono::seconds(10)).ok());
-  const auto left_by = [](pid_t process) { return fmt::format("/dev/shm/kvferry:{}:0:99", process); };
-  for (const pid_t process : {dead, ::getpid()}) std::ofstream(left_by(process)) << "left";
+  struct stat numbers {};
+  ASSERT_EQ(::stat("/proc/self/ns/pid", &numbers), 0);
+  const auto left_by = [](ino_t here, pid_t process) {
+    return fmt::format("/dev/shm/kvferry:{}-{}:0:99", here, process);
+  };
+  const std::string of_dead = left_by(numbers.st_ino, dead);
+  // Of one that lives, and of one in a container that shares memory but no process numbers.
+  const std::vector<std::string> others = {left_by(numbers.st_ino, ::getpid()), left_by(1, dead)};
+  std::ofstream(of_dead) << "left";
+  for (const std::string& other : others) std::ofstream(other) << "in use";
   const auto engine = must(Engine::create(plugin_config({"ofi", "shm"})));
-  EXPECT_FALSE(std::filesystem::exists(left_by(dead)));
-  EXPECT_TRUE(std::filesystem::remove(left_by(::getpid()))) << "of a process that lives";
+  EXPECT_FALSE(std::filesystem::exists(of_dead));
+  for (const std::string& other : others) EXPECT_TRUE(std::filesystem::remove(other)) << other;
 }
 
 // Its keys are secrets that pass in the clear, and the owner's CPU compares them.

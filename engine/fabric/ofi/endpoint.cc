@@ -136,7 +136,6 @@ int32_t kvf_endpoint::begin(Request::Kind kind, void* local, const kvf_memory* m
   transfer.remote = remote - key.base;
   transfer.key = key.key;
   transfer.operation = operation;
-  transfer.cancelled = false;
   transfer.put = kind == Request::Kind::write ? last_put_ + 1 : 0;
   if (memory == nullptr && fabric_.register_own(local, length, FI_READ | FI_WRITE, transfer.own, why) != KVF_OK)
     return KVF_FAILED;
@@ -186,8 +185,7 @@ int32_t kvf_endpoint::flush(uint64_t operation, kvf_text why) {
   return KVF_PENDING;
 }
 
-// What waits in the backlog is ours to take back; what the provider has is so where it can (the memory is then our
-// own).
+// What waits in the backlog is ours to take back. What the provider has it is asked to end.
 int32_t kvf_endpoint::cancel(std::span<const uint64_t> operations) {
   const std::unordered_set<uint64_t> unwanted(operations.begin(), operations.end());
   std::vector<Transfer*> waiting;
@@ -196,6 +194,7 @@ int32_t kvf_endpoint::cancel(std::span<const uint64_t> operations) {
     waiting.push_back(each);
     return true;
   });
+  if (backlog_.empty()) stuck_ = false;
   for (Transfer* each : waiting) tell(*each, KVF_FAILED, "cancelled");
   if (waiting.size() < unwanted.size())
     for (Transfer& each : transfers_)

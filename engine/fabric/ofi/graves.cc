@@ -25,9 +25,14 @@ void Graves::one_more() {
   ++all().living;
 }
 
+bool Graves::full() {
+  const std::lock_guard lock(all().mutex);
+  return all().buried.size() >= kMost;
+}
+
 void Graves::one_less(Remains remains) {
   const std::lock_guard lock(all().mutex);
-  all().buried.push_back(std::move(remains));
+  if (remains.endpoint) all().buried.push_back(std::move(remains));
   if (--all().living == 0) all().buried.clear();
 }
 

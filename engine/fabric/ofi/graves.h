@@ -30,8 +30,12 @@ struct Remains {
 // calls it. Any thread.
 class Graves {
  public:
+  static constexpr size_t kMost = 256;  // I6: 9 MB of shared memory each
   static void one_more();
+  // Empty: nothing of it has to be kept.
   static void one_less(Remains remains);
+  // Nobody may get peers in this process any more, until none lives.
+  static bool full();
 };
 
 }  // namespace kvferry::ofi

@@ -2,6 +2,7 @@
 
 #include <netinet/in.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,8 +17,8 @@ namespace {
 
 constexpr char kDigits[] = "0123456789abcdef";
 constexpr std::string_view kShared = "fi_shm://";
-constexpr std::string_view kOurs = "kvferry:";  // then the process's number; libfabric adds more
-constexpr char kMark = 'x';                     // hexadecimal digits follow: no socket's address begins with it
+constexpr std::string_view kOurs = "kvferry:";
+constexpr char kMark = 'x';  // hexadecimal digits follow: no socket's address begins with it
 
 sa_family_t family_of(const std::vector<uint8_t>& bytes) {
   sa_family_t family = 0;
@@ -29,6 +30,14 @@ sa_family_t family_of(const std::vector<uint8_t>& bytes) {
 std::pair<size_t, size_t> host_field(sa_family_t family) {
   if (family == AF_INET6) return {offsetof(sockaddr_in6, sin6_addr), sizeof(in6_addr)};
   return {offsetof(sockaddr_in, sin_addr), sizeof(in_addr)};
+}
+
+// Containers may share memory, and have process numbers of their own. The process's number comes next, and then what
+// libfabric adds.
+std::string names_here() {
+  struct stat numbers {};
+  const bool known = ::stat("/proc/self/ns/pid", &numbers) == 0;
+  return std::string(kOurs) + std::to_string(known ? numbers.st_ino : 0) + "-";
 }
 
 }  // namespace
@@ -75,7 +84,7 @@ bool Name::is_shared_memory() const {
 }
 
 std::string Name::of_this_process() {
-  return std::string(kOurs) + std::to_string(::getpid());
+  return names_here() + std::to_string(::getpid());
 }
 
 bool Name::is_of_this_process() const {
@@ -84,11 +93,12 @@ bool Name::is_of_this_process() const {
 }
 
 void Name::remove_leftovers() {
+  const std::string prefix = names_here();
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error)) {
     const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kOurs)) continue;
-    const pid_t owner = std::atoi(name.c_str() + kOurs.size());
+    if (!name.starts_with(prefix)) continue;
+    const pid_t owner = std::atoi(name.c_str() + prefix.size());
     if (owner > 0 && ::kill(owner, 0) != 0 && errno == ESRCH) ::shm_unlink(("/" + name).c_str());
   }
 }

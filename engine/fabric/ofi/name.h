@@ -24,7 +24,8 @@ class Name {
   bool is_socket() const;
   // What a provider of shared memory begins the names of this process's endpoints with.
   static std::string of_this_process();
-  // Removes what processes that were killed have left of theirs in shared memory.
+  // Removes what processes that were killed have left of theirs in shared memory, as far as this one can know of them:
+  // those of its own namespace of process numbers.
   static void remove_leftovers();
   // Of shared memory: a text that ends with a zero.
   bool is_shared_memory() const;

@@ -46,15 +46,19 @@ int32_t Port::start(kvf_text why) {
   return fabric_.watch(*this) ? KVF_OK : failed("cannot watch a queue", -errno);
 }
 
-// The first one of shared memory takes signals of the whole process.
 int Port::make_endpoint() {
+  if (!fabric_.polls()) return fi_endpoint(fabric_.domain(), fabric_.mutable_info(), endpoint_.out(), nullptr);
+  // The process's first one of shared memory takes signals of the whole process.
   static std::mutex mutex;
+  static bool first = true;
   const std::lock_guard lock(mutex);
-  keep_signal_handlers();
+  if (first) keep_signal_handlers();
   const int error = fi_endpoint(fabric_.domain(), fabric_.mutable_info(), endpoint_.out(), nullptr);
-  restore_signal_handlers();
-  if (error == 0 && fabric_.polls() && !std::exchange(counted_, true)) Graves::one_more();
-  return error;
+  if (std::exchange(first, false)) restore_signal_handlers();
+  if (error != 0) return error;
+  Graves::one_more();
+  counted_ = true;
+  return 0;
 }
 
 Name Port::name() const {
@@ -71,8 +75,10 @@ fi_addr_t Port::add(const Name& peer) {
   const Name own = name();
   const bool alike = fabric_.polls() ? peer.is_shared_memory()
                                      : peer.bytes().size() == own.bytes().size() && peer.is_socket() == own.is_socket();
+  const bool here = counted_ && peer.is_of_this_process();
+  if (here && Graves::full()) return FI_ADDR_UNSPEC;
   const bool added = alike && fi_av_insert(addresses_.get(), peer.bytes().data(), 1, &address, 0, nullptr) == 1;
-  shares_process_ |= counted_ && peer.is_of_this_process();
+  if (added && here) has_peers_here();
   return added ? address : FI_ADDR_UNSPEC;
 }
 
@@ -100,10 +106,10 @@ ssize_t Port::post(Request& request) {
   return -FI_EINVAL;
 }
 
-// Few providers take back more than receives.
+// Few providers end more than receives.
 void Port::cancel(Request& request) {
-  request.cancelled = fi_cancel(&endpoint_.get()->fid, &request.room) == 0;
-  fabric_.touch(*this);
+  static_cast<void>(fi_cancel(&endpoint_.get()->fid, &request.room));
+  fabric_.stir(*this);
 }
 
 uint32_t Port::read_queue() {
@@ -124,7 +130,7 @@ uint32_t Port::read_queue() {
   return told;
 }
 
-// What goes wrong with one operation goes wrong with the connection, which providers do not heal; unless it was to.
+// What goes wrong with one operation goes wrong with the connection: providers do not heal it.
 bool Port::tell_error() {
   fi_cq_err_entry error{};
   if (fi_cq_readerr(queue_.get(), &error, 0) < 1) return false;
@@ -135,7 +141,7 @@ bool Port::tell_error() {
   if (words[0] != '\0' && why.find(words) == std::string::npos) why += std::string(", ") + words;
   if (error.op_context == nullptr) return user_.broke(why), true;
   Request& request = *static_cast<Request*>(error.op_context);
-  user_.ended(request, request.cancelled && error.err == FI_ECANCELED ? KVF_FAILED : KVF_LOST, why);
+  user_.ended(request, KVF_LOST, why);
   return true;
 }
 

@@ -30,7 +30,6 @@ struct Request {
   void* descriptor = nullptr;  // of local memory, where the provider wants one
   uint64_t remote = 0;
   uint64_t key = 0;
-  bool cancelled = false;
 };
 
 // An endpoint with a queue and addresses of its own. (Of a queue that several endpoints share, libfabric 1.17 goes on
@@ -54,6 +53,8 @@ class Port {
 
   // How others reach it.
   Name name() const;
+  // Of shared memory: endpoints of this process may look into it as long as one of them lives (graves.h).
+  void has_peers_here() { shares_process_ = true; }
   // FI_ADDR_UNSPEC: the provider does not take the name.
   fi_addr_t add(const Name& peer);
   // Ends the connection with that peer. REQUIRES: something was sent there.
@@ -61,7 +62,8 @@ class Port {
 
   // 0, or libfabric's error; -FI_EAGAIN: nothing was begun, neither now nor, where there is no connection, ever.
   ssize_t post(Request& request);
-  // Asks for its end, which is told as KVF_FAILED where the provider could take it back.
+  // Asks the provider to end it, if that can. An end that comes of it is told as any error is: nothing says for sure
+  // whether that came from here or from a connection that broke.
   void cancel(Request& request);
   // Tells the ends of what was posted; how many.
   uint32_t read_queue();

@@ -297,7 +297,7 @@ bool PluginPath::cancel(const std::shared_ptr<Job>& job, Task far_quiet) {
   work->ended = true;
   fail(work, Error{ErrorCode::cancelled, "cancelled"});
   std::erase(queue_, work);
-  if (work->in_flight > 0) {
+  if (work->in_flight > 0 && endpoint_ != nullptr) {  // else its connection is being ended
     const std::vector<uint64_t> tokens = in_flight_.tokens_of(work);
     node_.table().cancel(endpoint_, tokens.data(), tokens.size());
   }
