@@ -47,8 +47,9 @@ void LoopDriver::post(Task task, bool waiter_follows) {
 }
 
 void LoopDriver::run_posted() {
-  if (attention_.load(std::memory_order_acquire) == 0) return;
-  attention_.store(0, std::memory_order_seq_cst);  // what is posted from here on raises it again
+  if (attention_.load(std::memory_order_relaxed) == 0) return;
+  // What is posted from here on raises it again. What stood before the 1 that is taken back is seen from here on.
+  attention_.exchange(0, std::memory_order_seq_cst);
   std::deque<Task> batch;
   {
     const std::lock_guard lock(inbox_mutex_);
@@ -97,6 +98,7 @@ void LoopDriver::wait(const std::atomic<bool>& done, TimePoint deadline) {
   ++waiters_;
   ++waits_;
   waiting_.store(waiters_, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // as in wake_waiters(): one of the two sees the other
   if (owned_ && loop_.waiting()) wake_.signal();
   while (!done.load(std::memory_order_acquire) && loop_.now() < deadline) {
     if (!owned_)
@@ -120,6 +122,7 @@ void LoopDriver::wait(const std::atomic<bool>& done, TimePoint deadline) {
 }
 
 void LoopDriver::wake_waiters() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // `done` became true before, by a store that releases
   if (waiting_.load(std::memory_order_seq_cst) == 0) return;
   {
     const std::lock_guard lock(mutex_);  // a waiter is before its check of `done`, or asleep

@@ -129,7 +129,7 @@ TEST_F(DriverTest, HearsOfWhatAnotherThreadHasDone) {
     for (int i = 1; i <= kRounds; ++i) {
       while (round.load() != i) std::this_thread::yield();
       for (std::atomic<int> spin{0}; spin < i % 500;) ++spin;
-      done.store(true);
+      done.store(true, std::memory_order_release);
       driver_->wake_waiters();
     }
   });

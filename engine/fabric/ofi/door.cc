@@ -81,7 +81,8 @@ Door::~Door() {
 int32_t Door::start(kvf_text why) {
   port_ = Port::open(fabric_, *this, why);
   if (!port_) return KVF_FAILED;
-  port_->has_peers_here();  // it does not know who dials it
+  if (!port_->may_have_peers_here())  // it does not know who dials it
+    return say(why, fabric_.provider() + Graves::kFull, -FI_ENOSPC);
   for (Mailbox& box : boxes_) {
     if (box.prepare(fabric_, Request::Kind::receive, why) != KVF_OK) return KVF_FAILED;
     idle_.push_back(&box);

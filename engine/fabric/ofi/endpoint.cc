@@ -32,6 +32,8 @@ int32_t kvf_endpoint::start(const char* address, kvf_text why) {
   if (!port_) return KVF_FAILED;
   door_name_ = Name::parse(address);
   door_ = port_->add(door_name_);
+  if (door_ == FI_ADDR_UNSPEC && door_name_.is_of_this_process() && !port_->may_have_peers_here())
+    return say(why, fabric_.provider() + kvferry::ofi::Graves::kFull, -FI_ENOSPC);
   if (door_ == FI_ADDR_UNSPEC) return say(why, fabric_.provider() + ": not an address: " + address, -FI_EINVAL);
   Name own = port_->name();
   if (own.is_wildcard()) own = own.as_seen_by(door_name_);

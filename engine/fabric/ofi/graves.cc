@@ -10,6 +10,7 @@ namespace {
 struct All {
   std::mutex mutex;
   size_t living = 0;
+  size_t reserved = 0;          // by those that live, or are buried
   std::vector<Remains> buried;  // in the order of their ends
 };
 
@@ -25,15 +26,19 @@ void Graves::one_more() {
   ++all().living;
 }
 
-bool Graves::full() {
+bool Graves::reserve() {
   const std::lock_guard lock(all().mutex);
-  return all().buried.size() >= kMost;
+  if (all().reserved >= kMost) return false;
+  ++all().reserved;
+  return true;
 }
 
 void Graves::one_less(Remains remains) {
   const std::lock_guard lock(all().mutex);
   if (remains.endpoint) all().buried.push_back(std::move(remains));
-  if (--all().living == 0) all().buried.clear();
+  if (--all().living > 0) return;
+  all().buried.clear();
+  all().reserved = 0;
 }
 
 }  // namespace kvferry::ofi

@@ -34,8 +34,9 @@ class Graves {
   static void one_more();
   // Empty: nothing of it has to be kept.
   static void one_less(Remains remains);
-  // Nobody may get peers in this process any more, until none lives.
-  static bool full();
+  // A place for one that lives. False: there are kMost, and none is free before none lives.
+  static bool reserve();
+  static constexpr const char* kFull = ": too many endpoints of this process have had others of it as peers";
 };
 
 }  // namespace kvferry::ofi

@@ -17,7 +17,6 @@ namespace {
 
 constexpr char kDigits[] = "0123456789abcdef";
 constexpr std::string_view kShared = "fi_shm://";
-constexpr std::string_view kOurs = "kvferry:";
 constexpr char kMark = 'x';  // hexadecimal digits follow: no socket's address begins with it
 
 sa_family_t family_of(const std::vector<uint8_t>& bytes) {
@@ -34,10 +33,11 @@ std::pair<size_t, size_t> host_field(sa_family_t family) {
 
 // Containers may share memory, and have process numbers of their own. The process's number comes next, and then what
 // libfabric adds.
+constexpr std::string_view kNowhere = "kvferry:0-";  // without /proc
 std::string names_here() {
   struct stat numbers {};
-  const bool known = ::stat("/proc/self/ns/pid", &numbers) == 0;
-  return std::string(kOurs) + std::to_string(known ? numbers.st_ino : 0) + "-";
+  if (::stat("/proc/self/ns/pid", &numbers) != 0) return std::string(kNowhere);
+  return "kvferry:" + std::to_string(numbers.st_ino) + "-";
 }
 
 }  // namespace
@@ -94,6 +94,7 @@ bool Name::is_of_this_process() const {
 
 void Name::remove_leftovers() {
   const std::string prefix = names_here();
+  if (prefix == kNowhere) return;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error)) {
     const std::string name = entry.path().filename().string();

@@ -54,11 +54,17 @@ int Port::make_endpoint() {
   const std::lock_guard lock(mutex);
   if (first) keep_signal_handlers();
   const int error = fi_endpoint(fabric_.domain(), fabric_.mutable_info(), endpoint_.out(), nullptr);
-  if (std::exchange(first, false)) restore_signal_handlers();
+  if (first) restore_signal_handlers();
   if (error != 0) return error;
+  first = false;
   Graves::one_more();
   counted_ = true;
   return 0;
+}
+
+bool Port::may_have_peers_here() {
+  if (counted_ && !shares_process_) shares_process_ = Graves::reserve();
+  return !counted_ || shares_process_;
 }
 
 Name Port::name() const {
@@ -75,10 +81,8 @@ fi_addr_t Port::add(const Name& peer) {
   const Name own = name();
   const bool alike = fabric_.polls() ? peer.is_shared_memory()
                                      : peer.bytes().size() == own.bytes().size() && peer.is_socket() == own.is_socket();
-  const bool here = counted_ && peer.is_of_this_process();
-  if (here && Graves::full()) return FI_ADDR_UNSPEC;
+  if (counted_ && peer.is_of_this_process() && !may_have_peers_here()) return FI_ADDR_UNSPEC;
   const bool added = alike && fi_av_insert(addresses_.get(), peer.bytes().data(), 1, &address, 0, nullptr) == 1;
-  if (added && here) has_peers_here();
   return added ? address : FI_ADDR_UNSPEC;
 }
 

@@ -53,8 +53,8 @@ class Port {
 
   // How others reach it.
   Name name() const;
-  // Of shared memory: endpoints of this process may look into it as long as one of them lives (graves.h).
-  void has_peers_here() { shares_process_ = true; }
+  // To be asked before an endpoint of this process looks into it, as those of shared memory do (graves.h).
+  bool may_have_peers_here();
   // FI_ADDR_UNSPEC: the provider does not take the name.
   fi_addr_t add(const Name& peer);
   // Ends the connection with that peer. REQUIRES: something was sent there.

@@ -110,8 +110,8 @@ class TcpPath final : public Path, private LaneHandler {
   std::deque<ChunkOp> small_;     // small jobs that wait for their lane
   std::deque<ChunkOp> again_;     // chunks whose lane broke
   std::unordered_map<const Job*, WorkPtr> works_;
-  // Of writes that wait for staging memory, or have some and wait for a lane: about a lane's window, so that a slow
-  // peer does not stand before all others there (I7).
+  // Of writes that wait for staging memory, or have some and wait for their first lane: about a lane's window, so that
+  // a slow peer does not stand before all others there (I7). With what its lanes carry it has some 12 MiB.
   const std::shared_ptr<uint64_t> staged_bytes_ = std::make_shared<uint64_t>(0);
   uint64_t next_op_ = 1;
   uint64_t next_work_ = 1;
